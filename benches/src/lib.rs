@@ -1,0 +1,1 @@
+//! Benches, the simulator and the comparison suites.

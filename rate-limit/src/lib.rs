@@ -1,0 +1,1 @@
+//! 429 rate limiting as a Tower layer, on governor in one process.

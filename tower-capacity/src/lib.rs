@@ -1,0 +1,3 @@
+//! Adaptive concurrency limiting and load shedding as Tower layers, with no hand-tuned numbers.
+
+pub mod limit;
