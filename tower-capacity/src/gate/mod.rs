@@ -1,0 +1,511 @@
+//! The gate: who enters now.
+//!
+//! A [`Gate`] is a counter of requests inside, with a limit that can be moved at any time and one
+//! bounded waiting room in front of it. It knows no control law, no HTTP and no pool; the limiter
+//! of this crate and the pools of `pool-autotune` both stand behind one.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_capacity::gate::{Gate, GateConfig};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let gate = Gate::new(GateConfig::new(2).max_queue(8).max_wait(Duration::from_millis(50)));
+//!
+//! let first = gate.acquire().await?;
+//! let second = gate.acquire().await?;
+//! assert!(gate.try_acquire().is_err(), "two are inside, nobody else enters");
+//!
+//! gate.set_limit(1);
+//! assert_eq!(gate.debt(), 1, "a permit is never revoked: the gate is owed one");
+//! drop(first);
+//! assert_eq!((gate.inflight(), gate.debt()), (1, 0));
+//! # drop(second);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Guarantees
+//!
+//! - **Fast path.** Entering and leaving an uncontended gate is one compare-and-swap and one
+//!   subtraction on a single atomic word: no lock, no allocation.
+//! - **Order.** Waiters are admitted in order of arrival, and a newcomer never overtakes them:
+//!   while anybody waits, [`try_acquire`](Gate::try_acquire) refuses and
+//!   [`acquire`](Gate::acquire) stands in line.
+//! - **Resize.** A limit lowered below the requests inside leaves a *debt*: the next permits that
+//!   return are not handed on until it is paid. So inflight ≤ limit + debt, always.
+//! - **Cancel safety.** A waiter dropped at any point gives back its place, or the permit that it
+//!   was just handed.
+//!
+//! How it differs from `tokio::sync::Semaphore`: the limit can be lowered while permits are out
+//! and waiters queue (`forget_permits` cannot take back a permit that a release has already given
+//! to a waiter), and the line is bounded in length and in time.
+
+mod acquire;
+mod permit;
+mod queue;
+mod word;
+
+use std::{fmt, time::Duration};
+
+use tokio::{sync::Notify, time::Instant};
+
+pub(crate) use self::word::MAX;
+pub use self::{acquire::Acquire, permit::Permit};
+
+use self::{
+    queue::Queue,
+    word::{AtomicWord, Word},
+};
+use crate::sync::{Arc, Mutex, lock};
+
+/// A counter of requests inside, with a movable limit and a bounded waiting room.
+///
+/// Cloning is cheap and gives another handle to the same gate. See the [module docs](self).
+#[derive(Clone)]
+pub struct Gate {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    word: AtomicWord,
+    /// Touched only by those who wait, and by those who return a permit while somebody waits.
+    room: Mutex<Room>,
+    /// Told when a closed gate has emptied.
+    emptied: Notify,
+}
+
+struct Room {
+    queue: Queue,
+    max_queue: Option<usize>,
+    max_wait: Duration,
+}
+
+/// How a [`Gate`] starts out.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct GateConfig {
+    limit: usize,
+    max_queue: Option<usize>,
+    max_wait: Duration,
+}
+
+impl GateConfig {
+    /// The longest anybody waits, unless told otherwise: one second.
+    pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(1);
+
+    /// Starts with `limit` permits, at most 2,097,151.
+    pub const fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            max_queue: None,
+            max_wait: Self::DEFAULT_MAX_WAIT,
+        }
+    }
+
+    /// Sets how many may wait. Zero refuses at once whoever finds no permit.
+    ///
+    /// Defaults to the limit in force, so that by Little's law a full room costs its last waiter
+    /// about one service time: enough to absorb a burst, too little to store an overload.
+    pub const fn max_queue(mut self, waiters: usize) -> Self {
+        self.max_queue = Some(waiters);
+        self
+    }
+
+    /// Sets how long anybody waits. [`Duration::MAX`] waits without bound.
+    ///
+    /// Defaults to [`DEFAULT_MAX_WAIT`](Self::DEFAULT_MAX_WAIT).
+    pub const fn max_wait(mut self, wait: Duration) -> Self {
+        self.max_wait = wait;
+        self
+    }
+}
+
+impl Gate {
+    /// Largest limit that a gate can hold: 2,097,151. Larger ones are lowered to it.
+    pub const MAX_LIMIT: usize = MAX;
+
+    /// Creates a gate.
+    #[must_use]
+    pub fn new(config: GateConfig) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                word: AtomicWord::new(config.limit.min(MAX)),
+                room: Mutex::new(Room {
+                    queue: Queue::default(),
+                    max_queue: config.max_queue,
+                    max_wait: config.max_wait,
+                }),
+                emptied: Notify::new(),
+            }),
+        }
+    }
+
+    /// Enters now or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`RefusedReason::Full`] if no permit is free or others wait for one,
+    /// [`RefusedReason::Closed`] if the gate is closed.
+    pub fn try_acquire(&self) -> Result<Permit, Refused> {
+        match self.shared.word.try_enter() {
+            Ok(word) => Ok(Permit::new(self.clone(), word)),
+            Err(word) => Err(Refused::now(word, RefusedReason::Full)),
+        }
+    }
+
+    /// Enters, waiting in line for at most the gate's own `max_wait`.
+    ///
+    /// # Errors
+    ///
+    /// The future answers [`RefusedReason::QueueFull`], [`RefusedReason::WaitTimeout`] or
+    /// [`RefusedReason::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back the place in line, or the permit that was on its way.
+    ///
+    /// # Panics
+    ///
+    /// Waiting with a bound needs tokio's timer: polling the future outside a tokio runtime
+    /// panics when it has to wait.
+    pub fn acquire(&self) -> Acquire {
+        Acquire::new(self.clone(), None)
+    }
+
+    /// Enters, waiting in line for at most `max_wait`. Otherwise as [`acquire`](Self::acquire).
+    pub fn acquire_within(&self, max_wait: Duration) -> Acquire {
+        Acquire::new(self.clone(), Some(max_wait))
+    }
+
+    /// Enters whatever the limit says, and says what [`try_acquire`](Self::try_acquire) would
+    /// have answered.
+    ///
+    /// For shadow mode, and for work that must never be refused but has to be counted. The
+    /// surplus is a debt like that of a lowered limit.
+    pub fn acquire_anyway(&self) -> (Permit, Result<(), Refused>) {
+        match self.shared.word.try_enter() {
+            Ok(word) => (Permit::new(self.clone(), word), Ok(())),
+            Err(refusing) => (
+                Permit::new(self.clone(), self.shared.word.enter()),
+                Err(Refused::now(refusing, RefusedReason::Full)),
+            ),
+        }
+    }
+
+    /// Moves the limit, at most to [`MAX_LIMIT`](Self::MAX_LIMIT).
+    ///
+    /// A higher limit admits waiters at once, in order. A lower one revokes nothing: see
+    /// [`debt`](Self::debt). Zero admits nobody until it is raised again.
+    pub fn set_limit(&self, limit: usize) {
+        let before = self.shared.word.set_limit(limit.min(MAX));
+        if before.queued() > 0 {
+            self.shared.admit_waiters();
+        }
+    }
+
+    /// Changes how many may wait (`None`: as many as the limit in force) and for how long.
+    ///
+    /// Applies to those who come from now on; nobody who waits is sent away.
+    pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
+        let mut room = lock(&self.shared.room);
+        room.max_queue = max_queue;
+        room.max_wait = max_wait;
+    }
+
+    /// Refuses everybody who comes from now on. Those in line keep their place.
+    pub fn close(&self) {
+        let before = self.shared.word.close();
+        if before.is_idle() {
+            self.shared.emptied.notify_waiters();
+        }
+    }
+
+    /// Admits again after [`close`](Self::close).
+    pub fn reopen(&self) {
+        self.shared.word.reopen();
+    }
+
+    /// Whether the gate was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.word.load().is_closed()
+    }
+
+    /// Waits until the gate is closed, nobody is inside and nobody waits.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect on the gate.
+    pub async fn emptied(&self) {
+        loop {
+            let emptied = self.shared.emptied.notified();
+            tokio::pin!(emptied);
+            // Registered before the look, so that the last one out cannot slip between the two.
+            emptied.as_mut().enable();
+            let word = self.shared.word.load();
+            if word.is_closed() && word.is_idle() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Requests allowed inside.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.snapshot().limit()
+    }
+
+    /// Requests inside.
+    #[must_use]
+    pub fn inflight(&self) -> usize {
+        self.snapshot().inflight()
+    }
+
+    /// Requests that stand in line.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.snapshot().queued()
+    }
+
+    /// Requests inside above the limit; zero unless the limit was lowered below them.
+    #[must_use]
+    pub fn debt(&self) -> usize {
+        self.snapshot().debt()
+    }
+
+    /// Reads limit, inflight and queue in one moment.
+    #[must_use]
+    pub fn snapshot(&self) -> GateSnapshot {
+        GateSnapshot(self.shared.word.load())
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.snapshot().fields(&mut f.debug_struct("Gate"))
+    }
+}
+
+impl Shared {
+    /// Returns a permit: to the next in line, unless there is a debt to pay first.
+    fn leave(&self) {
+        let word = self.word.leave();
+        if word.queued() > 0 {
+            self.admit_waiters();
+        } else {
+            self.tell_if_emptied(word);
+        }
+    }
+
+    /// Admits from the front of the line for as long as permits are free.
+    ///
+    /// Whoever frees a permit, raises the limit or joins the line calls this *after* the word says
+    /// so; since the word has one modification order, one of the callers sees both the free permit
+    /// and the waiter.
+    fn admit_waiters(&self) {
+        loop {
+            let mut room = lock(&self.room);
+            if self.word.admit_waiter().is_err() {
+                return;
+            }
+            let waker = room.queue.admit_front();
+            drop(room);
+            // Waking may run the waiter at once: never under the lock.
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            let word = self.word.load();
+            if word.queued() == 0 || !word.has_room() {
+                return;
+            }
+        }
+    }
+
+    fn tell_if_emptied(&self, word: Word) {
+        if word.is_closed() && word.is_idle() {
+            self.emptied.notify_waiters();
+        }
+    }
+}
+
+/// The state of a gate at one moment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct GateSnapshot(Word);
+
+impl GateSnapshot {
+    /// Requests allowed inside.
+    #[must_use]
+    pub const fn limit(&self) -> usize {
+        self.0.limit()
+    }
+
+    /// Requests inside.
+    #[must_use]
+    pub const fn inflight(&self) -> usize {
+        self.0.inflight()
+    }
+
+    /// Requests that stand in line.
+    #[must_use]
+    pub const fn queued(&self) -> usize {
+        self.0.queued()
+    }
+
+    /// Requests inside above the limit.
+    #[must_use]
+    pub const fn debt(&self) -> usize {
+        self.0.inflight().saturating_sub(self.0.limit())
+    }
+
+    /// Whether the gate refuses everybody.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    fn fields(self, f: &mut fmt::DebugStruct<'_, '_>) -> fmt::Result {
+        f.field("limit", &self.limit())
+            .field("inflight", &self.inflight())
+            .field("queued", &self.queued())
+            .field("closed", &self.is_closed())
+            .finish()
+    }
+}
+
+impl fmt::Debug for GateSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fields(&mut f.debug_struct("GateSnapshot"))
+    }
+}
+
+/// Why a gate let somebody not in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RefusedReason {
+    /// No permit was free, and the caller did not want to wait.
+    Full,
+    /// No permit was free and the waiting room was full.
+    QueueFull,
+    /// No permit came free in time.
+    WaitTimeout,
+    /// The gate is closed.
+    Closed,
+}
+
+impl RefusedReason {
+    /// The reason as it stands in metrics and events.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::QueueFull => "queue_full",
+            Self::WaitTimeout => "wait_timeout",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl fmt::Display for RefusedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A gate let somebody not in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    reason: RefusedReason,
+    word: Word,
+    waited: Duration,
+}
+
+impl Refused {
+    const fn new(reason: RefusedReason, word: Word, waited: Duration) -> Self {
+        Self {
+            reason,
+            word,
+            waited,
+        }
+    }
+
+    /// Refused without having waited: because the gate is closed, or else for `reason`.
+    const fn now(word: Word, reason: RefusedReason) -> Self {
+        let reason = if word.is_closed() {
+            RefusedReason::Closed
+        } else {
+            reason
+        };
+        Self::new(reason, word, Duration::ZERO)
+    }
+
+    fn after(since: Instant, word: Word) -> Self {
+        Self::new(RefusedReason::WaitTimeout, word, since.elapsed())
+    }
+
+    /// Why.
+    #[must_use]
+    pub const fn reason(&self) -> RefusedReason {
+        self.reason
+    }
+
+    /// Requests that were allowed inside.
+    #[must_use]
+    pub const fn limit(&self) -> usize {
+        self.word.limit()
+    }
+
+    /// Requests that were inside.
+    #[must_use]
+    pub const fn inflight(&self) -> usize {
+        self.word.inflight()
+    }
+
+    /// Requests that stood in line.
+    #[must_use]
+    pub const fn queued(&self) -> usize {
+        self.word.queued()
+    }
+
+    /// How long the caller stood in line.
+    #[must_use]
+    pub const fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        GateSnapshot(self.word).fields(
+            f.debug_struct("Refused")
+                .field("reason", &self.reason)
+                .field("waited", &self.waited),
+        )
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reason {
+            RefusedReason::Closed => f.write_str("the gate is closed"),
+            RefusedReason::Full | RefusedReason::QueueFull => write!(
+                f,
+                "{} of {} permits are out and {} wait",
+                self.inflight(),
+                self.limit(),
+                self.queued()
+            ),
+            RefusedReason::WaitTimeout => {
+                write!(
+                    f,
+                    "no permit of {} came free in {:?}",
+                    self.limit(),
+                    self.waited
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for Refused {}

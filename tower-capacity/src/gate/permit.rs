@@ -1,0 +1,50 @@
+//! The right to be inside.
+
+use std::fmt;
+
+use super::{Gate, word::Word};
+
+/// The right of one request to be inside a [`Gate`].
+///
+/// Dropping it returns it: to the next in line, unless the limit was lowered meanwhile.
+#[must_use = "dropping a permit returns it"]
+pub struct Permit {
+    gate: Gate,
+    entered: Word,
+}
+
+impl Permit {
+    pub(super) const fn new(gate: Gate, entered: Word) -> Self {
+        Self { gate, entered }
+    }
+
+    /// The gate that the permit belongs to.
+    #[must_use]
+    pub const fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Requests inside when this one had just entered, itself included.
+    #[must_use]
+    pub const fn inflight_on_entry(&self) -> usize {
+        self.entered.inflight()
+    }
+
+    /// The limit when this request entered.
+    #[must_use]
+    pub const fn limit_on_entry(&self) -> usize {
+        self.entered.limit()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.shared.leave();
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("gate", &self.gate).finish()
+    }
+}
