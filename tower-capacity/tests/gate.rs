@@ -1,0 +1,208 @@
+//! What a user of the gate sees: waiting, giving up, closing.
+#![cfg(not(loom))]
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_test::{assert_pending, assert_ready_ok, task};
+use tower_capacity::gate::{Gate, GateConfig, RefusedReason};
+
+const WAIT: Duration = Duration::from_millis(200);
+
+fn gate(limit: usize, max_queue: usize) -> Gate {
+    Gate::new(GateConfig::new(limit).max_queue(max_queue).max_wait(WAIT))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_gives_up_when_its_wait_is_over() {
+    let gate = gate(1, 4);
+    let _held = gate.try_acquire().unwrap();
+    let start = Instant::now();
+    let refused = gate.acquire().await.unwrap_err();
+    assert_eq!(refused.reason(), RefusedReason::WaitTimeout);
+    assert_eq!(start.elapsed(), WAIT);
+    assert_eq!(refused.waited(), WAIT);
+    assert_eq!(gate.queued(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_may_bound_its_own_wait() {
+    let gate = gate(1, 4);
+    let _held = gate.try_acquire().unwrap();
+    let start = Instant::now();
+    gate.acquire_within(Duration::from_millis(30))
+        .await
+        .unwrap_err();
+    assert_eq!(start.elapsed(), Duration::from_millis(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_of_zero_gives_up_at_once() {
+    let gate = gate(1, 4);
+    let _held = gate.try_acquire().unwrap();
+    let start = Instant::now();
+    let refused = gate.acquire_within(Duration::ZERO).await.unwrap_err();
+    assert_eq!(refused.reason(), RefusedReason::WaitTimeout);
+    assert!(start.elapsed() <= Duration::from_millis(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_released_as_the_wait_ends_is_not_lost() {
+    let gate = gate(1, 4);
+    let held = gate.try_acquire().unwrap();
+    let mut waiter = task::spawn(gate.acquire());
+    assert_pending!(waiter.poll());
+    tokio::time::advance(WAIT * 2).await;
+    drop(held);
+    assert!(waiter.is_woken());
+    let permit = assert_ready_ok!(waiter.poll());
+    assert_eq!(gate.inflight(), 1);
+    drop(permit);
+    assert_eq!(gate.inflight(), 0);
+}
+
+#[tokio::test]
+async fn a_full_room_refuses_at_once() {
+    let gate = gate(1, 1);
+    let _held = gate.try_acquire().unwrap();
+    let mut waiter = task::spawn(gate.acquire());
+    assert_pending!(waiter.poll());
+    let refused = gate.acquire().await.unwrap_err();
+    assert_eq!(refused.reason(), RefusedReason::QueueFull);
+    assert_eq!(
+        (refused.limit(), refused.inflight(), refused.queued()),
+        (1, 1, 1)
+    );
+}
+
+#[tokio::test]
+async fn the_room_holds_as_many_as_the_limit_unless_told_otherwise() {
+    let gate = Gate::new(GateConfig::new(2));
+    let _held = [gate.try_acquire().unwrap(), gate.try_acquire().unwrap()];
+    let mut waiters = [task::spawn(gate.acquire()), task::spawn(gate.acquire())];
+    for waiter in &mut waiters {
+        assert_pending!(waiter.poll());
+    }
+    let refused = gate.acquire().await.unwrap_err();
+    assert_eq!(refused.reason(), RefusedReason::QueueFull);
+}
+
+#[tokio::test]
+async fn waiters_enter_in_order_and_newcomers_do_not_overtake() {
+    let gate = gate(1, 4);
+    let held = gate.try_acquire().unwrap();
+    let mut first = task::spawn(gate.acquire());
+    let mut second = task::spawn(gate.acquire());
+    assert_pending!(first.poll());
+    assert_pending!(second.poll());
+    drop(held);
+    assert!(
+        gate.try_acquire().is_err(),
+        "the permit belongs to the first in line"
+    );
+    assert!(first.is_woken() && !second.is_woken());
+    drop(assert_ready_ok!(first.poll()));
+    drop(assert_ready_ok!(second.poll()));
+    assert!(gate.try_acquire().is_ok());
+}
+
+#[tokio::test]
+async fn growth_admits_several_waiters_and_shrink_leaves_a_debt() {
+    let gate = gate(1, 8);
+    let held = gate.try_acquire().unwrap();
+    let mut waiters: Vec<_> = (0..4).map(|_| task::spawn(gate.acquire())).collect();
+    for waiter in &mut waiters {
+        assert_pending!(waiter.poll());
+    }
+    gate.set_limit(4);
+    let mut permits: Vec<_> = waiters[..3]
+        .iter_mut()
+        .map(|waiter| assert_ready_ok!(waiter.poll()))
+        .collect();
+    assert_pending!(waiters[3].poll());
+
+    gate.set_limit(2);
+    assert_eq!((gate.inflight(), gate.debt()), (4, 2));
+    drop(held);
+    permits.pop();
+    assert_pending!(waiters[3].poll(), "the debt is paid before anybody enters");
+    permits.pop();
+    assert!(waiters[3].is_woken());
+    let _last = assert_ready_ok!(waiters[3].poll());
+    assert_eq!((gate.inflight(), gate.debt()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_closed_gate_refuses_newcomers_serves_its_line_and_tells_when_it_is_empty() {
+    let gate = gate(1, 4);
+    let held = gate.try_acquire().unwrap();
+    let mut waiter = task::spawn(gate.acquire());
+    assert_pending!(waiter.poll());
+    let mut emptied = task::spawn({
+        let gate = gate.clone();
+        async move { gate.emptied().await }
+    });
+    gate.close();
+    assert_pending!(emptied.poll());
+    assert_eq!(
+        gate.acquire().await.unwrap_err().reason(),
+        RefusedReason::Closed
+    );
+    drop(held);
+    let last = assert_ready_ok!(waiter.poll());
+    assert_pending!(emptied.poll());
+    drop(last);
+    assert!(emptied.is_woken() && emptied.poll().is_ready());
+    gate.reopen();
+    assert!(gate.try_acquire().is_ok());
+}
+
+#[tokio::test]
+async fn a_closed_gate_is_empty_once_its_last_waiter_leaves() {
+    let gate = gate(0, 4);
+    let mut waiter = task::spawn(gate.acquire());
+    assert_pending!(waiter.poll());
+    gate.close();
+    let mut emptied = task::spawn({
+        let gate = gate.clone();
+        async move { gate.emptied().await }
+    });
+    assert_pending!(emptied.poll());
+    drop(waiter);
+    assert!(emptied.is_woken() && emptied.poll().is_ready());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_threads_resizing_and_cancelling_leave_the_gate_as_they_found_it() {
+    let gate = Gate::new(GateConfig::new(8).max_queue(64).max_wait(Duration::MAX));
+    let peak = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..64_u32)
+        .map(|task| {
+            let (gate, peak) = (gate.clone(), Arc::clone(&peak));
+            tokio::spawn(async move {
+                for round in 0..500_u32 {
+                    if (task + round) % 97 == 0 {
+                        gate.set_limit(2 + (round as usize) % 7);
+                    }
+                    let acquire = gate.acquire();
+                    if (task * 31 + round) % 5 == 0 {
+                        let mut acquire = std::pin::pin!(acquire);
+                        // Polled once, then cancelled.
+                        let _ = futures_util::poll!(acquire.as_mut());
+                        continue;
+                    }
+                    if let Ok(permit) = acquire.await {
+                        let inside = permit.gate().inflight();
+                        peak.fetch_max(inside, std::sync::atomic::Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!((gate.inflight(), gate.queued()), (0, 0));
+    assert!(peak.load(std::sync::atomic::Ordering::Relaxed) <= 8);
+}

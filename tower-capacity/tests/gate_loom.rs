@@ -1,0 +1,163 @@
+//! Every interleaving of a few threads at one gate, on the gate's own code.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p tower-capacity --no-default-features --release --test gate_loom`
+#![cfg(loom)]
+
+use std::{
+    future::Future,
+    pin::pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use loom::{future::block_on, thread};
+use tower_capacity::gate::{Gate, GateConfig, Permit, RefusedReason};
+
+/// Model time does not pass, so nobody gives up waiting.
+fn gate(limit: usize) -> Gate {
+    Gate::new(GateConfig::new(limit).max_queue(8).max_wait(Duration::MAX))
+}
+
+fn model(check: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(check);
+}
+
+fn enter(gate: &Gate) -> Permit {
+    block_on(gate.acquire()).expect("an open gate with no bound on the wait admits everybody")
+}
+
+fn assert_idle(gate: &Gate) {
+    assert_eq!((gate.inflight(), gate.queued()), (0, 0));
+}
+
+#[test]
+fn releases_wake_every_waiter() {
+    model(|| {
+        let gate = gate(1);
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let gate = gate.clone();
+                thread::spawn(move || {
+                    let permit = enter(&gate);
+                    assert_eq!(permit.gate().inflight(), 1);
+                })
+            })
+            .collect();
+        drop(enter(&gate));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn a_newcomer_that_does_not_wait_never_exceeds_the_limit() {
+    model(|| {
+        let gate = gate(1);
+        let held = gate.try_acquire().unwrap();
+        let newcomer = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.try_acquire().map(|permit| permit.gate().inflight()))
+        };
+        let waiter = {
+            let gate = gate.clone();
+            thread::spawn(move || enter(&gate).gate().inflight())
+        };
+        drop(held);
+        assert_eq!(waiter.join().unwrap(), 1);
+        match newcomer.join().unwrap() {
+            Ok(inflight) => assert_eq!(inflight, 1),
+            Err(refused) => assert_eq!(refused.reason(), RefusedReason::Full),
+        }
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn growth_that_races_with_a_waiter_is_not_lost() {
+    model(|| {
+        let gate = gate(0);
+        let waiter = {
+            let gate = gate.clone();
+            thread::spawn(move || drop(enter(&gate)))
+        };
+        gate.set_limit(1);
+        waiter.join().unwrap();
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn a_shrink_that_races_with_a_release_is_paid_first() {
+    model(|| {
+        let gate = gate(2);
+        let first = gate.try_acquire().unwrap();
+        let second = gate.try_acquire().unwrap();
+        let shrink = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.set_limit(1))
+        };
+        let waiter = {
+            let gate = gate.clone();
+            thread::spawn(move || drop(enter(&gate)))
+        };
+        drop(first);
+        shrink.join().unwrap();
+        let now = gate.snapshot();
+        assert!(now.inflight() <= now.limit() + now.debt());
+        drop(second);
+        waiter.join().unwrap();
+        assert_idle(&gate);
+        assert!(gate.try_acquire().is_ok());
+    });
+}
+
+#[test]
+fn a_waiter_cancelled_while_a_permit_is_on_its_way_passes_it_on() {
+    model(|| {
+        let gate = gate(1);
+        let held = gate.try_acquire().unwrap();
+        let cancelled = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let mut acquire = pin!(gate.acquire());
+                let waker = futures_util::task::noop_waker();
+                match acquire.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    Poll::Ready(entered) => drop(entered.unwrap()),
+                    Poll::Pending => {}
+                }
+                // Dropped here: still in line, or just admitted.
+            })
+        };
+        let waiter = {
+            let gate = gate.clone();
+            thread::spawn(move || drop(enter(&gate)))
+        };
+        drop(held);
+        cancelled.join().unwrap();
+        waiter.join().unwrap();
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn a_gate_closed_while_somebody_leaves_refuses_the_next() {
+    model(|| {
+        let gate = gate(1);
+        let held = gate.try_acquire().unwrap();
+        let closer = {
+            let gate = gate.clone();
+            thread::spawn(move || gate.close())
+        };
+        drop(held);
+        closer.join().unwrap();
+        assert_eq!(
+            gate.try_acquire().unwrap_err().reason(),
+            RefusedReason::Closed
+        );
+        assert_idle(&gate);
+    });
+}
