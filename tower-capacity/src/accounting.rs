@@ -1,0 +1,295 @@
+//! What happened since the last decision, counted without slowing the requests down.
+//!
+//! Plain counts live in one cell a thread. The clock is read only for a sample of the requests:
+//! every one of them up to 10,000 a second, then one in two, one in four and so on, which bounds
+//! the cost of timing and still gives a window a thousand samples.
+
+use std::{
+    cell::Cell,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::sync::lock;
+
+/// Cells, a power of two. More threads than this share.
+const SHARDS: usize = 16;
+/// Above this rate only some requests are timed.
+const TIMED_PER_SECOND: f64 = 10_000.0;
+const MAX_STRIDE: u32 = 256;
+
+#[derive(Debug)]
+pub(crate) struct Accounting {
+    epoch: Instant,
+    shards: Box<[Shard]>,
+    /// One request in so many is timed; a power of two.
+    stride: AtomicU32,
+    /// The limit held somebody back since the flag was last taken.
+    limited: AtomicBool,
+    /// When a timed request last completed.
+    last_completion: AtomicU64,
+    /// Typical service time of the last window, below which the age of an unfinished request says
+    /// nothing.
+    typical: AtomicU64,
+}
+
+/// The counts of some threads, on a cache line pair of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    /// Signed, because a completion may be taken back on another thread.
+    completions: AtomicI64,
+    ignored: AtomicU64,
+    drops: AtomicU64,
+    cancelled: AtomicU64,
+    refusals: AtomicU64,
+    timed: Mutex<Timed>,
+}
+
+/// What the timed requests of some threads say. Totals since the start, but for `longest_gap`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Timed {
+    /// Requests inside, each weighted by the stride it was drawn with.
+    inside: i64,
+    /// Σ time of leaving − Σ time of entering, weighted, in ns; wraps.
+    balance: i64,
+    log_service_time: f64,
+    samples: u64,
+    longest_gap: u64,
+}
+
+/// Totals at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) at: u64,
+    pub(crate) completions: u64,
+    pub(crate) ignored: u64,
+    pub(crate) drops: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) refusals: u64,
+    pub(crate) samples: u64,
+    pub(crate) log_service_time: f64,
+    /// ∫ inflight dt in ns, up to a constant; wraps.
+    pub(crate) inflight_time: i64,
+    pub(crate) longest_gap: u64,
+}
+
+/// When a timed request entered, in ns since the limiter was built, and how many it stands for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) at: u64,
+    weight: i64,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It did its work: counts as throughput, and its service time is a sample.
+    Success,
+    /// It says nothing about capacity, like a request that was malformed.
+    Ignored,
+    /// It failed in a way that signals overload: a timeout, a 5xx.
+    Dropped,
+}
+
+impl Accounting {
+    pub(crate) fn new() -> Self {
+        Self {
+            epoch: Instant::now(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            stride: AtomicU32::new(1),
+            limited: AtomicBool::new(false),
+            last_completion: AtomicU64::new(0),
+            typical: AtomicU64::new(0),
+        }
+    }
+
+    /// Nanoseconds since the limiter was built.
+    pub(crate) fn now(&self) -> u64 {
+        self.nanos(Instant::now())
+    }
+
+    pub(crate) fn nanos(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+
+    pub(crate) fn instant(&self, at: u64) -> Instant {
+        self.epoch + Duration::from_nanos(at)
+    }
+
+    /// Counts a request that entered; `Some` if it is one that is timed.
+    pub(crate) fn enter(&self) -> Option<Stamp> {
+        let stride = self.stride.load(Relaxed);
+        if stride > 1 && random() & u64::from(stride - 1) != 0 {
+            return None;
+        }
+        let stamp = Stamp {
+            at: self.now(),
+            weight: i64::from(stride),
+        };
+        let mut timed = lock(&self.shard().timed);
+        timed.inside += stamp.weight;
+        timed.balance = timed
+            .balance
+            .wrapping_sub(stamp.weight.wrapping_mul(stamp.at as i64));
+        Some(stamp)
+    }
+
+    /// Counts a request that left.
+    pub(crate) fn leave(&self, stamp: Stamp) {
+        let now = self.now();
+        let mut timed = lock(&self.shard().timed);
+        timed.inside -= stamp.weight;
+        timed.balance = timed
+            .balance
+            .wrapping_add(stamp.weight.wrapping_mul(now as i64));
+    }
+
+    /// Counts how a request ended. A timed one answers when.
+    pub(crate) fn complete(&self, stamp: Option<Stamp>, outcome: Outcome) -> Option<u64> {
+        let shard = self.shard();
+        match outcome {
+            Outcome::Success => shard.completions.fetch_add(1, Relaxed),
+            Outcome::Ignored => shard.ignored.fetch_add(1, Relaxed) as i64,
+            Outcome::Dropped => shard.drops.fetch_add(1, Relaxed) as i64,
+        };
+        let stamp = stamp?;
+        let now = self.now();
+        let gap = now.saturating_sub(self.last_completion.swap(now, Relaxed));
+        let mut timed = lock(&shard.timed);
+        timed.longest_gap = timed.longest_gap.max(gap);
+        let service_time = now.saturating_sub(stamp.at);
+        match outcome {
+            Outcome::Success => timed.sample(service_time),
+            Outcome::Dropped => self.sample_unfinished(&mut timed, service_time),
+            Outcome::Ignored => {}
+        }
+        Some(now)
+    }
+
+    /// Turns a request that was counted as a success into one that was dropped.
+    pub(crate) fn revoke_success(&self) {
+        let shard = self.shard();
+        shard.completions.fetch_sub(1, Relaxed);
+        shard.drops.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a request whose caller went away.
+    pub(crate) fn cancel(&self, stamp: Option<Stamp>) {
+        let shard = self.shard();
+        shard.cancelled.fetch_add(1, Relaxed);
+        if let Some(stamp) = stamp {
+            let age = self.now().saturating_sub(stamp.at);
+            self.sample_unfinished(&mut lock(&shard.timed), age);
+        }
+    }
+
+    /// An unfinished request would have taken at least its age: evidence of slowness, never of
+    /// speed.
+    fn sample_unfinished(&self, timed: &mut Timed, age: u64) {
+        if age > self.typical.load(Relaxed) {
+            timed.sample(age);
+        }
+    }
+
+    /// Counts a request that was refused.
+    pub(crate) fn refuse(&self) {
+        self.shard().refusals.fetch_add(1, Relaxed);
+        self.set_limited();
+    }
+
+    /// Notes that the limit held somebody back.
+    pub(crate) fn set_limited(&self) {
+        if !self.limited.load(Relaxed) {
+            self.limited.store(true, Relaxed);
+        }
+    }
+
+    pub(crate) fn take_limited(&self) -> bool {
+        self.limited.swap(false, Relaxed)
+    }
+
+    /// Sets how many requests are timed, and from what age on an unfinished one is evidence.
+    pub(crate) fn adapt(&self, throughput: f64, typical: Option<f64>) {
+        let stride = (throughput / TIMED_PER_SECOND).max(1.0) as u32;
+        // The power of two at or below it.
+        let stride = (stride + 1).next_power_of_two() / 2;
+        self.stride.store(stride.clamp(1, MAX_STRIDE), Relaxed);
+        if let Some(typical) = typical {
+            self.typical.store((typical * 1e9) as u64, Relaxed);
+        }
+    }
+
+    /// Reads all totals at time `at`, and starts looking for the longest gap anew if `restart`.
+    ///
+    /// Cells are read one after the other. A request that moves meanwhile is counted in the wrong
+    /// window, and shifts ∫ inflight dt by the few nanoseconds between its own time and `at`.
+    pub(crate) fn totals(&self, at: u64, restart: bool) -> Totals {
+        let mut totals = Totals {
+            at,
+            longest_gap: at.saturating_sub(self.last_completion.load(Relaxed)),
+            ..Totals::default()
+        };
+        let mut completions = 0;
+        for shard in &self.shards {
+            completions += shard.completions.load(Relaxed);
+            totals.ignored += shard.ignored.load(Relaxed);
+            totals.drops += shard.drops.load(Relaxed);
+            totals.cancelled += shard.cancelled.load(Relaxed);
+            totals.refusals += shard.refusals.load(Relaxed);
+            let mut timed = lock(&shard.timed);
+            totals.samples += timed.samples;
+            totals.log_service_time += timed.log_service_time;
+            totals.inflight_time = totals
+                .inflight_time
+                .wrapping_add(timed.balance)
+                .wrapping_add(timed.inside.wrapping_mul(at as i64));
+            totals.longest_gap = totals.longest_gap.max(timed.longest_gap);
+            if restart {
+                timed.longest_gap = 0;
+            }
+        }
+        totals.completions = completions.max(0) as u64;
+        totals
+    }
+
+    /// A gap that began before the window counts only from its start.
+    pub(crate) fn restart_gap(&self, at: u64) {
+        self.last_completion.fetch_max(at, Relaxed);
+    }
+
+    fn shard(&self) -> &Shard {
+        &self.shards[SHARD.get() & (SHARDS - 1)]
+    }
+}
+
+impl Timed {
+    fn sample(&mut self, nanos: u64) {
+        self.log_service_time += (nanos.max(1) as f64).ln();
+        self.samples += 1;
+    }
+}
+
+static THREADS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static SHARD: Cell<usize> = Cell::new(THREADS.fetch_add(1, Relaxed) as usize);
+    static RANDOM: Cell<u64> = const { Cell::new(0x9E37_79B9_7F4A_7C15) };
+}
+
+/// A coin for each thread (xorshift64, Marsaglia 2003). Random, not every n-th: a request that
+/// passes two limiters must not always be drawn by the same one.
+fn random() -> u64 {
+    let mut x = RANDOM.get();
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    RANDOM.set(x);
+    x
+}

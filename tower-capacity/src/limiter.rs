@@ -1,0 +1,917 @@
+//! The limiter: a gate, the control law that moves its limit, and the accounting in between.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    ops::RangeInclusive,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+
+pub use crate::accounting::Outcome;
+use crate::{
+    accounting::{Accounting, Stamp, Totals},
+    gate::{self, Acquire, Gate, GateConfig, Permit, Refused},
+    limit::{Explanation, Limit, VerifiedGradient, Window},
+    metrics::Metrics,
+    sync::lock,
+};
+
+/// A window lasts at least this long, and at least 2.5 service times (DESIGN of the law: a limit
+/// takes one service time to show in throughput, and the next one and a half to measure it).
+const MIN_WINDOW: Duration = Duration::from_millis(50);
+const SERVICE_TIMES: f64 = 2.5;
+/// A window this old closes with few completions, and one ten times as old with none.
+const MAX_WINDOW: Duration = Duration::from_secs(1);
+const STALE_WINDOW: Duration = Duration::from_secs(10);
+/// Completions that mean something: their mean has a standard error below a tenth.
+const ENOUGH: u64 = 128;
+const FEW: u64 = 8;
+/// An open window is looked at no more often than this.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Explained changes of the limit that are kept.
+const HISTORY: usize = 256;
+/// Shedding is over after this long without a refusal.
+const CALM: Duration = Duration::from_secs(1);
+
+/// Admits requests within a limit that a control law moves.
+///
+/// Cloning is cheap and gives another handle to the same limiter: keep one beside the layer that
+/// uses it, to watch it, to change its bounds and to drain it.
+///
+/// ```
+/// use tower_capacity::{Limiter, Outcome};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let limiter = Limiter::adaptive();
+/// match limiter.admit().await {
+///     Ok(mut admission) => {
+///         // … the work …
+///         admission.complete(Outcome::Success);
+///     }
+///     Err(refused) => println!("shed: {refused}"),
+/// }
+/// assert_eq!(limiter.snapshot().inflight(), 0);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Limiter {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    gate: Gate,
+    accounting: Accounting,
+    /// The window may close from then on, in ns since the limiter was built.
+    closes_at: AtomicU64,
+    /// The window is worthless from then on.
+    stale_at: AtomicU64,
+    control: Mutex<Control>,
+    /// Completions per second in the last window, as the bits of an `f64`.
+    throughput: AtomicU64,
+    metrics: Metrics,
+    name: Box<str>,
+}
+
+struct Control {
+    law: Box<dyn Limit>,
+    bounds: RangeInclusive<usize>,
+    opened: Totals,
+    last: Option<Window>,
+    history: VecDeque<LimitChange>,
+    /// When a request was last refused, while shedding.
+    shedding_since: Option<Instant>,
+    last_refusal: Instant,
+}
+
+impl Limiter {
+    /// Creates a limiter that needs no numbers: [`VerifiedGradient`] between 1 and 16,384, with a
+    /// waiting room as long as the limit.
+    #[must_use]
+    pub fn adaptive() -> Self {
+        Self::from_parts(Self::builder(), Box::new(VerifiedGradient::new()))
+    }
+
+    /// Starts to describe a limiter.
+    pub fn builder() -> LimiterBuilder {
+        LimiterBuilder {
+            law: None,
+            bounds: LimiterBuilder::DEFAULT_BOUNDS,
+            max_queue: None,
+            max_wait: GateConfig::DEFAULT_MAX_WAIT,
+            name: "default".into(),
+        }
+    }
+
+    fn from_parts(builder: LimiterBuilder, law: Box<dyn Limit>) -> Self {
+        let initial = law
+            .initial()
+            .clamp(*builder.bounds.start(), *builder.bounds.end());
+        let mut config = GateConfig::new(initial).max_wait(builder.max_wait);
+        if let Some(max_queue) = builder.max_queue {
+            config = config.max_queue(max_queue);
+        }
+        let accounting = Accounting::new();
+        let opened = accounting.totals(0, true);
+        Self {
+            shared: Arc::new(Shared {
+                gate: Gate::new(config),
+                closes_at: AtomicU64::new(MIN_WINDOW.as_nanos() as u64),
+                stale_at: AtomicU64::new(STALE_WINDOW.as_nanos() as u64),
+                control: Mutex::new(Control {
+                    law,
+                    bounds: builder.bounds,
+                    opened,
+                    last: None,
+                    history: VecDeque::new(),
+                    shedding_since: None,
+                    last_refusal: accounting.instant(0),
+                }),
+                accounting,
+                throughput: AtomicU64::new(0),
+                metrics: Metrics::new(&builder.name, initial),
+                name: builder.name,
+            }),
+        }
+    }
+
+    /// Admits now or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] says why, and what the limit was.
+    pub fn try_admit(&self) -> Result<Admission, Refused> {
+        self.account(self.shared.gate.try_acquire())
+    }
+
+    /// Admits now, or says why not without counting a refusal: the request may still wait.
+    #[cfg(feature = "layer")]
+    pub(crate) fn try_enter(&self) -> Result<Admission, Refused> {
+        self.shared
+            .gate
+            .try_acquire()
+            .map(|permit| self.enter(permit))
+    }
+
+    /// Admits, after a wait in the bounded waiting room if need be.
+    ///
+    /// # Errors
+    ///
+    /// The future answers [`Refused`] if the room is full, the wait is over or the limiter drains.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back the place in line, or the permit that was on its way.
+    pub fn admit(&self) -> Admit {
+        Admit {
+            acquire: self.shared.gate.acquire(),
+            limiter: self.clone(),
+            waiting_since: None,
+        }
+    }
+
+    /// Admits whatever the limit says, counts what it would have decided, and says so.
+    ///
+    /// The answer of shadow mode: a request above the limit is counted as refused, and as inside.
+    pub fn admit_anyway(&self) -> (Admission, Result<(), Refused>) {
+        let (permit, would) = self.shared.gate.acquire_anyway();
+        if let Err(refused) = &would {
+            self.note_refusal(refused);
+        }
+        (self.enter(permit), would)
+    }
+
+    /// Reads the state of the limiter.
+    #[must_use]
+    pub fn snapshot(&self) -> LimiterSnapshot {
+        let gate = self.shared.gate.snapshot();
+        let control = lock(&self.shared.control);
+        LimiterSnapshot {
+            gate,
+            law: control.law.name(),
+            explanation: control.law.explain(),
+            bounds: control.bounds.clone(),
+            window: control.last,
+            totals: self
+                .shared
+                .accounting
+                .totals(self.shared.accounting.now(), false),
+        }
+    }
+
+    /// The name given to the limiter, which its metrics and events carry.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// How much of what the limiter admits is in use, waiting requests included: 0 when idle, 1
+    /// when the limit is reached.
+    ///
+    /// Meant for readiness probes, autoscalers and pools.
+    #[must_use]
+    pub fn pressure(&self) -> f64 {
+        let gate = self.shared.gate.snapshot();
+        ((gate.inflight() + gate.queued()) as f64 / gate.limit().max(1) as f64).min(1.0)
+    }
+
+    /// How long `requests` are expected to take at the pace of the last window; zero before it.
+    #[cfg(feature = "layer")]
+    pub(crate) fn expected_drain(&self, requests: usize) -> Duration {
+        let throughput = f64::from_bits(self.shared.throughput.load(Relaxed));
+        let seconds = requests as f64 / throughput;
+        if seconds.is_finite() {
+            Duration::from_secs_f64(seconds.min(3600.0))
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// Moves the bounds of the limit, and the limit into them.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`]; nothing changes
+    /// then.
+    pub fn set_bounds(&self, bounds: RangeInclusive<usize>) -> Result<(), ConfigError> {
+        check_bounds(&bounds)?;
+        let mut control = lock(&self.shared.control);
+        let limit = self.shared.gate.limit();
+        let within = limit.clamp(*bounds.start(), *bounds.end());
+        control.bounds = bounds;
+        if within != limit {
+            let why = Explanation::new("bounds");
+            self.move_limit(&mut control, Instant::now(), limit, within, why);
+        }
+        Ok(())
+    }
+
+    /// Changes how many may wait and for how long. `None`: as many as the limit in force.
+    pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
+        self.shared.gate.set_waiting(max_queue, max_wait);
+    }
+
+    /// Refuses everybody who comes from now on, and waits until nobody is inside any more.
+    ///
+    /// [`is_draining`](Self::is_draining) answers true before the first refusal. Whoever already
+    /// waits keeps its place. Call [`resume`](Self::resume) to admit again.
+    ///
+    /// # Errors
+    ///
+    /// [`DrainTimeout`] if requests are still inside after `deadline`. The limiter keeps refusing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting, not the draining.
+    pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
+        self.shared.gate.close();
+        let emptied = tokio::time::timeout(deadline, self.shared.gate.emptied()).await;
+        emptied.map_err(|_| DrainTimeout {
+            inflight: self.shared.gate.inflight(),
+            deadline,
+        })
+    }
+
+    /// Admits again after [`drain`](Self::drain).
+    pub fn resume(&self) {
+        self.shared.gate.reopen();
+    }
+
+    /// Whether the limiter was told to drain. A readiness probe answers its negation.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.shared.gate.is_closed()
+    }
+
+    /// The last explained changes of the limit, oldest first, 256 at most.
+    ///
+    /// Windows in a row that moved the limit for the same reason are one change.
+    #[must_use]
+    pub fn history(&self) -> Vec<LimitChange> {
+        lock(&self.shared.control).history.iter().cloned().collect()
+    }
+
+    fn account(&self, admitted: Result<Permit, Refused>) -> Result<Admission, Refused> {
+        match admitted {
+            Ok(permit) => Ok(self.enter(permit)),
+            Err(refused) => {
+                self.note_refusal(&refused);
+                Err(refused)
+            }
+        }
+    }
+
+    pub(crate) fn note_refusal(&self, refused: &Refused) {
+        self.shared.accounting.refuse();
+        self.shared.metrics.shed(refused.reason());
+        #[cfg(feature = "tracing")]
+        tracing::trace!(
+            limiter = self.name(),
+            reason = refused.reason().as_str(),
+            limit = refused.limit(),
+            inflight = refused.inflight(),
+            queued = refused.queued(),
+            "shed"
+        );
+    }
+
+    fn enter(&self, permit: Permit) -> Admission {
+        let shared = &self.shared;
+        // Within 5 % of the limit, so that a law also sees a limit that is only just reached.
+        let limit = permit.limit_on_entry();
+        if permit.inflight_on_entry() + limit / 20 >= limit {
+            shared.accounting.set_limited();
+        }
+        let stamp = shared.accounting.enter();
+        if let Some(stamp) = stamp
+            && permit.inflight_on_entry() == 1
+            && stamp.at >= shared.stale_at.load(Relaxed)
+        {
+            self.restart_window(stamp.at);
+        }
+        shared.metrics.admitted();
+        Admission {
+            permit,
+            limiter: self.clone(),
+            stamp,
+            state: AdmissionState::Running,
+        }
+    }
+
+    /// Nobody was inside for a long time: what the window holds is no longer news.
+    fn restart_window(&self, now: u64) {
+        let Ok(mut control) = self.shared.control.try_lock() else {
+            return;
+        };
+        self.open_window(&mut control, now);
+    }
+
+    fn open_window(&self, control: &mut Control, now: u64) {
+        let shared = &self.shared;
+        control.opened = shared.accounting.totals(now, true);
+        shared.accounting.restart_gap(now);
+        let service_time = control
+            .last
+            .and_then(|window| window.service_time)
+            .unwrap_or(0.0);
+        let lasts = Duration::from_secs_f64((SERVICE_TIMES * service_time).min(1.0))
+            .clamp(MIN_WINDOW, MAX_WINDOW);
+        shared
+            .closes_at
+            .store(now + lasts.as_nanos() as u64, Relaxed);
+        shared
+            .stale_at
+            .store(now + STALE_WINDOW.as_nanos() as u64, Relaxed);
+    }
+
+    /// Closes the window if it is time, and lets the law decide.
+    fn look(&self, now: u64) {
+        let shared = &self.shared;
+        if now < shared.closes_at.load(Relaxed) {
+            return;
+        }
+        // Whoever finds the law busy has nothing to add.
+        let Ok(mut control) = shared.control.try_lock() else {
+            return;
+        };
+        let control = &mut *control;
+        let totals = shared.accounting.totals(now, false);
+        let age = Duration::from_nanos(now.saturating_sub(control.opened.at));
+        let completions = totals
+            .completions
+            .saturating_sub(control.opened.completions);
+        let enough =
+            completions >= ENOUGH || age >= MAX_WINDOW && completions >= FEW || age >= STALE_WINDOW;
+        if !enough {
+            shared
+                .closes_at
+                .store(now + LOOK_AGAIN.as_nanos() as u64, Relaxed);
+            return;
+        }
+        let window = self.window(control, &totals, age);
+        shared
+            .accounting
+            .adapt(window.throughput(), window.service_time);
+        shared
+            .throughput
+            .store(window.throughput().to_bits(), Relaxed);
+        control.last = Some(window);
+        self.open_window(control, now);
+        let at = shared.accounting.instant(now);
+        let next = control
+            .law
+            .on_window(at, &window)
+            .clamp(*control.bounds.start(), *control.bounds.end());
+        self.note_shedding(control, at, window.refusals);
+        if next != window.limit {
+            let why = control.law.explain();
+            self.move_limit(control, at, window.limit, next, why);
+        }
+    }
+
+    fn window(&self, control: &Control, totals: &Totals, age: Duration) -> Window {
+        let opened = &control.opened;
+        let samples = totals.samples - opened.samples;
+        let inflight_time = totals
+            .inflight_time
+            .wrapping_sub(opened.inflight_time)
+            .max(0);
+        Window {
+            completions: totals.completions.saturating_sub(opened.completions),
+            drops: totals.drops - opened.drops,
+            cancelled: totals.cancelled - opened.cancelled,
+            refusals: totals.refusals - opened.refusals,
+            mean_inflight: inflight_time as f64 / age.as_nanos().max(1) as f64,
+            service_time: (samples > 0).then(|| {
+                let mean = (totals.log_service_time - opened.log_service_time) / samples as f64;
+                mean.exp() / 1e9
+            }),
+            samples,
+            longest_gap: Duration::from_nanos(totals.longest_gap),
+            min_limit: *control.bounds.start(),
+            max_limit: *control.bounds.end(),
+            limited: self.shared.accounting.take_limited(),
+            ..Window::new(age, self.shared.gate.limit())
+        }
+    }
+
+    fn move_limit(
+        &self,
+        control: &mut Control,
+        at: Instant,
+        old: usize,
+        new: usize,
+        why: Explanation,
+    ) {
+        self.shared.gate.set_limit(new);
+        self.shared.metrics.limit(new);
+        let change = LimitChange {
+            at,
+            old,
+            new,
+            windows: 1,
+            law: control.law.name(),
+            why,
+            window: control.last,
+        };
+        #[cfg(feature = "tracing")]
+        tracing::debug!(
+            limiter = self.name(),
+            old,
+            new,
+            reason = why.reason,
+            baseline_seconds = why.baseline,
+            elasticity = why.elasticity,
+            service_time_seconds = change.window.and_then(|window| window.service_time),
+            "limit moved"
+        );
+        match control.history.back_mut() {
+            Some(last) if last.why.reason == why.reason => last.extend(&change),
+            _ => {
+                if control.history.len() == HISTORY {
+                    control.history.pop_front();
+                }
+                control.history.push_back(change);
+            }
+        }
+    }
+
+    /// One event when shedding starts and one when it is over.
+    fn note_shedding(&self, control: &mut Control, at: Instant, refusals: u64) {
+        if refusals > 0 {
+            control.last_refusal = at;
+            if control.shedding_since.is_none() {
+                control.shedding_since = Some(at);
+                #[cfg(feature = "tracing")]
+                tracing::warn!(
+                    limiter = self.name(),
+                    limit = self.shared.gate.limit(),
+                    "overloaded: shedding starts"
+                );
+            }
+        } else if control.shedding_since.is_some()
+            && at.saturating_duration_since(control.last_refusal) >= CALM
+        {
+            #[cfg(feature = "tracing")]
+            if let Some(since) = control.shedding_since {
+                tracing::warn!(
+                    limiter = self.name(),
+                    limit = self.shared.gate.limit(),
+                    lasted_seconds = (at - since).as_secs_f64(),
+                    "no longer overloaded: shedding is over"
+                );
+            }
+            control.shedding_since = None;
+        }
+    }
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter")
+            .field("name", &self.shared.name)
+            .field("gate", &self.shared.gate)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Describes a [`Limiter`].
+#[derive(Debug)]
+#[must_use]
+pub struct LimiterBuilder {
+    law: Option<Box<dyn Limit>>,
+    bounds: RangeInclusive<usize>,
+    max_queue: Option<usize>,
+    max_wait: Duration,
+    name: Box<str>,
+}
+
+impl LimiterBuilder {
+    /// Wide enough for one process, and low enough that a runaway law cannot exhaust its memory.
+    const DEFAULT_BOUNDS: RangeInclusive<usize> = 1..=16_384;
+
+    /// Sets the control law. Defaults to [`VerifiedGradient`].
+    pub fn law(mut self, law: impl Limit + 'static) -> Self {
+        self.law = Some(Box::new(law));
+        self
+    }
+
+    /// Sets the least and the greatest limit. Defaults to 1 and 16,384.
+    pub const fn bounds(mut self, bounds: RangeInclusive<usize>) -> Self {
+        self.bounds = bounds;
+        self
+    }
+
+    /// Sets how many requests may wait; zero sheds at once. Defaults to the limit in force.
+    pub const fn max_queue(mut self, requests: usize) -> Self {
+        self.max_queue = Some(requests);
+        self
+    }
+
+    /// Sets how long a request waits at most. Defaults to one second.
+    pub const fn max_wait(mut self, wait: Duration) -> Self {
+        self.max_wait = wait;
+        self
+    }
+
+    /// Names the limiter in metrics and events. Defaults to `default`.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Creates the limiter.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`], or if a law
+    /// that was set starts outside them. The default law starts at the nearest bound instead.
+    pub fn build(mut self) -> Result<Limiter, ConfigError> {
+        check_bounds(&self.bounds)?;
+        let law = match self.law.take() {
+            Some(law) if !self.bounds.contains(&law.initial()) => {
+                return Err(ConfigError::InitialOutOfBounds {
+                    initial: law.initial(),
+                    bounds: self.bounds,
+                });
+            }
+            Some(law) => law,
+            None => Box::new(VerifiedGradient::new()),
+        };
+        Ok(Limiter::from_parts(self, law))
+    }
+}
+
+fn check_bounds(bounds: &RangeInclusive<usize>) -> Result<(), ConfigError> {
+    let (min, max) = (*bounds.start(), *bounds.end());
+    if min == 0 || max > gate::MAX || min > max {
+        return Err(ConfigError::Bounds { min, max });
+    }
+    Ok(())
+}
+
+/// A limiter that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The bounds of the limit are not 1 ≤ min ≤ max ≤ [`Gate::MAX_LIMIT`].
+    #[non_exhaustive]
+    Bounds {
+        /// Least limit asked for.
+        min: usize,
+        /// Greatest limit asked for.
+        max: usize,
+    },
+    /// The law starts outside the bounds.
+    #[non_exhaustive]
+    InitialOutOfBounds {
+        /// Where the law starts.
+        initial: usize,
+        /// The bounds asked for.
+        bounds: RangeInclusive<usize>,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bounds { min, max } => write!(
+                f,
+                "limit bounds {min}..={max} are not possible: expected 1 <= min <= max <= {}",
+                gate::MAX
+            ),
+            Self::InitialOutOfBounds { initial, bounds } => write!(
+                f,
+                "the law starts at a limit of {initial}: expected one within its bounds {bounds:?}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Requests were still inside when the deadline of a drain had passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainTimeout {
+    inflight: usize,
+    deadline: Duration,
+}
+
+impl DrainTimeout {
+    /// Requests that were still inside.
+    #[must_use]
+    pub const fn inflight(&self) -> usize {
+        self.inflight
+    }
+}
+
+impl fmt::Display for DrainTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} requests still inside after {:?}",
+            self.inflight, self.deadline
+        )
+    }
+}
+
+impl std::error::Error for DrainTimeout {}
+
+pin_project! {
+    /// Future of [`Limiter::admit`].
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Admit {
+        #[pin]
+        acquire: Acquire,
+        limiter: Limiter,
+        waiting_since: Option<Instant>,
+    }
+}
+
+impl Future for Admit {
+    type Output = Result<Admission, Refused>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let entered = match this.acquire.poll(cx) {
+            Poll::Ready(entered) => entered,
+            Poll::Pending => {
+                this.limiter.shared.accounting.set_limited();
+                this.waiting_since.get_or_insert_with(Instant::now);
+                return Poll::Pending;
+            }
+        };
+        if let Some(since) = this.waiting_since {
+            this.limiter.shared.metrics.waited(since.elapsed());
+        }
+        Poll::Ready(this.limiter.account(entered))
+    }
+}
+
+/// One admitted request: its permit, and the duty to say how it ended.
+///
+/// Say how it ended with [`complete`](Self::complete) as soon as that is known; the permit is
+/// returned when the admission is dropped. One that is dropped without a word was *cancelled*:
+/// neither a success nor a failure.
+#[derive(Debug)]
+#[must_use = "dropping an admission returns its permit"]
+pub struct Admission {
+    permit: Permit,
+    limiter: Limiter,
+    stamp: Option<Stamp>,
+    state: AdmissionState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AdmissionState {
+    Running,
+    Completed(Outcome),
+}
+
+impl Admission {
+    /// Says how the request ended, and ends the measurement of its service time.
+    ///
+    /// The permit stays out until the admission is dropped, so that a body that is still being
+    /// streamed stays counted. Saying it again changes a success into a drop (a gRPC status comes
+    /// after the body) and nothing else.
+    pub fn complete(&mut self, outcome: Outcome) {
+        let accounting = &self.limiter.shared.accounting;
+        match self.state {
+            AdmissionState::Running => {
+                self.state = AdmissionState::Completed(outcome);
+                if let Some(now) = accounting.complete(self.stamp, outcome) {
+                    self.limiter.look(now);
+                }
+            }
+            AdmissionState::Completed(Outcome::Success) if outcome == Outcome::Dropped => {
+                self.state = AdmissionState::Completed(outcome);
+                accounting.revoke_success();
+            }
+            AdmissionState::Completed(_) => {}
+        }
+    }
+
+    /// The permit that the admission holds.
+    pub const fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// The limiter that admitted the request.
+    #[must_use]
+    pub const fn limiter(&self) -> &Limiter {
+        &self.limiter
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let shared = &self.limiter.shared;
+        if self.state == AdmissionState::Running {
+            shared.accounting.cancel(self.stamp);
+        }
+        if let Some(stamp) = self.stamp {
+            shared.accounting.leave(stamp);
+        }
+        shared.metrics.left();
+    }
+}
+
+/// The state of a [`Limiter`] at one moment.
+#[derive(Clone, Debug)]
+pub struct LimiterSnapshot {
+    gate: gate::GateSnapshot,
+    law: &'static str,
+    explanation: Explanation,
+    bounds: RangeInclusive<usize>,
+    window: Option<Window>,
+    totals: Totals,
+}
+
+impl LimiterSnapshot {
+    /// Requests allowed inside.
+    #[must_use]
+    pub const fn limit(&self) -> usize {
+        self.gate.limit()
+    }
+
+    /// Requests inside.
+    #[must_use]
+    pub const fn inflight(&self) -> usize {
+        self.gate.inflight()
+    }
+
+    /// Requests that wait.
+    #[must_use]
+    pub const fn queued(&self) -> usize {
+        self.gate.queued()
+    }
+
+    /// Requests inside above the limit.
+    #[must_use]
+    pub const fn debt(&self) -> usize {
+        self.gate.debt()
+    }
+
+    /// Whether the limiter was told to drain.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.gate.is_closed()
+    }
+
+    /// Name of the control law.
+    #[must_use]
+    pub const fn law(&self) -> &'static str {
+        self.law
+    }
+
+    /// Why the law took its last decision.
+    #[must_use]
+    pub const fn explanation(&self) -> Explanation {
+        self.explanation
+    }
+
+    /// Bounds of the limit.
+    #[must_use]
+    pub fn bounds(&self) -> RangeInclusive<usize> {
+        self.bounds.clone()
+    }
+
+    /// The last closed window; `None` before the first.
+    #[must_use]
+    pub const fn window(&self) -> Option<&Window> {
+        self.window.as_ref()
+    }
+
+    /// Requests that completed well since the limiter was built.
+    #[must_use]
+    pub const fn completions(&self) -> u64 {
+        self.totals.completions
+    }
+
+    /// Requests that ended in a way that signals overload since the limiter was built.
+    #[must_use]
+    pub const fn drops(&self) -> u64 {
+        self.totals.drops
+    }
+
+    /// Requests that said nothing about capacity since the limiter was built.
+    #[must_use]
+    pub const fn ignored(&self) -> u64 {
+        self.totals.ignored
+    }
+
+    /// Requests whose caller went away since the limiter was built.
+    #[must_use]
+    pub const fn cancelled(&self) -> u64 {
+        self.totals.cancelled
+    }
+
+    /// Requests refused since the limiter was built.
+    #[must_use]
+    pub const fn refusals(&self) -> u64 {
+        self.totals.refusals
+    }
+}
+
+/// An explained change of the limit: one window, or several in a row for the same reason.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LimitChange {
+    /// When it was last extended.
+    pub at: Instant,
+    /// The limit before.
+    pub old: usize,
+    /// The limit after.
+    pub new: usize,
+    /// How many windows moved it.
+    pub windows: u32,
+    /// Name of the control law.
+    pub law: &'static str,
+    /// Why.
+    pub why: Explanation,
+    /// What the law read last; `None` if the bounds were moved before the first window closed.
+    pub window: Option<Window>,
+}
+
+impl LimitChange {
+    fn extend(&mut self, next: &Self) {
+        *self = Self {
+            old: self.old,
+            windows: self.windows + 1,
+            ..next.clone()
+        };
+    }
+}
+
+impl fmt::Display for LimitChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "limit {} -> {}: {}", self.old, self.new, self.why.reason)?;
+        if self.windows > 1 {
+            write!(f, " over {} windows", self.windows)?;
+        }
+        if let Some(window) = &self.window {
+            write!(f, ", {:.0}/s", window.throughput())?;
+            if let Some(service_time) = window.service_time {
+                write!(f, ", service time {:.1} ms", service_time * 1e3)?;
+            }
+        }
+        if let Some(baseline) = self.why.baseline {
+            write!(f, ", baseline {:.1} ms", baseline * 1e3)?;
+        }
+        if let Some(elasticity) = self.why.elasticity {
+            write!(f, ", elasticity {elasticity:.2}")?;
+        }
+        Ok(())
+    }
+}

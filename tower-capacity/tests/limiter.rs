@@ -1,0 +1,393 @@
+//! The limiter as its users hold it: windows, bounds, history, metrics and events.
+#![cfg(not(loom))]
+
+use std::time::Duration;
+
+use tokio::time::{Instant, advance};
+use tower_capacity::{
+    ConfigError, Limiter, LimiterSnapshot, Outcome,
+    gate::Gate,
+    limit::{Aimd, Fixed, Limit, VerifiedGradient, Window},
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Runs `requests` one after the other, each `service_time` long.
+async fn one_by_one(limiter: &Limiter, requests: usize, service_time: Duration) {
+    for _ in 0..requests {
+        let mut admission = limiter.try_admit().unwrap();
+        advance(service_time).await;
+        admission.complete(Outcome::Success);
+    }
+}
+
+fn window(limiter: &Limiter) -> Window {
+    *limiter.snapshot().window().expect("a window has closed")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_closes_with_enough_completions_and_says_what_happened() {
+    let limiter = Limiter::builder().law(Fixed::new(4)).build().unwrap();
+    one_by_one(&limiter, 127, MS).await;
+    assert!(limiter.snapshot().window().is_none());
+    one_by_one(&limiter, 1, MS).await;
+    let window = window(&limiter);
+    assert_eq!(window.duration, 128 * MS);
+    assert_eq!((window.completions, window.samples), (128, 128));
+    assert!(
+        (window.mean_inflight - 1.0).abs() < 1e-9,
+        "{}",
+        window.mean_inflight
+    );
+    assert!((window.service_time.unwrap() - 1e-3).abs() < 1e-9);
+    assert_eq!(window.longest_gap, MS);
+    assert!(!window.limited);
+}
+
+#[tokio::test(start_paused = true)]
+async fn thin_traffic_closes_a_window_after_a_second_with_eight_completions() {
+    let limiter = Limiter::adaptive();
+    one_by_one(&limiter, 7, 200 * MS).await;
+    assert!(
+        limiter.snapshot().window().is_none(),
+        "1.4 s old, but only 7 completions"
+    );
+    one_by_one(&limiter, 1, 200 * MS).await;
+    assert_eq!(window(&limiter).completions, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn very_thin_traffic_closes_a_window_after_ten_seconds() {
+    let limiter = Limiter::adaptive();
+    for _ in 0..4 {
+        one_by_one(&limiter, 1, 20 * MS).await;
+        advance(3 * Duration::from_secs(1)).await;
+    }
+    assert!(limiter.snapshot().window().is_none());
+    // The next arrival finds nobody inside and a stale window: it opens a new one.
+    one_by_one(&limiter, 1, 20 * MS).await;
+    assert!(limiter.snapshot().window().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_without_traffic_leaves_limit_and_baseline_alone() {
+    let limiter = Limiter::adaptive();
+    one_by_one(&limiter, 1000, MS).await;
+    let before = limiter.snapshot();
+    advance(Duration::from_secs(3600)).await;
+    one_by_one(&limiter, 200, MS).await;
+    let after = limiter.snapshot();
+    assert_eq!(after.limit(), before.limit());
+    let baseline = |snapshot: &LimiterSnapshot| snapshot.explanation().baseline.unwrap();
+    assert!((baseline(&after) / baseline(&before) - 1.0).abs() < 1e-6);
+    let window = after.window().unwrap();
+    assert!(
+        window.duration < Duration::from_secs(1),
+        "the idle hour is in no window"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn inflight_is_averaged_over_time() {
+    let limiter = Limiter::builder().law(Fixed::new(10)).build().unwrap();
+    let mut long = limiter.try_admit().unwrap();
+    one_by_one(&limiter, 63, MS).await;
+    long.complete(Outcome::Success);
+    drop(long);
+    one_by_one(&limiter, 64, MS).await;
+    // Two inside for 63 ms, one for 64 ms.
+    let expected = (2.0 * 63.0 + 64.0) / 127.0;
+    assert!((window(&limiter).mean_inflight - expected).abs() < 1e-9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_marks_the_window_as_limited() {
+    let limiter = Limiter::builder()
+        .law(Fixed::new(2))
+        .max_queue(0)
+        .build()
+        .unwrap();
+    let held = [limiter.try_admit().unwrap(), limiter.try_admit().unwrap()];
+    limiter.try_admit().unwrap_err();
+    drop(held);
+    one_by_one(&limiter, 128, MS).await;
+    let window = window(&limiter);
+    assert!(window.limited);
+    assert_eq!((window.refusals, window.cancelled), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_request_is_evidence_of_slowness_never_of_speed() {
+    let limiter = Limiter::builder().law(Fixed::new(10)).build().unwrap();
+    one_by_one(&limiter, 128, MS).await;
+    for _ in 0..100 {
+        drop(limiter.try_admit().unwrap());
+    }
+    one_by_one(&limiter, 128, MS).await;
+    let quick = window(&limiter);
+    assert_eq!((quick.cancelled, quick.samples), (100, 128));
+
+    let slow = limiter.try_admit().unwrap();
+    one_by_one(&limiter, 64, MS).await;
+    drop(slow);
+    one_by_one(&limiter, 64, MS).await;
+    assert_eq!(window(&limiter).samples, 129);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_can_be_taken_back_once() {
+    let limiter = Limiter::adaptive();
+    let mut admission = limiter.try_admit().unwrap();
+    admission.complete(Outcome::Success);
+    admission.complete(Outcome::Dropped);
+    admission.complete(Outcome::Success);
+    admission.complete(Outcome::Dropped);
+    drop(admission);
+    let snapshot = limiter.snapshot();
+    assert_eq!(
+        (
+            snapshot.completions(),
+            snapshot.drops(),
+            snapshot.cancelled()
+        ),
+        (0, 1, 0)
+    );
+}
+
+#[tokio::test]
+async fn impossible_bounds_are_refused_and_named() {
+    for (min, max) in [(0, 10), (20, 10), (1, Gate::MAX_LIMIT + 1)] {
+        let error = Limiter::builder().bounds(min..=max).build().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "limit bounds {min}..={max} are not possible: expected 1 <= min <= max <= 2097151"
+            )
+        );
+        let limiter = Limiter::adaptive();
+        assert_eq!(limiter.set_bounds(min..=max).unwrap_err(), error);
+        assert_eq!(limiter.snapshot().bounds(), 1..=16_384);
+    }
+}
+
+#[tokio::test]
+async fn a_law_that_starts_outside_its_bounds_is_refused() {
+    let error = Limiter::builder()
+        .law(Fixed::new(50))
+        .bounds(1..=10)
+        .build()
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        ConfigError::InitialOutOfBounds { initial: 50, .. }
+    ));
+    let limiter = Limiter::builder().bounds(1..=10).build().unwrap();
+    assert_eq!(
+        limiter.snapshot().limit(),
+        10,
+        "the default law starts at the nearest bound"
+    );
+}
+
+#[tokio::test]
+async fn new_bounds_move_the_limit_at_once_and_are_explained() {
+    let limiter = Limiter::adaptive();
+    limiter.set_bounds(1..=8).unwrap();
+    assert_eq!(limiter.snapshot().limit(), 8);
+    limiter.set_bounds(12..=30).unwrap();
+    assert_eq!(limiter.snapshot().limit(), 12);
+    let history = limiter.history();
+    assert_eq!(
+        history.len(),
+        1,
+        "changes in a row for one reason are one change"
+    );
+    assert_eq!(
+        (history[0].old, history[0].new, history[0].windows),
+        (20, 12, 2)
+    );
+    assert_eq!(
+        history[0].to_string(),
+        "limit 20 -> 12: bounds over 2 windows"
+    );
+}
+
+#[tokio::test]
+async fn pressure_is_the_share_of_the_limit_in_use() {
+    let limiter = Limiter::builder().law(Fixed::new(4)).build().unwrap();
+    assert_eq!(limiter.pressure(), 0.0);
+    let _one = limiter.try_admit().unwrap();
+    assert_eq!(limiter.pressure(), 0.25);
+    let _rest: Vec<_> = (0..3).map(|_| limiter.try_admit().unwrap()).collect();
+    assert_eq!(limiter.pressure(), 1.0);
+}
+
+/// A law that answers what it is told to.
+#[derive(Debug)]
+struct Script(Vec<usize>);
+
+impl Limit for Script {
+    fn initial(&self) -> usize {
+        10
+    }
+
+    fn on_window(&mut self, _now: Instant, window: &Window) -> usize {
+        self.0.pop().unwrap_or(window.limit)
+    }
+
+    fn name(&self) -> &'static str {
+        "script"
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_a_law_answers_stays_within_the_bounds() {
+    let law = Script(vec![0, usize::MAX]);
+    let limiter = Limiter::builder().law(law).bounds(2..=100).build().unwrap();
+    one_by_one(&limiter, 128, MS).await;
+    assert_eq!(limiter.snapshot().limit(), 100);
+    one_by_one(&limiter, 128, MS).await;
+    assert_eq!(limiter.snapshot().limit(), 2);
+}
+
+#[test]
+fn laws_start_where_they_say() {
+    assert_eq!(VerifiedGradient::new().initial(), 20);
+    assert_eq!(Aimd::new().initial(), 20);
+    let warm = VerifiedGradient::new().warm_start(64, Some(Duration::from_millis(3)));
+    assert_eq!(warm.initial(), 64);
+    assert_eq!(warm.explain().baseline, Some(0.003));
+}
+
+#[cfg(feature = "metrics")]
+mod published {
+    use metrics_util::{
+        MetricKind,
+        debugging::{DebugValue, DebuggingRecorder},
+    };
+    use tower_capacity::metrics::names;
+
+    use super::*;
+
+    #[test]
+    fn decisions_are_counted_by_reason_and_gauges_follow() {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        metrics::with_local_recorder(&recorder, || {
+            let limiter = Limiter::builder()
+                .law(Fixed::new(1))
+                .max_queue(0)
+                .name("api")
+                .build()
+                .unwrap();
+            let _held = limiter.try_admit().unwrap();
+            limiter.try_admit().unwrap_err();
+            limiter.try_admit().unwrap_err();
+        });
+        let mut seen: Vec<_> = snapshotter
+            .snapshot()
+            .into_vec()
+            .into_iter()
+            .map(|(key, _unit, _text, value)| {
+                let labels: Vec<_> = key
+                    .key()
+                    .labels()
+                    .map(|label| label.value().to_owned())
+                    .collect();
+                (key.kind(), key.key().name().to_owned(), labels, value)
+            })
+            .collect();
+        seen.sort_by(|a, b| (&a.1, &a.2).cmp(&(&b.1, &b.2)));
+        let value = |kind, name: &str, labels: &[&str]| {
+            seen.iter()
+                .find(|(k, n, l, _)| (*k, n.as_str()) == (kind, name) && l.iter().eq(labels))
+                .map(|(.., value)| value)
+        };
+        let requests = |labels: &[&str]| value(MetricKind::Counter, names::REQUESTS, labels);
+        assert_eq!(
+            requests(&["api", "admitted", "none"]),
+            Some(&DebugValue::Counter(1))
+        );
+        assert_eq!(
+            requests(&["api", "shed", "full"]),
+            Some(&DebugValue::Counter(2))
+        );
+        let gauge = |name| value(MetricKind::Gauge, name, &["api"]);
+        assert_eq!(gauge(names::INFLIGHT), Some(&DebugValue::Gauge(0.0.into())));
+        assert_eq!(gauge(names::LIMIT), Some(&DebugValue::Gauge(1.0.into())));
+    }
+}
+
+#[cfg(feature = "tracing")]
+mod events {
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::{Layer, layer::SubscriberExt};
+
+    use super::*;
+
+    /// Collects level and message of each event.
+    #[derive(Clone, Debug, Default)]
+    struct Collector(Arc<Mutex<Vec<String>>>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Collector {
+        fn on_event(
+            &self,
+            event: &tracing::Event<'_>,
+            _context: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            struct Message(String);
+            impl tracing::field::Visit for Message {
+                fn record_debug(
+                    &mut self,
+                    field: &tracing::field::Field,
+                    value: &dyn std::fmt::Debug,
+                ) {
+                    if field.name() == "message" {
+                        self.0 = format!("{value:?}");
+                    }
+                }
+            }
+            let mut message = Message(String::new());
+            event.record(&mut message);
+            let text = format!("{} {}", event.metadata().level(), message.0);
+            self.0.lock().unwrap().push(text);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shedding_is_announced_once_when_it_starts_and_once_when_it_is_over() {
+        let collector = Collector::default();
+        let subscriber = tracing_subscriber::registry().with(collector.clone());
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let limiter = Limiter::builder()
+            .law(Fixed::new(1))
+            .max_queue(0)
+            .build()
+            .unwrap();
+        for _ in 0..3 {
+            let held = limiter.try_admit().unwrap();
+            limiter.try_admit().unwrap_err();
+            drop(held);
+            one_by_one(&limiter, 128, MS).await;
+        }
+        for _ in 0..20 {
+            one_by_one(&limiter, 128, MS).await;
+        }
+        let announced: Vec<_> = collector
+            .0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| event.starts_with("WARN"))
+            .cloned()
+            .collect();
+        assert_eq!(
+            announced,
+            [
+                "WARN overloaded: shedding starts",
+                "WARN no longer overloaded: shedding is over"
+            ]
+        );
+    }
+}
