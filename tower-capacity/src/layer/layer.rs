@@ -1,0 +1,190 @@
+use std::{fmt, sync::Arc};
+
+use http::{Response, request, response};
+use tower_layer::Layer;
+
+use super::Capacity;
+use crate::{
+    Limiter, Outcome, classify,
+    reject::{DefaultReject, Shed, ShedHook},
+};
+
+/// Layer that applies [`Capacity`]: an adaptive limit on the requests inside a service.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tower_capacity::CapacityLayer;
+///
+/// let capacity = CapacityLayer::adaptive();
+/// let limiter = capacity.limiter().clone();
+/// let app: Router = Router::new()
+///     .route("/work", get(|| async { "done" }))
+///     .layer(capacity.bypass(|request| request.uri.path() == "/livez"))
+///     .route("/readyz", get(move || async move { (!limiter.is_draining()).to_string() }));
+/// ```
+///
+/// `R` answers refused requests; see [`on_shed`](Self::on_shed).
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct CapacityLayer<R = DefaultReject> {
+    pub(super) config: Config<R>,
+}
+
+/// What the services of a layer and their futures share.
+#[derive(Clone)]
+pub(super) struct Config<R> {
+    pub(super) limiter: Limiter,
+    pub(super) reject: R,
+    pub(super) bypass: Option<Arc<Bypass>>,
+    pub(super) classify: Option<Arc<Classify>>,
+    pub(super) shadow: bool,
+    pub(super) release_on_headers: bool,
+}
+
+type Bypass = dyn Fn(&request::Parts) -> bool + Send + Sync;
+type Classify = dyn Fn(&response::Parts) -> Outcome + Send + Sync;
+
+impl CapacityLayer {
+    /// Creates a layer that needs no numbers, around [`Limiter::adaptive`].
+    pub fn adaptive() -> Self {
+        Self::new(Limiter::adaptive())
+    }
+
+    /// Creates a layer around a limiter. Layers around clones of one limiter share its limit.
+    pub const fn new(limiter: Limiter) -> Self {
+        Self {
+            config: Config {
+                limiter,
+                reject: DefaultReject,
+                bypass: None,
+                classify: None,
+                shadow: false,
+                release_on_headers: false,
+            },
+        }
+    }
+}
+
+impl<R> CapacityLayer<R> {
+    /// The limiter: keep a clone to watch it, to change its bounds and to drain it.
+    pub const fn limiter(&self) -> &Limiter {
+        &self.config.limiter
+    }
+
+    /// Lets requests past the limiter, uncounted, if `predicate` says so: health probes above all.
+    ///
+    /// Defaults to none. Called again, it replaces the predicate.
+    pub fn bypass(
+        mut self,
+        predicate: impl Fn(&request::Parts) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.config.bypass = Some(Arc::new(predicate));
+        self
+    }
+
+    /// Decides, counts and explains, but admits every request.
+    ///
+    /// Requests that would have been shed are counted as such in metrics and in
+    /// [`LimiterSnapshot::refusals`](crate::LimiterSnapshot::refusals). Nothing waits.
+    /// Defaults to off.
+    pub const fn shadow(mut self, shadow: bool) -> Self {
+        self.config.shadow = shadow;
+        self
+    }
+
+    /// Returns the permit with the response head instead of the end of the body.
+    ///
+    /// For services whose bodies cost nothing to send: otherwise a stream is inside until it ends.
+    /// Defaults to off.
+    pub const fn release_on_headers(mut self, release: bool) -> Self {
+        self.config.release_on_headers = release;
+        self
+    }
+
+    /// Says what a response means for the limit. Defaults to [`by_status`](crate::by_status).
+    ///
+    /// A gRPC status that arrives in trailers is read in any case.
+    pub fn classify(
+        mut self,
+        classify: impl Fn(&response::Parts) -> Outcome + Send + Sync + 'static,
+    ) -> Self {
+        self.config.classify = Some(Arc::new(classify));
+        self
+    }
+
+    /// Answers refused requests with `hook`, which gets the reason, the numbers and the head of
+    /// the request, and answers with the body type of the inner service.
+    ///
+    /// Defaults to [`DefaultReject`]. With a hook there is no bound on the body's data type.
+    ///
+    /// ```
+    /// use axum::{body::Body, http::Response};
+    /// use tower_capacity::CapacityLayer;
+    ///
+    /// let layer = CapacityLayer::adaptive().on_shed(|shed, _request| {
+    ///     Response::builder()
+    ///         .status(529)
+    ///         .header("retry-after", shed.retry_after().as_secs() + 1)
+    ///         .body(Body::from("busy"))
+    ///         .expect("a valid response")
+    /// });
+    /// # let app: axum::Router = axum::Router::new().layer(layer);
+    /// ```
+    pub fn on_shed<B>(
+        self,
+        hook: impl Fn(&Shed, &request::Parts) -> Response<B> + Send + Sync + 'static,
+    ) -> CapacityLayer<ShedHook<B>> {
+        let Config {
+            limiter,
+            reject: _,
+            bypass,
+            classify,
+            shadow,
+            release_on_headers,
+        } = self.config;
+        CapacityLayer {
+            config: Config {
+                limiter,
+                reject: ShedHook::new(hook),
+                bypass,
+                classify,
+                shadow,
+                release_on_headers,
+            },
+        }
+    }
+}
+
+impl<S, R: Clone> Layer<S> for CapacityLayer<R> {
+    type Service = Capacity<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Capacity::new(inner, Arc::new(self.config.clone()))
+    }
+}
+
+impl<R> Config<R> {
+    pub(super) fn bypasses(&self, request: &request::Parts) -> bool {
+        self.bypass.as_ref().is_some_and(|bypass| bypass(request))
+    }
+
+    pub(super) fn outcome(&self, response: &response::Parts) -> Outcome {
+        match &self.classify {
+            Some(classify) => classify(response),
+            None => classify::by_status(response),
+        }
+    }
+}
+
+impl<R: fmt::Debug> fmt::Debug for Config<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("limiter", &self.limiter)
+            .field("reject", &self.reject)
+            .field("bypass", &self.bypass.is_some())
+            .field("classify", &self.classify.is_some())
+            .field("shadow", &self.shadow)
+            .field("release_on_headers", &self.release_on_headers)
+            .finish()
+    }
+}

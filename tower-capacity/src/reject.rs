@@ -1,0 +1,243 @@
+//! What a refused caller gets.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+    request,
+};
+use http_body::Body;
+
+use crate::{
+    classify::is_grpc,
+    gate::{Refused, RefusedReason},
+    layer::CapacityBody,
+};
+
+/// Why a request was shed, and the numbers at that moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shed {
+    refused: Refused,
+    retry_after: Duration,
+}
+
+/// Least time a shed caller is asked to stay away. The header has whole seconds and must not say 0.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Most, whatever the estimate: capacity may come back at any time.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+impl Shed {
+    /// `drain` is how long the requests inside and in line are expected to take.
+    pub(crate) fn new(refused: Refused, drain: Duration) -> Self {
+        Self {
+            refused,
+            retry_after: jitter(drain.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER / 2)),
+        }
+    }
+
+    /// Why.
+    #[must_use]
+    pub const fn reason(&self) -> RefusedReason {
+        self.refused.reason()
+    }
+
+    /// Requests that were allowed inside.
+    #[must_use]
+    pub const fn limit(&self) -> usize {
+        self.refused.limit()
+    }
+
+    /// Requests that were inside.
+    #[must_use]
+    pub const fn inflight(&self) -> usize {
+        self.refused.inflight()
+    }
+
+    /// Requests that waited.
+    #[must_use]
+    pub const fn queued(&self) -> usize {
+        self.refused.queued()
+    }
+
+    /// How long this request had waited.
+    #[must_use]
+    pub const fn waited(&self) -> Duration {
+        self.refused.waited()
+    }
+
+    /// When to come back: the time in which the requests ahead are expected to finish, at least
+    /// one second and at most ten, and up to twice that at random, so that callers who were shed
+    /// together do not return together.
+    #[must_use]
+    pub const fn retry_after(&self) -> Duration {
+        self.retry_after
+    }
+}
+
+/// One to two times `least`, a different share at each call: the fractional parts of the multiples
+/// of the golden ratio, which spread more evenly than random numbers do (Weyl 1916).
+fn jitter(least: Duration) -> Duration {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let share = CALLS
+        .fetch_add(1, Relaxed)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        >> 40;
+    least + least.mul_f64(share as f64 / (1_u64 << 24) as f64)
+}
+
+/// Answers a refused request.
+///
+/// [`DefaultReject`] answers unless [`CapacityLayer::on_shed`](crate::CapacityLayer::on_shed) set
+/// a hook.
+pub trait Reject<B: Body> {
+    /// Creates the answer. `request` is the head of the refused request.
+    fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>>;
+}
+
+/// Answers gRPC requests with a trailers-only status, and others with 503.
+///
+/// - HTTP: `503 Service Unavailable`, `Retry-After` in whole seconds, rounded up, and one line of
+///   text.
+/// - gRPC (`content-type: application/grpc*`): `grpc-status` 8 (`RESOURCE_EXHAUSTED`), or 14
+///   (`UNAVAILABLE`) from a limiter that drains, `grpc-message`, and `grpc-retry-pushback-ms`
+///   (gRFC A6).
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct DefaultReject;
+
+impl<B> Reject<B> for DefaultReject
+where
+    B: Body,
+    B::Data: From<Bytes>,
+{
+    fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>> {
+        if is_grpc(&request.headers) {
+            reject_grpc(shed)
+        } else {
+            reject_http(shed)
+        }
+    }
+}
+
+const HTTP_BODY: Bytes = Bytes::from_static(b"overloaded, try again later\n");
+
+fn reject_http<B>(shed: &Shed) -> Response<CapacityBody<B>>
+where
+    B: Body,
+    B::Data: From<Bytes>,
+{
+    let mut response = Response::new(CapacityBody::refusal(HTTP_BODY.into()));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, whole_seconds(shed.retry_after()));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+fn reject_grpc<B: Body>(shed: &Shed) -> Response<CapacityBody<B>> {
+    let (status, message) = match shed.reason() {
+        RefusedReason::Closed => ("14", "draining"),
+        _ => ("8", "overloaded"),
+    };
+    let mut response = Response::new(CapacityBody::empty());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from_static(status));
+    headers.insert("grpc-message", HeaderValue::from_static(message));
+    let pushback = shed.retry_after().as_millis() as u64;
+    headers.insert("grpc-retry-pushback-ms", HeaderValue::from(pushback));
+    response
+}
+
+/// Whole seconds, rounded up; those that occur without an allocation.
+fn whole_seconds(time: Duration) -> HeaderValue {
+    const RENDERED: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+    let seconds = time.as_nanos().div_ceil(1_000_000_000).max(1) as usize;
+    RENDERED.get(seconds - 1).map_or_else(
+        || HeaderValue::from(seconds),
+        |rendered| HeaderValue::from_static(rendered),
+    )
+}
+
+/// A hook that answers refused requests with the response type of the inner service.
+pub struct ShedHook<B> {
+    answer: Arc<Answer<B>>,
+}
+
+type Answer<B> = dyn Fn(&Shed, &request::Parts) -> Response<B> + Send + Sync;
+
+impl<B> ShedHook<B> {
+    pub(crate) fn new(
+        answer: impl Fn(&Shed, &request::Parts) -> Response<B> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            answer: Arc::new(answer),
+        }
+    }
+}
+
+impl<B> Clone for ShedHook<B> {
+    fn clone(&self) -> Self {
+        Self {
+            answer: Arc::clone(&self.answer),
+        }
+    }
+}
+
+impl<B: Body> Reject<B> for ShedHook<B> {
+    fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>> {
+        (self.answer)(shed, request).map(CapacityBody::unlimited)
+    }
+}
+
+impl<B> fmt::Debug for ShedHook<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShedHook").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_rounded_up_and_never_zero() {
+        for (millis, expected) in [
+            (0, "1"),
+            (1, "1"),
+            (1000, "1"),
+            (1001, "2"),
+            (9001, "10"),
+            (12_000, "12"),
+        ] {
+            assert_eq!(whole_seconds(Duration::from_millis(millis)), expected);
+        }
+    }
+
+    #[test]
+    fn jitter_spreads_between_once_and_twice() {
+        let least = Duration::from_secs(2);
+        let drawn: Vec<_> = (0..100).map(|_| jitter(least)).collect();
+        assert!(drawn.iter().all(|&wait| wait >= least && wait < 2 * least));
+        let early = drawn
+            .iter()
+            .filter(|&&wait| wait < Duration::from_secs(3))
+            .count();
+        assert!(
+            (40..=60).contains(&early),
+            "{early} of 100 in the first half"
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! The middleware contract: at the level of polls, under `axum::serve` and in a tonic server.
+#![cfg(not(loom))]
+
+mod axum;
+mod contract;
+mod support;
+mod tonic;
