@@ -1,1 +1,9 @@
 //! Benches, the simulator and the comparison suites.
+
+#![expect(
+    clippy::exhaustive_enums,
+    clippy::exhaustive_structs,
+    reason = "nobody depends on it"
+)]
+
+pub mod sim;

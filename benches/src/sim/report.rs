@@ -1,0 +1,83 @@
+//! What a run measured.
+
+/// One phase of a run. Requests belong to the phase they arrived in.
+#[derive(Clone, Debug, Default)]
+pub struct PhaseReport {
+    /// Seconds.
+    pub lasts: f64,
+    /// Requests that arrived, retries included.
+    pub offered: u64,
+    /// Answered within the objective.
+    pub good: u64,
+    /// Answered later.
+    pub late: u64,
+    /// Refused.
+    pub refused: u64,
+    /// Given up by the client.
+    pub abandoned: u64,
+    /// Sojourn times of the answered, in seconds.
+    pub sojourn: Vec<f64>,
+    /// Limit in force, sampled ten times a second.
+    pub limits: Vec<usize>,
+}
+
+impl PhaseReport {
+    /// Good answers a second.
+    #[must_use]
+    pub fn goodput(&self) -> f64 {
+        self.good as f64 / self.lasts
+    }
+
+    /// The sojourn time that a share of the answered requests stays below, in seconds.
+    #[must_use]
+    pub fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.sojourn.clone();
+        sorted.sort_by(f64::total_cmp);
+        let index = (sorted.len() as f64 * share) as usize;
+        sorted
+            .get(index.min(sorted.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(0.0)
+    }
+
+    /// Mean limit over the last half of the phase.
+    #[must_use]
+    pub fn settled_limit(&self) -> f64 {
+        let half = &self.limits[self.limits.len() / 2..];
+        half.iter().sum::<usize>() as f64 / half.len().max(1) as f64
+    }
+}
+
+/// One moment of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Seconds since the start.
+    pub at: f64,
+    /// Limit in force.
+    pub limit: usize,
+    /// Requests inside.
+    pub inflight: usize,
+    /// Requests that wait.
+    pub queued: usize,
+    /// Good answers in the second that ends here.
+    pub goodput: u64,
+}
+
+/// A whole run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// By phase.
+    pub phases: Vec<PhaseReport>,
+    /// Ten a second.
+    pub samples: Vec<Sample>,
+    /// Every explained change of the limit that is still in the limiter's history.
+    pub changes: Vec<String>,
+}
+
+impl Report {
+    /// Good answers over the whole run.
+    #[must_use]
+    pub fn good(&self) -> u64 {
+        self.phases.iter().map(|phase| phase.good).sum()
+    }
+}

@@ -1,0 +1,179 @@
+//! The server model.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use rand::{Rng, rngs::SmallRng};
+use rand_distr::{Distribution, Exp1, LogNormal};
+
+/// How long a piece of work takes, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub enum Time {
+    /// Always the same.
+    Fixed(f64),
+    /// Exponential with this mean.
+    Exponential(f64),
+    /// Log-normal with this mean and this coefficient of variation.
+    LogNormal {
+        /// Mean, in seconds.
+        mean: f64,
+        /// Standard deviation over mean.
+        cv: f64,
+    },
+    /// `slow` with probability `share`, else `fast`.
+    Bimodal {
+        /// Seconds of the common class.
+        fast: f64,
+        /// Seconds of the rare class.
+        slow: f64,
+        /// Probability of the rare class.
+        share: f64,
+    },
+}
+
+impl Time {
+    /// Draws one, in seconds.
+    pub fn draw(&self, random: &mut SmallRng) -> f64 {
+        match *self {
+            Self::Fixed(time) => time,
+            Self::Exponential(mean) => {
+                let unit: f64 = Exp1.sample(random);
+                mean * unit
+            }
+            Self::LogNormal { mean, cv } => {
+                let variance = (1.0 + cv * cv).ln();
+                LogNormal::new(mean.ln() - variance / 2.0, variance.sqrt())
+                    .map_or(mean, |distribution| distribution.sample(random))
+            }
+            Self::Bimodal { fast, slow, share } => {
+                if random.random_bool(share) {
+                    slow
+                } else {
+                    fast
+                }
+            }
+        }
+    }
+}
+
+/// What one request needs, and what the server has to give.
+#[derive(Clone, Copy, Debug)]
+pub struct Server {
+    /// Cores; may be fractional.
+    pub cores: f64,
+    /// CPU time of a request.
+    pub cpu: Time,
+    /// How much each request beyond the cores slows all of them (κ of the universal scalability
+    /// law): 0 is pure queueing, 0.01 a service that collapses.
+    pub contention: f64,
+    /// Time of a request at the dependency.
+    pub dependency: Time,
+    /// Delay that the dependency adds without holding a connection: a slow network, not a lack of
+    /// capacity.
+    pub delay: f64,
+    /// Connections to the dependency.
+    pub connections: usize,
+}
+
+impl Default for Server {
+    /// Eight cores, 4 ms of CPU and 10 ms at a dependency with 64 connections: 2,000 requests a
+    /// second at most, 14 ms each when alone.
+    fn default() -> Self {
+        Self {
+            cores: 8.0,
+            cpu: Time::Exponential(0.004),
+            contention: 0.0,
+            dependency: Time::Exponential(0.010),
+            delay: 0.0,
+            connections: 64,
+        }
+    }
+}
+
+/// Requests that share the cores. Work is counted in seconds of one core.
+#[derive(Debug, Default)]
+pub(super) struct Cores {
+    /// Work that each request inside has received since the start.
+    served: f64,
+    /// Requests by the value of `served` at which they are done; ties by request.
+    inside: BTreeMap<(u64, usize), ()>,
+    since: f64,
+    /// Invalidates completions that were scheduled for another number of requests.
+    pub(super) version: u64,
+}
+
+impl Cores {
+    pub(super) fn enter(&mut self, now: f64, server: &Server, request: usize, work: f64) -> u64 {
+        self.serve(now, server);
+        let done = ((self.served + work) * 1e12) as u64;
+        self.inside.insert((done, request), ());
+        done
+    }
+
+    pub(super) fn leave(&mut self, now: f64, server: &Server, request: usize, done: u64) {
+        self.serve(now, server);
+        self.inside.remove(&(done, request));
+    }
+
+    /// When the next request is done if nobody enters or leaves, and which.
+    pub(super) fn next(&mut self, now: f64, server: &Server) -> Option<(f64, usize)> {
+        self.serve(now, server);
+        self.version += 1;
+        let (&(done, request), ()) = self.inside.first_key_value()?;
+        let missing = (done as f64 / 1e12 - self.served).max(0.0);
+        Some((now + missing / self.pace(server), request))
+    }
+
+    /// Must be called with the old server before its capacity changes.
+    pub(super) fn serve(&mut self, now: f64, server: &Server) {
+        self.served += (now - self.since) * self.pace(server);
+        self.since = now;
+    }
+
+    /// Goes on at `now` as if no time had passed since the last change.
+    pub(super) const fn skip_to(&mut self, now: f64) {
+        self.since = now;
+    }
+
+    /// Work that one request receives a second.
+    fn pace(&self, server: &Server) -> f64 {
+        let inside = self.inside.len().max(1) as f64;
+        let crowd = (inside - server.cores).max(0.0);
+        (server.cores / inside).clamp(1e-9, 1.0) / (1.0 + server.contention * crowd)
+    }
+}
+
+/// Requests at the dependency: some hold a connection, the rest stand in line for one.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    pub(super) busy: usize,
+    line: VecDeque<(usize, f64)>,
+}
+
+impl Connections {
+    /// Takes a connection for so long, or stands in line for one.
+    pub(super) fn enter(&mut self, server: &Server, request: usize, time: f64) -> bool {
+        if self.busy < server.connections {
+            self.busy += 1;
+            true
+        } else {
+            self.line.push_back((request, time));
+            false
+        }
+    }
+
+    /// Gives a connection back; answers who gets it and for how long.
+    pub(super) fn leave(&mut self, server: &Server) -> Option<(usize, f64)> {
+        self.busy -= 1;
+        if self.busy >= server.connections {
+            return None;
+        }
+        let next = self.line.pop_front()?;
+        self.busy += 1;
+        Some(next)
+    }
+
+    /// Leaves the line without having had a connection.
+    pub(super) fn give_up(&mut self, request: usize) {
+        self.line.retain(|&(waiting, _)| waiting != request);
+    }
+}
