@@ -1,1 +1,97 @@
 //! 429 rate limiting as a Tower layer, on governor in one process.
+//!
+//! # The problem
+//!
+//! One caller that asks too often takes the service away from the others. A quota says how often
+//! each may ask. Whoever stays within it notices nothing; whoever does not gets a 429 that says
+//! when to come back, at a fraction of the cost of an answer.
+//!
+//! ```no_run
+//! use std::net::SocketAddr;
+//!
+//! use axum::{Router, extract::ConnectInfo, routing::get};
+//! use rate_limit::{MINUTE, Quota, RateLimitLayer, key};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let peer = key::peer_from(|request| {
+//!         Some(request.extensions().get::<ConnectInfo<SocketAddr>>()?.0.ip())
+//!     });
+//!     let limit = RateLimitLayer::new(Quota::count(100).per(MINUTE).burst(20))?.key(peer);
+//!     let app = Router::new().route("/", get(async || "hello")).layer(limit);
+//!
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     let service = app.into_make_service_with_connect_info::<SocketAddr>();
+//!     Ok(axum::serve(listener, service).await?)
+//! }
+//! ```
+//!
+//! With the `axum` feature the default key finds that address itself and `peer` can go. Without
+//! `into_make_service_with_connect_info` there is no address to find, and all requests share one
+//! quota, see [`MissingKey`](key::MissingKey).
+//!
+//! # What it keeps
+//!
+//! * A key never gets more than `burst + rate × time`, exactly, under any concurrency.
+//! * Memory is taken when the limiter is built and never grows. A flood of new keys cannot reset
+//!   an exhausted one, see [`OnFull`].
+//! * Refusing costs less than serving: no allocation, no clock calibration, no log line each.
+//! * Errors of the inner service pass untouched; a refusal is a response.
+//! * No panic, no 500: a request without a key has a [policy](key::MissingKey) too.
+//!
+//! # What you will see
+//!
+//! With the `metrics` feature, [counters](metrics) by policy and outcome, never by key. With the
+//! `tracing` feature, an event at `debug` for refusals, at most one a second per limiter, and at
+//! `trace` for every request; keys appear as seeded hashes only.
+//!
+//! # When not to use it
+//!
+//! * To protect a service from more load than it can bear, whoever sends it: that is capacity,
+//!   not policy. Use `tower-capacity`, which answers 503.
+//! * To share one quota among processes. Each process counts for itself.
+//! * For windows aligned with the calendar ("until midnight").
+//!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `axum` | [`key::peer`] also finds axum's `ConnectInfo<SocketAddr>` |
+//! | `tonic` | [`key::peer`] also finds tonic's `TcpConnectInfo` |
+//! | `metrics` | [counters](metrics) through the `metrics` facade |
+//! | `tracing` | events through `tracing` |
+//!
+//! # Minimum supported Rust version
+//!
+//! 1.88.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+// The README is tested too: its program needs the `axum` feature to do what it says.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+pub mod answer;
+mod clock;
+#[cfg(feature = "tracing")]
+mod events;
+mod gcra;
+pub mod key;
+mod layer;
+mod limiter;
+pub mod metrics;
+mod policy;
+mod quota;
+mod store;
+
+pub use self::{
+    clock::ManualClock,
+    layer::{RateLimit, RateLimitBody, RateLimitFuture, RateLimitLayer},
+    limiter::{Decision, LimitError, Limiter, LimiterBuilder},
+    policy::{BuildError, MAX_POLICIES, Policy},
+    quota::{DAY, HOUR, MINUTE, Quota, QuotaCount, QuotaError, SECOND, Unit},
+    store::OnFull,
+};

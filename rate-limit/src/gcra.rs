@@ -1,0 +1,303 @@
+//! The generic cell rate algorithm on one word of state.
+//!
+//! ITU-T I.371 annex A, virtual scheduling form: a key's state is its *theoretical arrival time*
+//! (TAT), the moment at which its debt is paid. A request of `n` cells at `now` conforms when
+//!
+//! ```text
+//! max(TAT, now) + n·T − now ≤ B·T        T = period / count,  B = burst
+//! ```
+//!
+//! and then the left sum becomes the new TAT. For whole `T` and one cell this is exactly what
+//! governor computes; `tests/differential.rs` holds the two against each other.
+//!
+//! **Rounding.** `T` is rounded up, so a key never gets more than its quota. To keep the loss
+//! below 1/16384 for fast rates, `T` is kept in units of `2^-shift` ns when it is not a whole
+//! number of nanoseconds and shorter than 16.4 µs. There the clock wraps within days of uptime
+//! instead of centuries, so a debt larger than [`Gcra::horizon`] is read as a debt long paid. A
+//! key that comes back after being idle for a whole wrap (26 days at 300 million a second) is
+//! misread, as a debtor of at most two bursts, with a chance of `horizon / 2^64` (one in two
+//! million for a one-second burst).
+
+use crate::quota::{Problem, Quota, QuotaError};
+
+/// A quota, compiled: all times in ticks of `2^-shift` ns.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Gcra {
+    shift: u32,
+    interval: u64,
+    burst: u64,
+    capacity: u64,
+    horizon: u64,
+}
+
+/// Why a request does not conform.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Excess {
+    /// It will conform after this many nanoseconds, if nothing else is charged.
+    Wait(u64),
+    /// It asks for more than the burst and can never conform.
+    Never,
+}
+
+impl Gcra {
+    pub(crate) fn new(quota: &Quota) -> Result<Self, QuotaError> {
+        let refuse = |problem| Err(QuotaError::new(*quota, problem));
+        let (count, burst) = (quota.cells(), quota.burst_size());
+        if count == 0 {
+            return refuse(Problem::ZeroCount);
+        }
+        if burst == 0 {
+            return refuse(Problem::ZeroBurst);
+        }
+        if quota.period().is_zero() {
+            return refuse(Problem::ZeroPeriod);
+        }
+        let period = match u64::try_from(quota.period().as_nanos()) {
+            Ok(period) if period <= MAX_CAPACITY => period,
+            _ => return refuse(Problem::PeriodTooLong),
+        };
+        if count > period {
+            return refuse(Problem::TooFast);
+        }
+
+        let mut shift = 0;
+        if !period.is_multiple_of(count) {
+            while (u128::from(period) << shift) / u128::from(count) < u128::from(MIN_INTERVAL) {
+                shift += 1;
+            }
+        }
+        // At most `period` for `shift == 0`, else less than `2 * MIN_INTERVAL`: fits.
+        let interval = (u128::from(period) << shift).div_ceil(u128::from(count)) as u64;
+        let max_capacity = if shift == 0 {
+            MAX_CAPACITY
+        } else {
+            MAX_WRAPPING_CAPACITY
+        };
+        let capacity = match interval.checked_mul(burst) {
+            Some(capacity) if capacity <= max_capacity => capacity,
+            _ => {
+                return refuse(Problem::BurstTooLong {
+                    largest: max_capacity / interval,
+                });
+            }
+        };
+        let horizon = if shift == 0 { 1 << 63 } else { 2 * capacity };
+        Ok(Self {
+            shift,
+            interval,
+            burst,
+            capacity,
+            horizon,
+        })
+    }
+
+    /// The quota as governor states it, where governor keeps it to the same nanosecond.
+    pub(crate) fn to_governor(self) -> Option<governor::Quota> {
+        if self.shift != 0 {
+            return None;
+        }
+        let burst = std::num::NonZeroU32::new(u32::try_from(self.burst).ok()?)?;
+        let interval = std::time::Duration::from_nanos(self.interval);
+        Some(governor::Quota::with_period(interval)?.allow_burst(burst))
+    }
+
+    /// Charges `cells` at `now` (nanoseconds); returns the new TAT.
+    pub(crate) fn charge(&self, tat: u64, now: u64, cells: u64) -> Result<u64, Excess> {
+        if cells > self.burst {
+            return Err(Excess::Never);
+        }
+        // No overflow: debt ≤ 2^63, and cells ≤ burst bounds the product by the capacity ≤ 2^62.
+        let owed = self.debt(tat, now) + cells * self.interval;
+        match owed.checked_sub(self.capacity) {
+            None | Some(0) => Ok(self.ticks(now).wrapping_add(owed)),
+            Some(excess) => Err(Excess::Wait(self.nanos_up(excess))),
+        }
+    }
+
+    /// Charges `cells` whether they conform or not; the debt stops at twice the burst.
+    pub(crate) fn charge_anyway(&self, tat: u64, now: u64, cells: u64) -> u64 {
+        let owed = self
+            .debt(tat, now)
+            .saturating_add(cells.saturating_mul(self.interval));
+        let most = (2 * self.capacity).max(self.debt(tat, now));
+        self.ticks(now).wrapping_add(owed.min(most))
+    }
+
+    /// Gives `cells` back; a key is never credited beyond a full burst.
+    pub(crate) fn refund(&self, tat: u64, now: u64, cells: u64) -> u64 {
+        let owed = self
+            .debt(tat, now)
+            .saturating_sub(cells.saturating_mul(self.interval));
+        self.ticks(now).wrapping_add(owed)
+    }
+
+    /// How many cells could be charged at `now`.
+    pub(crate) fn remaining(&self, tat: u64, now: u64) -> u64 {
+        self.capacity.saturating_sub(self.debt(tat, now)) / self.interval
+    }
+
+    /// Nanoseconds until the debt is paid.
+    pub(crate) fn debt_nanos(&self, tat: u64, now: u64) -> u64 {
+        self.nanos_up(self.debt(tat, now))
+    }
+
+    fn debt(&self, tat: u64, now: u64) -> u64 {
+        let debt = tat.wrapping_sub(self.ticks(now));
+        if debt > self.horizon { 0 } else { debt }
+    }
+
+    fn ticks(&self, nanos: u64) -> u64 {
+        nanos << self.shift
+    }
+
+    fn nanos_up(&self, ticks: u64) -> u64 {
+        (ticks >> self.shift) + u64::from(ticks & ((1 << self.shift) - 1) != 0)
+    }
+}
+
+/// The longest time in which a burst may come back, 2^62 ns or 146 years: the sum of two still
+/// fits a signed word.
+const MAX_CAPACITY: u64 = 1 << 62;
+
+/// The same where the clock wraps, in ticks: it bounds the chance of misreading an idle key.
+const MAX_WRAPPING_CAPACITY: u64 = 1 << 52;
+
+/// The shortest interval whose rounding is let pass, in ticks: an error below 1/16384.
+const MIN_INTERVAL: u64 = 1 << 14;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{DAY, SECOND};
+
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+    fn gcra(quota: Quota) -> Gcra {
+        Gcra::new(&quota).unwrap()
+    }
+
+    /// Takes one cell at a time at `now` until refused.
+    fn drain(gcra: &Gcra, tat: &mut u64, now: u64) -> u64 {
+        let mut taken = 0;
+        while let Ok(next) = gcra.charge(*tat, now, 1) {
+            *tat = next;
+            taken += 1;
+        }
+        taken
+    }
+
+    #[test]
+    fn a_fresh_key_gets_exactly_its_burst_at_once_at_any_rate() {
+        for count in [1, 3, 7, 30, 999, 123_457, 7_000_000, 300_000_000] {
+            let gcra = gcra(Quota::count(count).per(SECOND).burst(1_000));
+            assert_eq!(
+                drain(&gcra, &mut 0, 5 * DAY.as_nanos() as u64),
+                1_000,
+                "{count} a second"
+            );
+        }
+    }
+
+    #[test]
+    fn three_hundred_million_a_second_is_kept_to_a_ten_thousandth() {
+        let gcra = gcra(Quota::count(300_000_000).per(SECOND).burst(1_000_000));
+        let (mut tat, mut cells) = (0, 0u64);
+        for now in (0..1_000_000_000u64).step_by(1_000) {
+            for batch in [100, 10, 1] {
+                while let Ok(next) = gcra.charge(tat, now, batch) {
+                    tat = next;
+                    cells += batch;
+                }
+            }
+        }
+        let bound = 1_000_000 + 300_000_000;
+        assert!(cells <= bound, "{cells} over {bound}");
+        assert!(cells as f64 >= 0.9999 * bound as f64, "{cells} of {bound}");
+    }
+
+    #[test]
+    fn one_a_year_comes_back_after_a_year_and_no_sooner() {
+        let gcra = gcra(Quota::count(1).per(YEAR));
+        let year = YEAR.as_nanos() as u64;
+        let tat = gcra.charge(0, 1, 1).unwrap();
+        assert_eq!(gcra.charge(tat, year, 1), Err(Excess::Wait(1)));
+        assert!(gcra.charge(tat, year + 1, 1).is_ok());
+    }
+
+    #[test]
+    fn a_wrapped_clock_reads_an_old_debt_as_paid() {
+        let gcra = gcra(Quota::count(300_000_000).per(SECOND));
+        let mut tat = 0;
+        assert!(drain(&gcra, &mut tat, 0) > 0);
+        for days in [1, 10, 20, 30, 100] {
+            let later = days * DAY.as_nanos() as u64;
+            assert_eq!(gcra.remaining(tat, later), 300_000_000, "after {days} days");
+        }
+    }
+
+    #[test]
+    fn more_than_the_burst_never_conforms() {
+        let gcra = gcra(Quota::count(10).per(SECOND).burst(3));
+        assert_eq!(gcra.charge(0, 0, 4), Err(Excess::Never));
+    }
+
+    #[test]
+    fn a_refund_never_credits_beyond_a_full_burst() {
+        let gcra = gcra(Quota::count(10).per(SECOND).burst(3));
+        let tat = gcra.charge(0, 50, 2).unwrap();
+        assert_eq!(gcra.remaining(gcra.refund(tat, 50, 100), 50), 3);
+    }
+
+    #[test]
+    fn a_forced_charge_stops_at_two_bursts_of_debt() {
+        let gcra = gcra(Quota::count(1).per(SECOND).burst(5));
+        let tat = gcra.charge_anyway(0, 0, u64::MAX);
+        assert_eq!(gcra.debt_nanos(tat, 0), 10 * SECOND.as_nanos() as u64);
+    }
+
+    proptest! {
+        /// B + R·t, whatever the quota, the arrivals and the batch sizes.
+        #[test]
+        fn admitted_never_exceeds_burst_plus_rate_times_time(
+            count in 1u64..1_000_000_000,
+            period_ms in 1_000u64..100_000,
+            burst in 1u64..10_000,
+            steps in proptest::collection::vec((0u64..50_000_000, 1u64..50), 1..200),
+        ) {
+            let quota = Quota::count(count).per(Duration::from_millis(period_ms)).burst(burst);
+            let gcra = gcra(quota);
+            let (mut tat, mut now, mut admitted) = (0, 0u64, 0u128);
+            for (gap, cells) in steps {
+                now += gap;
+                if let Ok(next) = gcra.charge(tat, now, cells) {
+                    tat = next;
+                    admitted += u128::from(cells);
+                }
+                let period = u128::from(period_ms) * 1_000_000;
+                let refilled = u128::from(count) * u128::from(now) / period;
+                prop_assert!(admitted <= u128::from(burst) + refilled);
+            }
+        }
+
+        /// A refused caller that waits as long as it was told is admitted, and not a tick later.
+        #[test]
+        fn the_wait_it_names_is_exact(
+            count in 1u64..1_000_000,
+            burst in 1u64..100,
+            cells in 1u64..100,
+            debt in 0u64..300,
+        ) {
+            let gcra = gcra(Quota::count(count).per(SECOND).burst(burst));
+            let tat = gcra.charge_anyway(0, 7, debt);
+            if let Err(Excess::Wait(wait)) = gcra.charge(tat, 7, cells) {
+                prop_assert!(wait > 0);
+                prop_assert!(gcra.charge(tat, 7 + wait, cells).is_ok());
+                prop_assert!(gcra.charge(tat, 7 + wait - 1, cells).is_err());
+            }
+        }
+    }
+}

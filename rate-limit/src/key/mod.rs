@@ -1,0 +1,225 @@
+//! Whose quota a request is charged to.
+//!
+//! A [`Key`] reads a request's head and hashes what it finds with a secret of the limiter's, so
+//! nobody can choose keys that collide. Nothing is allocated and only the hash is kept.
+//!
+//! ```
+//! use rate_limit::key;
+//!
+//! let by_address = key::peer();
+//! let by_token = key::header("x-api-key");
+//! let by_tenant_and_route = key::header("x-tenant").and(key::path());
+//! let by_token_or_address = key::header("x-api-key").or(key::peer());
+//! ```
+
+mod header;
+mod peer;
+
+use std::{
+    fmt,
+    hash::{BuildHasher, Hash, Hasher, RandomState},
+    sync::Arc,
+};
+
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
+
+pub use self::{
+    header::header,
+    peer::{PeerAddr, PeerKey, peer, peer_from},
+};
+
+/// Finds the key in a request, see the [module](self).
+#[derive(Clone)]
+pub struct Key {
+    find: Arc<FindKey>,
+    what: Arc<str>,
+}
+
+type FindKey = dyn Fn(&RequestHead<'_>, &RandomState) -> Option<u64> + Send + Sync;
+
+impl Key {
+    /// Both this key and `other`: each pair of values has a quota of its own. Missing when
+    /// either is.
+    #[must_use]
+    pub fn and(self, other: impl Into<Self>) -> Self {
+        let other = other.into();
+        let what = format!("{} and {}", self.what, other.what);
+        Self::new(what, move |head, seed| {
+            Some(seed.hash_one((self.find(head, seed)?, other.find(head, seed)?)))
+        })
+    }
+
+    /// This key, or `other` where this one is missing. Equal values of the two are different
+    /// keys.
+    #[must_use]
+    pub fn or(self, other: impl Into<Self>) -> Self {
+        let other = other.into();
+        let what = format!("{} or {}", self.what, other.what);
+        Self::new(what, move |head, seed| {
+            self.find(head, seed)
+                .or_else(|| Some(seed.hash_one(other.find(head, seed)?)))
+        })
+    }
+
+    fn new(
+        what: impl Into<Arc<str>>,
+        find: impl Fn(&RequestHead<'_>, &RandomState) -> Option<u64> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            find: Arc::new(find),
+            what: what.into(),
+        }
+    }
+
+    /// The hash of the key; `None` when the request has none.
+    pub(crate) fn find(&self, head: &RequestHead<'_>, seed: &RandomState) -> Option<u64> {
+        (self.find)(head, seed)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.what)
+    }
+}
+
+/// The same quota for every request.
+#[must_use]
+pub fn global() -> Key {
+    Key::new("global", |_, seed| Some(seed.hash_one(())))
+}
+
+/// The path of the request, without its query. With axum, prefer the matched route through
+/// [`from_fn`]: raw paths are as many as clients care to invent.
+#[must_use]
+pub fn path() -> Key {
+    Key::new("path", |head, seed| Some(seed.hash_one(head.uri().path())))
+}
+
+/// A value that an earlier middleware left in the request's extensions: a user id, the claims of
+/// a token.
+///
+/// ```
+/// use rate_limit::key;
+///
+/// #[derive(Clone, Hash)]
+/// struct UserId(u64);
+///
+/// let by_user = key::extension::<UserId>();
+/// ```
+#[must_use]
+pub fn extension<T: Hash + Send + Sync + 'static>() -> Key {
+    Key::new("extension", |head, seed| {
+        Some(seed.hash_one(head.extensions().get::<T>()?))
+    })
+}
+
+/// Whatever `find` returns; `None` when the request has no key.
+///
+/// ```
+/// use rate_limit::key;
+///
+/// // One quota for each first segment of the path.
+/// let by_area = key::from_fn(|request| request.uri().path().split('/').nth(1).map(str::to_owned));
+/// ```
+#[must_use]
+pub fn from_fn<K: Hash>(
+    find: impl Fn(&RequestHead<'_>) -> Option<K> + Send + Sync + 'static,
+) -> Key {
+    Key::new("function", move |head, seed| {
+        Some(seed.hash_one(find(head)?))
+    })
+}
+
+/// Whatever `write` feeds to the hasher, for keys that borrow from the request; `false` when the
+/// request has no key.
+///
+/// ```
+/// use std::hash::Hash;
+/// use rate_limit::key;
+///
+/// let by_query = key::hashed(|request, mut hasher| match request.uri().query() {
+///     Some(query) => {
+///         query.hash(&mut hasher);
+///         true
+///     }
+///     None => false,
+/// });
+/// ```
+#[must_use]
+pub fn hashed(
+    write: impl Fn(&RequestHead<'_>, &mut dyn Hasher) -> bool + Send + Sync + 'static,
+) -> Key {
+    Key::new("function", move |head, seed| {
+        let mut hasher = seed.build_hasher();
+        write(head, &mut hasher).then(|| hasher.finish())
+    })
+}
+
+/// What becomes of a request without a key: a missing header, no address.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum MissingKey {
+    /// All such requests share one quota: nobody escapes the limit, and a mistake in the setup
+    /// shows up as refusals and in the `no_key` metric.
+    #[default]
+    Share,
+    /// They are let through unlimited.
+    Allow,
+    /// They are refused: 400, or `INVALID_ARGUMENT` for gRPC.
+    Deny,
+}
+
+/// A request without its body: what keys, predicates and hooks get to see.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead<'a> {
+    method: &'a Method,
+    uri: &'a Uri,
+    version: Version,
+    headers: &'a HeaderMap,
+    extensions: &'a Extensions,
+}
+
+impl<'a> RequestHead<'a> {
+    /// The head of `request`.
+    #[must_use]
+    pub fn of<B>(request: &'a Request<B>) -> Self {
+        Self {
+            method: request.method(),
+            uri: request.uri(),
+            version: request.version(),
+            headers: request.headers(),
+            extensions: request.extensions(),
+        }
+    }
+
+    /// The method.
+    #[must_use]
+    pub fn method(&self) -> &'a Method {
+        self.method
+    }
+
+    /// The target.
+    #[must_use]
+    pub fn uri(&self) -> &'a Uri {
+        self.uri
+    }
+
+    /// The HTTP version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The headers.
+    #[must_use]
+    pub fn headers(&self) -> &'a HeaderMap {
+        self.headers
+    }
+
+    /// The extensions, where servers leave the peer address and middleware its findings.
+    #[must_use]
+    pub fn extensions(&self) -> &'a Extensions {
+        self.extensions
+    }
+}

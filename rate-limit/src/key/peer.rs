@@ -1,0 +1,155 @@
+//! Keys from the address at the other end of the connection.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{Key, RequestHead};
+
+/// The address at the other end of the connection, as a request extension. Whoever accepts the
+/// connection puts it there.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub struct PeerAddr(pub SocketAddr);
+
+impl PeerAddr {
+    /// The extension for connections from `addr`.
+    #[must_use]
+    pub fn new(addr: SocketAddr) -> Self {
+        Self(addr)
+    }
+}
+
+/// The address at the other end of the connection: the client, or the proxy in front.
+///
+/// The address is read from the request's extensions: a [`PeerAddr`]; with the `axum` feature
+/// what `into_make_service_with_connect_info::<SocketAddr>()` leaves there; with the `tonic`
+/// feature what tonic's server leaves there. Elsewhere, say where it is with [`peer_from`].
+///
+/// No header is read, so a client cannot choose its address.
+pub fn peer() -> PeerKey {
+    peer_from(found_peer)
+}
+
+/// The address that `find` returns, for servers that [`peer`] does not know.
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use axum::extract::ConnectInfo;
+/// use rate_limit::key;
+///
+/// let peer = key::peer_from(|request| {
+///     let info = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
+///     Some(info.0.ip())
+/// });
+/// ```
+pub fn peer_from(
+    find: impl Fn(&RequestHead<'_>) -> Option<IpAddr> + Send + Sync + 'static,
+) -> PeerKey {
+    PeerKey {
+        find: Arc::new(find),
+        ipv6_prefix: DEFAULT_IPV6_PREFIX,
+    }
+}
+
+/// A key from an address, made by [`peer`] or [`peer_from`].
+///
+/// IPv4 addresses written as IPv6 (`::ffff:192.0.2.1`) are IPv4 addresses. IPv6 addresses are
+/// grouped by prefix, because a client that has one has all the addresses of its network.
+#[derive(Clone)]
+#[must_use = "a key does nothing until a layer gets it"]
+pub struct PeerKey {
+    find: Arc<FindIp>,
+    ipv6_prefix: u8,
+}
+
+type FindIp = dyn Fn(&RequestHead<'_>) -> Option<IpAddr> + Send + Sync;
+
+impl PeerKey {
+    /// Sets how many leading bits of an IPv6 address make the key, at most 128.
+    ///
+    /// Defaults to 64, the smallest network a client is usually given (RFC 6177). Use 56 or 48
+    /// where clients get more.
+    pub fn ipv6_prefix(mut self, bits: u8) -> Self {
+        self.ipv6_prefix = bits.min(128);
+        self
+    }
+}
+
+impl From<PeerKey> for Key {
+    fn from(peer: PeerKey) -> Self {
+        let PeerKey { find, ipv6_prefix } = peer;
+        Self::new("peer", move |head, seed| {
+            Some(hash_ip(find(head)?, ipv6_prefix, seed))
+        })
+    }
+}
+
+impl std::fmt::Debug for PeerKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerKey")
+            .field("ipv6_prefix", &self.ipv6_prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The hash of the group that `ip` belongs to. Mapped addresses are turned into IPv4 *before*
+/// masking: masked first, all of IPv4 would be one IPv6 network (CVE-2026-30827 in another
+/// stack).
+fn hash_ip(ip: IpAddr, ipv6_prefix: u8, seed: &RandomState) -> u64 {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => seed.hash_one((4u8, u32::from(ip))),
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(ipv6_prefix))
+                .unwrap_or(0);
+            seed.hash_one((6u8, u128::from(ip) & mask))
+        }
+    }
+}
+
+fn found_peer(head: &RequestHead<'_>) -> Option<IpAddr> {
+    let extensions = head.extensions();
+    if let Some(PeerAddr(addr)) = extensions.get() {
+        return Some(addr.ip());
+    }
+    #[cfg(feature = "axum")]
+    if let Some(info) = extensions.get::<axum::extract::ConnectInfo<SocketAddr>>() {
+        return Some(info.0.ip());
+    }
+    #[cfg(feature = "tonic")]
+    if let Some(info) = extensions.get::<tonic::transport::server::TcpConnectInfo>() {
+        return info.remote_addr().map(|addr| addr.ip());
+    }
+    None
+}
+
+const DEFAULT_IPV6_PREFIX: u8 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn same(a: &str, b: &str, ipv6_prefix: u8) -> bool {
+        let seed = RandomState::new();
+        let group = |ip: &str| hash_ip(ip.parse().unwrap(), ipv6_prefix, &seed);
+        group(a) == group(b)
+    }
+
+    #[test]
+    fn ipv4_written_as_ipv6_is_ipv4() {
+        assert!(same("::ffff:192.0.2.1", "192.0.2.1", 64));
+        assert!(!same("::ffff:192.0.2.1", "::ffff:192.0.2.2", 64));
+    }
+
+    #[test]
+    fn ipv6_is_grouped_by_prefix() {
+        assert!(same("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", 64));
+        assert!(!same("2001:db8:1:2::1", "2001:db8:1:3::1", 64));
+        assert!(same("2001:db8:1:2::1", "2001:db8:1:3::1", 48));
+        assert!(!same("2001:db8::1", "2001:db8::2", 128));
+        assert!(same("2001:db8::1", "::1", 0));
+    }
+}

@@ -1,0 +1,93 @@
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// The response body of [`RateLimit`](crate::RateLimit): the inner service's, or a refusal.
+    ///
+    /// A type of its own so that a refusal needs nothing of the inner body type, neither a
+    /// conversion nor an allocation.
+    pub struct RateLimitBody<B> {
+        #[pin]
+        state: State<B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<B> {
+        Inner { #[pin] body: B },
+        Refusal { bytes: Option<Bytes> },
+    }
+}
+
+impl<B> RateLimitBody<B> {
+    /// The body of a response of the inner service, or of the service's own refusal.
+    #[must_use]
+    pub fn inner(body: B) -> Self {
+        Self {
+            state: State::Inner { body },
+        }
+    }
+
+    /// The body of a standard refusal.
+    #[must_use]
+    pub fn refusal(bytes: Bytes) -> Self {
+        let bytes = (!bytes.is_empty()).then_some(bytes);
+        Self {
+            state: State::Refusal { bytes },
+        }
+    }
+}
+
+impl<B> Body for RateLimitBody<B>
+where
+    B: Body,
+    B::Data: From<Bytes>,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.project().state.project() {
+            StateProj::Inner { body } => body.poll_frame(cx),
+            StateProj::Refusal { bytes } => {
+                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes.into()))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            State::Inner { body } => body.is_end_stream(),
+            State::Refusal { bytes } => bytes.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.state {
+            State::Inner { body } => body.size_hint(),
+            State::Refusal { bytes } => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+        }
+    }
+}
+
+impl<B> std::fmt::Debug for RateLimitBody<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = match self.state {
+            State::Inner { .. } => "inner",
+            State::Refusal { .. } => "refusal",
+        };
+        f.debug_tuple("RateLimitBody").field(&state).finish()
+    }
+}

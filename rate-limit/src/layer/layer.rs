@@ -1,0 +1,184 @@
+use std::{fmt, sync::Arc};
+
+use http::{Response, request};
+use tower_layer::Layer;
+
+use super::RateLimit;
+use crate::{
+    BuildError, Limiter, Quota,
+    answer::{Hook, Limited, StandardAnswer},
+    key::{self, Key, MissingKey, RequestHead},
+};
+
+/// Limits how often each caller may ask, and answers 429 to the rest.
+///
+/// The state lives in the layer, in its [`Limiter`]: calling [`Layer::layer`] twice, as
+/// `axum::serve` does for every connection, or cloning the service makes no second limiter.
+/// `tower::limit::RateLimitLayer` keeps its state in the service, so that in axum it limits
+/// nothing, and it makes callers wait; this one answers at once.
+///
+/// ```
+/// use rate_limit::{MINUTE, Quota, RateLimitLayer, key};
+///
+/// let layer = RateLimitLayer::new(Quota::count(100).per(MINUTE).burst(20))?
+///     .key(key::header("x-api-key").or(key::peer()))
+///     .bypass(|request| request.uri().path() == "/livez");
+/// # Ok::<(), rate_limit::BuildError>(())
+/// ```
+pub struct RateLimitLayer<A = StandardAnswer> {
+    settings: Arc<Settings>,
+    answer: A,
+}
+
+/// Everything about a layer but its answer.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) limiter: Limiter,
+    pub(super) key: Key,
+    pub(super) missing_key: MissingKey,
+    pub(super) bypass: Option<Arc<Predicate>>,
+    pub(super) shadow: bool,
+}
+
+type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
+
+impl RateLimitLayer {
+    /// A layer that gives `quota` to each peer address.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the quota means nothing or cannot be kept, see [`Quota::validate`].
+    pub fn new(quota: Quota) -> Result<Self, BuildError> {
+        Ok(Self::from_limiter(Limiter::new(quota)?))
+    }
+
+    /// A layer that asks `limiter`, which may have other users.
+    #[must_use]
+    pub fn from_limiter(limiter: Limiter) -> Self {
+        let settings = Settings {
+            limiter,
+            key: key::peer().into(),
+            missing_key: MissingKey::default(),
+            bypass: None,
+            shadow: false,
+        };
+        Self {
+            settings: Arc::new(settings),
+            answer: StandardAnswer::default(),
+        }
+    }
+}
+
+impl<A> RateLimitLayer<A> {
+    /// Sets whose quota a request is charged to.
+    ///
+    /// Defaults to [`key::peer`].
+    #[must_use]
+    pub fn key(self, key: impl Into<Key>) -> Self {
+        self.with(|settings| settings.key = key.into())
+    }
+
+    /// Sets what becomes of a request without a key.
+    ///
+    /// Defaults to [`MissingKey::Share`].
+    #[must_use]
+    pub fn missing_key(self, missing_key: MissingKey) -> Self {
+        self.with(|settings| settings.missing_key = missing_key)
+    }
+
+    /// Lets the requests for which `predicate` holds through unlimited and uncharged: health
+    /// probes, for one.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub fn bypass(
+        self,
+        predicate: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|settings| settings.bypass = Some(Arc::new(predicate)))
+    }
+
+    /// Decides, counts and reports, but lets every request through: for trying out a quota on
+    /// live traffic. [`Policy::shadow`](crate::Policy::shadow) does so for one policy.
+    ///
+    /// Defaults to `false`.
+    #[must_use]
+    pub fn shadow(self, shadow: bool) -> Self {
+        self.with(|settings| settings.shadow = shadow)
+    }
+
+    /// Replaces the answer to refused requests, for HTTP and gRPC alike.
+    ///
+    /// Defaults to the table in [`answer`](crate::answer).
+    ///
+    /// ```
+    /// use http::{Response, StatusCode};
+    /// use rate_limit::{Quota, RateLimitLayer, SECOND};
+    ///
+    /// let layer = RateLimitLayer::new(Quota::count(5).per(SECOND))?.on_limited(|limited, _| {
+    ///     let mut response = Response::new(axum::body::Body::from("slow down"));
+    ///     *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    ///     response
+    /// });
+    /// # Ok::<(), rate_limit::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn on_limited<F, B>(self, hook: F) -> RateLimitLayer<Hook<F>>
+    where
+        F: Fn(&Limited<'_>, &request::Parts) -> Response<B>,
+    {
+        RateLimitLayer {
+            settings: self.settings,
+            answer: Hook::new(hook),
+        }
+    }
+
+    /// The limiter that the layer asks.
+    #[must_use]
+    pub fn limiter(&self) -> &Limiter {
+        &self.settings.limiter
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
+        set(Arc::make_mut(&mut self.settings));
+        self
+    }
+}
+
+impl<S, A: Clone> Layer<S> for RateLimitLayer<A> {
+    type Service = RateLimit<S, A>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RateLimit::new(inner, Arc::clone(&self.settings), self.answer.clone())
+    }
+}
+
+impl<A: Clone> Clone for RateLimitLayer<A> {
+    fn clone(&self) -> Self {
+        Self {
+            settings: Arc::clone(&self.settings),
+            answer: self.answer.clone(),
+        }
+    }
+}
+
+impl<A: fmt::Debug> fmt::Debug for RateLimitLayer<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimitLayer")
+            .field("settings", &self.settings)
+            .field("answer", &self.answer)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("limiter", &self.limiter)
+            .field("key", &self.key)
+            .field("missing_key", &self.missing_key)
+            .field("bypass", &self.bypass.is_some())
+            .field("shadow", &self.shadow)
+            .finish()
+    }
+}

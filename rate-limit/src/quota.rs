@@ -1,0 +1,258 @@
+//! How much is allowed: a count of cells per period, and how many of them at once.
+
+use std::{fmt, time::Duration};
+
+/// How many cells a key may use per period, and how many of them at once.
+///
+/// ```
+/// use rate_limit::{MINUTE, Quota};
+///
+/// // 100 requests a minute, at most 20 of them back to back.
+/// let quota = Quota::count(100).per(MINUTE).burst(20);
+/// assert_eq!(quota.to_string(), "100 requests per 60s, burst 20");
+/// ```
+///
+/// A quota is a plain value and any numbers can be written down. Whatever enforces it refuses the
+/// ones that mean nothing or cannot be kept exactly, with a [`QuotaError`] that says why.
+///
+/// Unlike `tower::limit::RateLimit`, which counts in fixed windows, cells come back one by one at
+/// the sustained rate (the generic cell rate algorithm, ITU-T I.371). In any span of time `t` a
+/// key gets at most `burst + count * t / period` cells.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Quota {
+    count: u64,
+    period: Duration,
+    burst: u64,
+    unit: Unit,
+}
+
+impl Quota {
+    /// Starts a quota of `count` cells; [`QuotaCount::per`] says per how long.
+    pub const fn count(count: u64) -> QuotaCount {
+        QuotaCount(count)
+    }
+
+    /// Sets how many cells may be used back to back after a quiet spell.
+    ///
+    /// Defaults to the count.
+    #[must_use]
+    pub const fn burst(mut self, cells: u64) -> Self {
+        self.burst = cells;
+        self
+    }
+
+    /// Sets what one cell stands for, for the `RateLimit-Policy` header and for people.
+    ///
+    /// Defaults to [`Unit::Requests`].
+    #[must_use]
+    pub const fn unit(mut self, unit: Unit) -> Self {
+        self.unit = unit;
+        self
+    }
+
+    /// How many cells come back per [`period`](Self::period).
+    #[must_use]
+    pub const fn cells(&self) -> u64 {
+        self.count
+    }
+
+    /// The time in which [`cells`](Self::cells) come back.
+    #[must_use]
+    pub const fn period(&self) -> Duration {
+        self.period
+    }
+
+    /// How many cells may be used at once.
+    #[must_use]
+    pub const fn burst_size(&self) -> u64 {
+        self.burst
+    }
+
+    /// What one cell stands for.
+    #[must_use]
+    pub const fn cell_unit(&self) -> Unit {
+        self.unit
+    }
+
+    /// Checks that the quota can be enforced, without building anything.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the count, the period or the burst is zero, when cells would come back faster
+    /// than one per nanosecond, or when refilling the burst would take more than 146 years (less
+    /// for rates that are not a whole number of nanoseconds per cell).
+    pub fn validate(&self) -> Result<(), QuotaError> {
+        crate::gcra::Gcra::new(self).map(|_| ())
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            count,
+            period,
+            burst,
+            unit,
+        } = self;
+        write!(f, "{count} {unit} per {period:?}, burst {burst}")
+    }
+}
+
+/// A count that waits for its period, made by [`Quota::count`].
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[must_use = "a count is not a quota until `per` is called"]
+pub struct QuotaCount(u64);
+
+impl QuotaCount {
+    /// Completes the quota: the count is used up and comes back over `period`.
+    #[must_use]
+    pub const fn per(self, period: Duration) -> Quota {
+        Quota {
+            count: self.0,
+            period,
+            burst: self.0,
+            unit: Unit::Requests,
+        }
+    }
+}
+
+/// What one cell of a [`Quota`] stands for.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Unit {
+    /// One request.
+    #[default]
+    Requests,
+    /// One byte of content.
+    ContentBytes,
+    /// Something of the service's own, for example `"tokens"`.
+    Custom(&'static str),
+}
+
+impl Unit {
+    /// The name used in headers: `requests`, `content-bytes` or the custom one.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::ContentBytes => "content-bytes",
+            Self::Custom(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A quota that means nothing or cannot be kept exactly.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct QuotaError {
+    quota: Quota,
+    problem: Problem,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Problem {
+    ZeroCount,
+    ZeroPeriod,
+    ZeroBurst,
+    TooFast,
+    PeriodTooLong,
+    BurstTooLong { largest: u64 },
+}
+
+impl QuotaError {
+    pub(crate) const fn new(quota: Quota, problem: Problem) -> Self {
+        Self { quota, problem }
+    }
+
+    /// The quota that was refused.
+    #[must_use]
+    pub const fn quota(&self) -> Quota {
+        self.quota
+    }
+}
+
+impl fmt::Display for QuotaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "quota \"{}\" cannot be enforced: ", self.quota)?;
+        match self.problem {
+            Problem::ZeroCount => f.write_str("expected a count of at least 1"),
+            Problem::ZeroPeriod => f.write_str("expected a period longer than zero"),
+            Problem::ZeroBurst => f.write_str("expected a burst of at least 1"),
+            Problem::TooFast => {
+                f.write_str("expected at most one cell per nanosecond; count in a larger unit")
+            }
+            Problem::PeriodTooLong => f.write_str("expected a period of at most 146 years"),
+            Problem::BurstTooLong { largest } => {
+                write!(f, "expected a burst of at most {largest} at this rate")
+            }
+        }
+    }
+}
+
+impl std::error::Error for QuotaError {}
+
+/// One second, for [`QuotaCount::per`].
+pub const SECOND: Duration = Duration::from_secs(1);
+/// One minute, for [`QuotaCount::per`].
+pub const MINUTE: Duration = Duration::from_secs(60);
+/// One hour, for [`QuotaCount::per`].
+pub const HOUR: Duration = Duration::from_secs(60 * 60);
+/// One day of 24 hours, for [`QuotaCount::per`].
+pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+    fn refusal(quota: Quota) -> String {
+        quota.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn zero_anything_is_refused_with_the_expectation() {
+        assert_eq!(
+            refusal(Quota::count(0).per(SECOND).burst(1)),
+            "quota \"0 requests per 1s, burst 1\" cannot be enforced: \
+             expected a count of at least 1"
+        );
+        assert!(refusal(Quota::count(1).per(Duration::ZERO)).contains("longer than zero"));
+        assert!(refusal(Quota::count(1).per(SECOND).burst(0)).contains("burst of at least 1"));
+    }
+
+    #[test]
+    fn a_cell_faster_than_a_nanosecond_is_refused() {
+        assert!(Quota::count(1_000_000_000).per(SECOND).validate().is_ok());
+        assert!(refusal(Quota::count(1_000_000_001).per(SECOND)).contains("one cell per nanosec"));
+    }
+
+    #[test]
+    fn a_burst_that_would_overflow_is_refused_and_the_largest_is_named() {
+        let month = 30 * DAY;
+        // governor 0.10.4 admits 364 here instead of 100 000: its product wraps.
+        let error = refusal(Quota::count(1).per(month).burst(100_000));
+        assert!(
+            error.ends_with("expected a burst of at most 1779 at this rate"),
+            "{error}"
+        );
+        assert!(Quota::count(1).per(month).burst(1_779).validate().is_ok());
+        assert!(refusal(Quota::count(1).per(Duration::MAX)).contains("146 years"));
+    }
+
+    #[test]
+    fn extreme_but_meaningful_quotas_are_accepted() {
+        Quota::count(300_000_000).per(SECOND).validate().unwrap();
+        Quota::count(1).per(YEAR).validate().unwrap();
+        Quota::count(1_000_000)
+            .per(DAY)
+            .burst(100_000)
+            .validate()
+            .unwrap();
+    }
+}

@@ -1,0 +1,133 @@
+//! The table as a state store of governor's, and the clock that goes with it.
+
+use std::{
+    cell::Cell,
+    hash::{Hash, Hasher},
+    ops::Add,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use governor::{
+    clock::{Clock as GovernorClock, Reference},
+    nanos::Nanos,
+    state::StateStore,
+};
+
+use super::{Slot, Table};
+use crate::clock::Clock;
+
+/// The table, as governor sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Store(pub(crate) Arc<Table>);
+
+/// A key whose entry has been found already; brings the TAT back, which governor does not return.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Probe {
+    slot: usize,
+    tat: Cell<u64>,
+}
+
+impl Probe {
+    pub(crate) fn new(slot: Slot) -> Self {
+        Self {
+            slot: slot.0,
+            tat: Cell::new(0),
+        }
+    }
+
+    /// The TAT after the decision.
+    pub(crate) fn tat(&self) -> u64 {
+        self.tat.get()
+    }
+}
+
+impl Hash for Probe {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.slot.hash(state);
+    }
+}
+
+impl StateStore for Store {
+    type Key = Probe;
+
+    fn measure_and_replace<T, F, E>(&self, probe: &Probe, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let word = self.0.tat(Slot(probe.slot), 0);
+        let mut tat = word.load(Ordering::Acquire);
+        loop {
+            probe.tat.set(tat);
+            let (outcome, next) = decide((tat != 0).then(|| Nanos::from(tat)))?;
+            let next = next.as_u64();
+            match word.compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    probe.tat.set(next);
+                    return Ok(outcome);
+                }
+                Err(now) => tat = now,
+            }
+        }
+    }
+}
+
+/// Nanoseconds since the table was made.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Tick(pub(crate) u64);
+
+impl Add<Nanos> for Tick {
+    type Output = Self;
+
+    fn add(self, nanos: Nanos) -> Self {
+        Self(self.0.saturating_add(nanos.as_u64()))
+    }
+}
+
+impl Reference for Tick {
+    fn duration_since(&self, earlier: Self) -> Nanos {
+        Nanos::from(self.0.saturating_sub(earlier.0))
+    }
+
+    fn saturating_sub(&self, nanos: Nanos) -> Self {
+        Self(self.0.checked_sub(nanos.as_u64()).unwrap_or(self.0))
+    }
+}
+
+/// A clock that stands at zero until it is started.
+///
+/// governor counts from whatever its clock reads while the limiter is built. Standing still until
+/// then makes every governor limiter over a table count from the moment the table was made, so a
+/// limiter can be replaced (a reload) or read around (peek, refund) without converting TATs.
+#[derive(Debug)]
+pub(crate) struct StandingClock {
+    clock: Clock,
+    started: AtomicBool,
+}
+
+impl StandingClock {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            started: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn start(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+}
+
+impl GovernorClock for StandingClock {
+    type Instant = Tick;
+
+    fn now(&self) -> Tick {
+        Tick(if self.started.load(Ordering::Acquire) {
+            self.clock.now()
+        } else {
+            0
+        })
+    }
+}

@@ -1,0 +1,100 @@
+//! Neither admitting nor refusing allocates. The counter is per thread, so nothing else in the
+//! process disturbs it.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    net::SocketAddr,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use rate_limit::{
+    HOUR, Limiter, Policy, Quota, RateLimitLayer, SECOND,
+    key::{self, PeerAddr},
+};
+use tower::{Layer, Service, service_fn};
+
+type Answer = Response<Full<Bytes>>;
+
+fn ok(_: Request<()>) -> Ready<Result<Answer, Infallible>> {
+    ready(Ok(Response::new(Full::default())))
+}
+
+/// A request as a server would hand it over: some headers and the peer's address.
+fn request(content_type: &str) -> Request<()> {
+    let mut request = Request::builder()
+        .header("host", "localhost")
+        .header("user-agent", "test")
+        .header("content-type", content_type)
+        .header("x-api-key", "alice")
+        .body(())
+        .unwrap();
+    request
+        .extensions_mut()
+        .insert(PeerAddr::new(SocketAddr::from(([192, 0, 2, 1], 9))));
+    request
+}
+
+/// The status of `request` and the number of allocations between having it and answering it.
+fn call(layer: &RateLimitLayer, request: Request<()>) -> (StatusCode, u64) {
+    let mut service = layer.layer(service_fn(ok));
+    let mut status = None;
+    let allocations = measure(|| {
+        let mut future = pin!(service.call(request));
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else {
+            panic!("the answer must be ready at once");
+        };
+        status = Some(response.status());
+    });
+    (status.unwrap(), allocations.count_total)
+}
+
+fn assert_allocates_nothing(layer: &RateLimitLayer, content_type: &str) {
+    // The first request of a thread may set up thread-locals.
+    call(layer, request(content_type));
+    assert_eq!(
+        call(layer, request(content_type)),
+        (StatusCode::OK, 0),
+        "admitted"
+    );
+    let (_, allocations) = call(layer, request(content_type));
+    assert_eq!(allocations, 0, "refused");
+}
+
+fn refused(layer: &RateLimitLayer) -> bool {
+    call(layer, request("text/plain")).0 == StatusCode::TOO_MANY_REQUESTS
+}
+
+#[test]
+fn a_single_quota_allocates_nothing_for_http_and_grpc() {
+    for content_type in ["application/json", "application/grpc"] {
+        let layer = RateLimitLayer::new(Quota::count(2).per(HOUR)).unwrap();
+        assert_allocates_nothing(&layer, content_type);
+        assert!(refused(&layer));
+    }
+}
+
+#[test]
+fn a_rate_that_governor_would_round_allocates_nothing() {
+    let layer = RateLimitLayer::new(Quota::count(300_000_000).per(SECOND).burst(1)).unwrap();
+    call(&layer, request("text/plain"));
+    assert_eq!(call(&layer, request("text/plain")).1, 0);
+}
+
+#[test]
+fn several_quotas_allocate_nothing() {
+    let limiter = Limiter::builder()
+        .policy(Policy::new("daily", Quota::count(2).per(24 * HOUR)))
+        .policy(Policy::new("wide", Quota::count(1_000).per(HOUR)))
+        .build()
+        .unwrap();
+    let layer = RateLimitLayer::from_limiter(limiter).key(key::header("x-api-key"));
+    assert_allocates_nothing(&layer, "application/json");
+    assert!(refused(&layer));
+}
