@@ -17,7 +17,7 @@ use rate_limit::{
     HOUR, Limiter, OnFull, Policy, Quota, RateLimit, RateLimitBody, RateLimitFuture,
     RateLimitLayer, SECOND,
     answer::{Hook, Reason, StandardAnswer},
-    key::{self, MissingKey, PeerAddr},
+    key::{self, MissingKey, PeerAddr, ResolveLayer},
 };
 use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -345,6 +345,30 @@ async fn extensions_and_functions_make_keys() {
     );
     let post = Request::post("/").body(()).unwrap();
     assert_eq!(status(&by_method, post).await, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_can_be_looked_up_first() {
+    #[derive(Clone, Hash)]
+    struct Tenant(u8);
+    let limit = one_an_hour()
+        .key(key::extension::<Tenant>())
+        .missing_key(MissingKey::Deny);
+    let resolve = ResolveLayer::new(|head| {
+        let known = head.headers().contains_key("x-api-key");
+        async move {
+            tokio::time::sleep(SECOND).await;
+            known.then_some(Tenant(1))
+        }
+    });
+    let mut service = resolve.layer(limit.layer(service_fn(ok)));
+    let mut call = async |request| service.call(request).await.unwrap().status();
+    assert_eq!(call(with_header("x-api-key", "a")).await, StatusCode::OK);
+    assert_eq!(
+        call(with_header("x-api-key", "b")).await,
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    assert_eq!(call(request()).await, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

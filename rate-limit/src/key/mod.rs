@@ -10,10 +10,15 @@
 //! let by_token = key::header("x-api-key");
 //! let by_tenant_and_route = key::header("x-tenant").and(key::path());
 //! let by_token_or_address = key::header("x-api-key").or(key::peer());
+//! let by_client_behind_proxies = key::forwarded(key::Trust::networks(["10.0.0.0/8"])?);
+//! # Ok::<(), key::NetworkError>(())
 //! ```
 
+mod forwarded;
 mod header;
+mod network;
 mod peer;
+mod resolve;
 
 use std::{
     fmt,
@@ -24,8 +29,11 @@ use std::{
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 pub use self::{
+    forwarded::{ForwardedHeader, ForwardedKey, Trust, forwarded},
     header::header,
+    network::{Network, NetworkError},
     peer::{PeerAddr, PeerKey, peer, peer_from},
+    resolve::{Resolve, ResolveFuture, ResolveLayer},
 };
 
 /// Finds the key in a request, see the [module](self).

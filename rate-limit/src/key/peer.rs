@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Key, RequestHead};
+use super::{Key, RequestHead, network::masked};
 
 /// The address at the other end of the connection, as a request extension. Whoever accepts the
 /// connection puts it there.
@@ -65,7 +65,7 @@ pub struct PeerKey {
     ipv6_prefix: u8,
 }
 
-type FindIp = dyn Fn(&RequestHead<'_>) -> Option<IpAddr> + Send + Sync;
+pub(super) type FindIp = dyn Fn(&RequestHead<'_>) -> Option<IpAddr> + Send + Sync;
 
 impl PeerKey {
     /// Sets how many leading bits of an IPv6 address make the key, at most 128.
@@ -98,19 +98,14 @@ impl std::fmt::Debug for PeerKey {
 /// The hash of the group that `ip` belongs to. Mapped addresses are turned into IPv4 *before*
 /// masking: masked first, all of IPv4 would be one IPv6 network (CVE-2026-30827 in another
 /// stack).
-fn hash_ip(ip: IpAddr, ipv6_prefix: u8, seed: &RandomState) -> u64 {
+pub(super) fn hash_ip(ip: IpAddr, ipv6_prefix: u8, seed: &RandomState) -> u64 {
     match ip.to_canonical() {
         IpAddr::V4(ip) => seed.hash_one((4u8, u32::from(ip))),
-        IpAddr::V6(ip) => {
-            let mask = u128::MAX
-                .checked_shl(128 - u32::from(ipv6_prefix))
-                .unwrap_or(0);
-            seed.hash_one((6u8, u128::from(ip) & mask))
-        }
+        ip => seed.hash_one((6u8, masked(ip, ipv6_prefix))),
     }
 }
 
-fn found_peer(head: &RequestHead<'_>) -> Option<IpAddr> {
+pub(super) fn found_peer(head: &RequestHead<'_>) -> Option<IpAddr> {
     let extensions = head.extensions();
     if let Some(PeerAddr(addr)) = extensions.get() {
         return Some(addr.ip());
@@ -126,7 +121,7 @@ fn found_peer(head: &RequestHead<'_>) -> Option<IpAddr> {
     None
 }
 
-const DEFAULT_IPV6_PREFIX: u8 = 64;
+pub(super) const DEFAULT_IPV6_PREFIX: u8 = 64;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,326 @@
+//! The client's address as the proxies in front of the service report it.
+//!
+//! A forwarding header is a list to which each proxy appends the address it was called from. What
+//! a proxy of ours appended is true; everything to the left of that is whatever the caller wrote.
+//! So the list is read *from the right*, and reading stops at the first address that is not a
+//! proxy of ours, or that cannot be read. Reading from the left, or skipping what cannot be read,
+//! lets any caller choose its own address, and with it a fresh quota for each request.
+
+use std::{fmt, net::IpAddr, str, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::{
+    Key, Network, NetworkError, RequestHead,
+    peer::{DEFAULT_IPV6_PREFIX, FindIp, found_peer, hash_ip},
+};
+
+/// The address of the client, found through the proxies that `trust` names.
+///
+/// Reads `x-forwarded-for`, all of its lines, and no other header; see
+/// [`ForwardedKey::header`]. Where the peer is not a trusted proxy, its own address is the
+/// client's and no header is read.
+///
+/// ```
+/// use rate_limit::key::{self, Trust};
+///
+/// let client = key::forwarded(Trust::networks(["10.0.0.0/8", "2001:db8::/32"])?);
+/// let behind_one_load_balancer = key::forwarded(Trust::hops(1));
+/// # Ok::<(), rate_limit::key::NetworkError>(())
+/// ```
+pub fn forwarded(trust: Trust) -> ForwardedKey {
+    ForwardedKey {
+        trust,
+        header: ForwardedHeader::XForwardedFor,
+        peer: Arc::new(found_peer),
+        ipv6_prefix: DEFAULT_IPV6_PREFIX,
+    }
+}
+
+/// Which of the addresses that a request came through are our own proxies.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Trust(Rule);
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Rule {
+    Networks(Box<[Network]>),
+    Hops(usize),
+}
+
+impl Trust {
+    /// Trusts the proxies whose addresses are in `networks`.
+    ///
+    /// # Errors
+    ///
+    /// Fails on the first text that is not an address or a range of addresses.
+    pub fn networks<T: AsRef<str>>(
+        networks: impl IntoIterator<Item = T>,
+    ) -> Result<Self, NetworkError> {
+        let networks = networks.into_iter().map(|network| network.as_ref().parse());
+        Ok(Self(Rule::Networks(networks.collect::<Result<_, _>>()?)))
+    }
+
+    /// Trusts the last `count` proxies, whatever their addresses: exactly that many must stand
+    /// between every client and the service. A client that can reach the service around them can
+    /// choose its address. The peer is the first of them; 0 trusts nobody.
+    #[must_use]
+    pub fn hops(count: usize) -> Self {
+        Self(Rule::Hops(count.min(MAX_HOPS)))
+    }
+
+    /// Whether the proxy `distance` hops away (0 is the peer), at `ip`, is ours.
+    fn covers(&self, distance: usize, ip: IpAddr) -> bool {
+        match &self.0 {
+            Rule::Networks(networks) => networks.iter().any(|network| network.contains(ip)),
+            Rule::Hops(count) => distance < *count,
+        }
+    }
+}
+
+/// The header in which proxies report the client.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum ForwardedHeader {
+    /// `x-forwarded-for`, a list of addresses.
+    XForwardedFor,
+    /// `forwarded` (RFC 7239), a list of elements with a `for` parameter.
+    Forwarded,
+    /// A header with one address or a list of them, such as `x-real-ip` or `cf-connecting-ip`.
+    /// The proxies must *set* it: a header that they pass through is the client's word.
+    Named(HeaderName),
+}
+
+/// A key from the client's address, made by [`forwarded`].
+///
+/// Addresses are grouped as [`PeerKey`](super::PeerKey) does.
+#[derive(Clone)]
+#[must_use = "a key does nothing until a layer gets it"]
+pub struct ForwardedKey {
+    trust: Trust,
+    header: ForwardedHeader,
+    peer: Arc<FindIp>,
+    ipv6_prefix: u8,
+}
+
+impl ForwardedKey {
+    /// Sets the one header that is read. Proxies usually maintain one and pass the others
+    /// through, so choose the one that yours maintains.
+    ///
+    /// Defaults to [`ForwardedHeader::XForwardedFor`].
+    pub fn header(mut self, header: ForwardedHeader) -> Self {
+        self.header = header;
+        self
+    }
+
+    /// Sets where the peer address is found.
+    ///
+    /// Defaults to where [`peer`](super::peer) looks.
+    pub fn peer_from(
+        mut self,
+        find: impl Fn(&RequestHead<'_>) -> Option<IpAddr> + Send + Sync + 'static,
+    ) -> Self {
+        self.peer = Arc::new(find);
+        self
+    }
+
+    /// Sets how many leading bits of an IPv6 address make the key, at most 128.
+    ///
+    /// Defaults to 64.
+    pub fn ipv6_prefix(mut self, bits: u8) -> Self {
+        self.ipv6_prefix = bits.min(128);
+        self
+    }
+
+    /// The client's address, for logs and for middleware of your own; `None` when even the peer's
+    /// is unknown.
+    ///
+    /// Reads at most 32 hops of at most 512 bytes, whatever the client sent.
+    #[must_use]
+    pub fn client_ip(&self, request: &RequestHead<'_>) -> Option<IpAddr> {
+        let mut client = (self.peer)(request)?.to_canonical();
+        let mut hops = Hops::new(request.headers(), &self.header);
+        for distance in 0..MAX_HOPS {
+            if !self.trust.covers(distance, client) {
+                return Some(client);
+            }
+            match hops.next() {
+                Some(Some(hop)) => client = hop,
+                // Unreadable, or nothing left: the last proxy we know is all we know.
+                Some(None) | None => return Some(client),
+            }
+        }
+        Some(client)
+    }
+}
+
+impl From<ForwardedKey> for Key {
+    fn from(forwarded: ForwardedKey) -> Self {
+        let ipv6_prefix = forwarded.ipv6_prefix;
+        Self::new("forwarded", move |head, seed| {
+            Some(hash_ip(forwarded.client_ip(head)?, ipv6_prefix, seed))
+        })
+    }
+}
+
+impl fmt::Debug for ForwardedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForwardedKey")
+            .field("trust", &self.trust)
+            .field("header", &self.header)
+            .field("ipv6_prefix", &self.ipv6_prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The addresses of a forwarding header from right to left, over all its lines; `None` for one
+/// that cannot be read.
+struct Hops<'a> {
+    lines: std::iter::Rev<header::ValueIter<'a, HeaderValue>>,
+    /// What is left of the current line.
+    rest: Option<&'a [u8]>,
+    syntax: Syntax,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Syntax {
+    /// Addresses between commas.
+    List,
+    /// RFC 7239 elements between commas that are not inside quotes.
+    Elements,
+}
+
+impl<'a> Hops<'a> {
+    fn new(headers: &'a HeaderMap, header: &ForwardedHeader) -> Self {
+        let (name, syntax) = match header {
+            ForwardedHeader::XForwardedFor => (&X_FORWARDED_FOR, Syntax::List),
+            ForwardedHeader::Forwarded => (&header::FORWARDED, Syntax::Elements),
+            ForwardedHeader::Named(name) => (name, Syntax::List),
+        };
+        Self {
+            lines: headers.get_all(name).iter().rev(),
+            rest: None,
+            syntax,
+        }
+    }
+}
+
+impl Iterator for Hops<'_> {
+    type Item = Option<IpAddr>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let line = match self.rest.take() {
+            Some(rest) => rest,
+            None => self.lines.next()?.as_bytes(),
+        };
+        // No hop is longer than this, so nothing longer is searched.
+        let from = line.len().saturating_sub(MAX_HOP_BYTES);
+        let hop = match last_comma(&line[from..], self.syntax) {
+            Some(comma) => {
+                self.rest = Some(&line[..from + comma]);
+                &line[from + comma + 1..]
+            }
+            None if from == 0 => line,
+            None => return Some(None),
+        };
+        let hop = str::from_utf8(hop)
+            .ok()
+            .map(|hop| hop.trim_matches([' ', '\t']));
+        Some(hop.and_then(|hop| match self.syntax {
+            Syntax::List => parse_node(hop),
+            Syntax::Elements => parse_element(hop),
+        }))
+    }
+}
+
+/// The last comma, in elements the last that is not inside quotes. Quotes are matched from the
+/// right, so an unmatched one that a caller planted cannot swallow what a proxy appended.
+fn last_comma(line: &[u8], syntax: Syntax) -> Option<usize> {
+    let mut quoted = false;
+    line.iter().rposition(|&byte| {
+        quoted ^= byte == b'"' && syntax == Syntax::Elements;
+        byte == b',' && !quoted
+    })
+}
+
+/// The address in the `for` parameter of an RFC 7239 element, if there is exactly one.
+fn parse_element(element: &str) -> Option<IpAddr> {
+    // No address needs escaping, and unescaping is where parsers disagree.
+    if element.contains('\\') {
+        return None;
+    }
+    let mut found = None;
+    let mut rest = element;
+    loop {
+        let (pair, more) = split_unquoted_semicolon(rest);
+        let (name, value) = pair.split_once('=')?;
+        if name.trim_matches([' ', '\t']).eq_ignore_ascii_case("for") {
+            let value = value.trim_matches([' ', '\t']);
+            let value = match value.strip_prefix('"') {
+                Some(quoted) => quoted.strip_suffix('"')?,
+                None => value,
+            };
+            if found.replace(parse_node(value)?).is_some() {
+                return None;
+            }
+        }
+        match more {
+            Some(more) => rest = more,
+            None => return found,
+        }
+    }
+}
+
+fn split_unquoted_semicolon(text: &str) -> (&str, Option<&str>) {
+    let mut quoted = false;
+    let semicolon = text.bytes().position(|byte| {
+        quoted ^= byte == b'"';
+        byte == b';' && !quoted
+    });
+    match semicolon {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    }
+}
+
+/// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`,
+/// `[2001:db8::1]`, `[2001:db8::1]:80`. `unknown` and obfuscated names are no addresses.
+fn parse_node(node: &str) -> Option<IpAddr> {
+    let (address, port) = if let Some(rest) = node.strip_prefix('[') {
+        let (address, port) = rest.split_once(']')?;
+        let address: std::net::Ipv6Addr = address.parse().ok()?;
+        (IpAddr::V6(address), port)
+    } else if let Ok(address) = node.parse::<IpAddr>() {
+        (address, "")
+    } else {
+        let (address, _) = node.split_once(':')?;
+        let address: std::net::Ipv4Addr = address.parse().ok()?;
+        (IpAddr::V4(address), &node[node.find(':')?..])
+    };
+    valid_port(port).then(|| address.to_canonical())
+}
+
+/// Nothing, or a colon and a port: digits or, in RFC 7239, an obfuscated name.
+fn valid_port(port: &str) -> bool {
+    let Some(port) = port.strip_prefix(':') else {
+        return port.is_empty();
+    };
+    match port.strip_prefix('_') {
+        Some(name) => {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+            !name.is_empty() && name.bytes().all(allowed)
+        }
+        None => {
+            port.len() <= 5
+                && port.bytes().all(|b| b.is_ascii_digit())
+                && port.parse::<u16>().is_ok()
+        }
+    }
+}
+
+/// More proxies in a row than anybody has.
+const MAX_HOPS: usize = 32;
+
+/// Longer than any RFC 7239 element that carries an address, a host and a protocol.
+const MAX_HOP_BYTES: usize = 512;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -1,0 +1,245 @@
+//! Whose request is it? One row a case: peer, header lines, expected client.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use http::{HeaderName, HeaderValue, Request};
+use proptest::prelude::*;
+use rate_limit::key::{ForwardedHeader, ForwardedKey, PeerAddr, RequestHead, Trust, forwarded};
+use tokio::time::Instant;
+
+const XFF: &str = "x-forwarded-for";
+
+/// Our proxies: 10.0.0.0/8 and 2001:db8:ffff::/48.
+fn ours() -> ForwardedKey {
+    forwarded(Trust::networks(["10.0.0.0/8", "2001:db8:ffff::/48"]).unwrap())
+}
+
+fn hops(count: usize) -> ForwardedKey {
+    forwarded(Trust::hops(count))
+}
+
+fn rfc7239() -> ForwardedKey {
+    ours().header(ForwardedHeader::Forwarded)
+}
+
+fn real_ip() -> ForwardedKey {
+    ours().header(ForwardedHeader::Named(HeaderName::from_static("x-real-ip")))
+}
+
+fn request(peer: &str, lines: &[(&'static str, &[u8])]) -> Request<()> {
+    let mut request = Request::new(());
+    if let Ok(ip) = peer.parse() {
+        request
+            .extensions_mut()
+            .insert(PeerAddr::new(SocketAddr::new(ip, 443)));
+    }
+    for &(name, value) in lines {
+        let value = HeaderValue::from_bytes(value).unwrap();
+        request
+            .headers_mut()
+            .append(HeaderName::from_static(name), value);
+    }
+    request
+}
+
+fn client(key: &ForwardedKey, peer: &str, lines: &[(&'static str, &[u8])]) -> Option<IpAddr> {
+    key.client_ip(&RequestHead::of(&request(peer, lines)))
+}
+
+type Row<'a> = (
+    &'a str,
+    &'a str,
+    &'a [(&'static str, &'static str)],
+    &'a str,
+);
+
+fn check(key: &ForwardedKey, rows: &[Row<'_>]) -> usize {
+    for (why, peer, lines, expected) in rows {
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes()))
+            .collect();
+        assert_eq!(
+            client(key, peer, &lines),
+            expected.parse().ok(),
+            "{why}: {lines:?}"
+        );
+    }
+    rows.len()
+}
+
+const FWD: &str = "forwarded";
+
+#[test]
+#[rustfmt::skip]
+fn every_vector_finds_its_client() {
+    let mut vectors = 0;
+    vectors += check(&ours(), &[
+        ("no header", "10.0.0.1", &[], "10.0.0.1"),
+        ("one proxy", "10.0.0.1", &[(XFF, "203.0.113.7")], "203.0.113.7"),
+        ("two proxies", "10.0.0.1", &[(XFF, "203.0.113.7, 10.0.0.2")], "203.0.113.7"),
+        ("leftmost is the caller's word", "10.0.0.1", &[(XFF, "1.1.1.1, 203.0.113.7")], "203.0.113.7"),
+        ("leftmost behind two proxies", "10.0.0.1", &[(XFF, "1.1.1.1, 203.0.113.7, 10.0.0.2")], "203.0.113.7"),
+        ("a trusted address planted on the left", "10.0.0.1", &[(XFF, "10.0.0.9, 203.0.113.7")], "203.0.113.7"),
+        ("untrusted peer with a header", "203.0.113.9", &[(XFF, "1.1.1.1")], "203.0.113.9"),
+        ("untrusted peer claims to be a proxy", "203.0.113.9", &[(XFF, "10.0.0.1")], "203.0.113.9"),
+        ("no peer at all", "", &[(XFF, "203.0.113.7")], ""),
+        ("only proxies", "10.0.0.1", &[(XFF, "10.0.0.3, 10.0.0.2")], "10.0.0.3"),
+        ("no space", "10.0.0.1", &[(XFF, "1.1.1.1,203.0.113.7")], "203.0.113.7"),
+        ("tabs and spaces", "10.0.0.1", &[(XFF, " \t203.0.113.7 \t,  10.0.0.2\t")], "203.0.113.7"),
+        ("lines are joined in order", "10.0.0.1", &[(XFF, "1.1.1.1"), (XFF, "203.0.113.7")], "203.0.113.7"),
+        ("the last line continues in the one before", "10.0.0.1", &[(XFF, "1.1.1.1, 203.0.113.7"), (XFF, "10.0.0.2")], "203.0.113.7"),
+        ("only the first line would be spoofable", "10.0.0.1", &[(XFF, "1.1.1.1"), (XFF, "2.2.2.2"), (XFF, "203.0.113.7, 10.0.0.2")], "203.0.113.7"),
+        ("port on IPv4", "10.0.0.1", &[(XFF, "203.0.113.7:51234")], "203.0.113.7"),
+        ("a hop with a port is not skipped", "10.0.0.1", &[(XFF, "1.1.1.1, 203.0.113.7:51234")], "203.0.113.7"),
+        ("a proxy with a port", "10.0.0.1", &[(XFF, "203.0.113.7, 10.0.0.2:8080")], "203.0.113.7"),
+        ("IPv6", "10.0.0.1", &[(XFF, "2001:db8::7")], "2001:db8::7"),
+        ("IPv6 in brackets", "10.0.0.1", &[(XFF, "[2001:db8::7]")], "2001:db8::7"),
+        ("IPv6 with port", "10.0.0.1", &[(XFF, "[2001:db8::7]:443")], "2001:db8::7"),
+        ("IPv6 is not cut at its colons", "10.0.0.1", &[(XFF, "1.1.1.1, 2001:db8:0:1:2:3:4:5")], "2001:db8:0:1:2:3:4:5"),
+        ("IPv6 proxy", "2001:db8:ffff::1", &[(XFF, "2001:db8::7, 2001:db8:ffff::2")], "2001:db8::7"),
+        ("mapped client", "10.0.0.1", &[(XFF, "::ffff:203.0.113.7")], "203.0.113.7"),
+        ("mapped proxy is matched as IPv4", "10.0.0.1", &[(XFF, "203.0.113.7, ::ffff:10.0.0.2")], "203.0.113.7"),
+        ("mapped peer is matched as IPv4", "::ffff:10.0.0.1", &[(XFF, "203.0.113.7")], "203.0.113.7"),
+        ("mapped untrusted peer", "::ffff:203.0.113.9", &[(XFF, "1.1.1.1")], "203.0.113.9"),
+        ("mapped in hexadecimal", "10.0.0.1", &[(XFF, "::ffff:cb00:7107")], "203.0.113.7"),
+        ("garbage stops the walk", "10.0.0.1", &[(XFF, "1.1.1.1, garbage, 10.0.0.2")], "10.0.0.2"),
+        ("garbage from the last proxy", "10.0.0.1", &[(XFF, "1.1.1.1, garbage")], "10.0.0.1"),
+        ("unknown stops the walk", "10.0.0.1", &[(XFF, "1.1.1.1, unknown, 10.0.0.2")], "10.0.0.2"),
+        ("an empty element stops the walk", "10.0.0.1", &[(XFF, "1.1.1.1, , 10.0.0.2")], "10.0.0.2"),
+        ("an empty header", "10.0.0.1", &[(XFF, "")], "10.0.0.1"),
+        ("only commas", "10.0.0.1", &[(XFF, ",,,")], "10.0.0.1"),
+        ("a trailing comma", "10.0.0.1", &[(XFF, "203.0.113.7,")], "10.0.0.1"),
+        ("octets with leading zeros", "10.0.0.1", &[(XFF, "203.0.113.007")], "10.0.0.1"),
+        ("too large an octet", "10.0.0.1", &[(XFF, "203.0.113.256")], "10.0.0.1"),
+        ("decimal notation", "10.0.0.1", &[(XFF, "3405803783")], "10.0.0.1"),
+        ("too large a port", "10.0.0.1", &[(XFF, "203.0.113.7:65536")], "10.0.0.1"),
+        ("an empty port", "10.0.0.1", &[(XFF, "203.0.113.7:")], "10.0.0.1"),
+        ("a signed port", "10.0.0.1", &[(XFF, "203.0.113.7:+80")], "10.0.0.1"),
+        ("a zone", "10.0.0.1", &[(XFF, "fe80::1%eth0")], "10.0.0.1"),
+        ("an unclosed bracket", "10.0.0.1", &[(XFF, "[2001:db8::7")], "10.0.0.1"),
+        ("IPv4 in brackets", "10.0.0.1", &[(XFF, "[203.0.113.7]")], "10.0.0.1"),
+        ("quotes are not for this header", "10.0.0.1", &[(XFF, "\"203.0.113.7\"")], "10.0.0.1"),
+        ("a host name", "10.0.0.1", &[(XFF, "example.org")], "10.0.0.1"),
+        ("other headers are not read", "10.0.0.1", &[(FWD, "for=1.1.1.1"), ("x-real-ip", "2.2.2.2")], "10.0.0.1"),
+        ("other headers do not interfere", "10.0.0.1", &[(FWD, "for=1.1.1.1"), (XFF, "203.0.113.7")], "203.0.113.7"),
+    ]);
+    vectors += check(&hops(1), &[
+        ("one hop", "192.0.2.1", &[(XFF, "1.1.1.1, 203.0.113.7")], "203.0.113.7"),
+        ("one hop, mapped", "::ffff:192.0.2.1", &[(XFF, "::ffff:203.0.113.7")], "203.0.113.7"),
+        ("one hop, nothing reported", "192.0.2.1", &[], "192.0.2.1"),
+        ("one hop, garbage", "192.0.2.1", &[(XFF, "1.1.1.1, garbage")], "192.0.2.1"),
+        ("one hop, no peer", "", &[(XFF, "203.0.113.7")], ""),
+    ]);
+    vectors += check(&hops(2), &[
+        ("two hops", "192.0.2.1", &[(XFF, "1.1.1.1, 203.0.113.7, 192.0.2.2")], "203.0.113.7"),
+        ("two hops over two lines", "192.0.2.1", &[(XFF, "1.1.1.1, 203.0.113.7"), (XFF, "192.0.2.2")], "203.0.113.7"),
+        ("two hops, one missing", "192.0.2.1", &[(XFF, "203.0.113.7")], "203.0.113.7"),
+        ("two hops, garbage between", "192.0.2.1", &[(XFF, "1.1.1.1, garbage, 192.0.2.2")], "192.0.2.2"),
+    ]);
+    vectors += check(&hops(0), &[
+        ("no hops", "192.0.2.1", &[(XFF, "203.0.113.7")], "192.0.2.1"),
+    ]);
+    vectors += check(&rfc7239(), &[
+        ("token", "10.0.0.1", &[(FWD, "for=203.0.113.7")], "203.0.113.7"),
+        ("case", "10.0.0.1", &[(FWD, "FOR=203.0.113.7;Proto=https")], "203.0.113.7"),
+        ("other parameters", "10.0.0.1", &[(FWD, "proto=https;by=10.0.0.1;for=203.0.113.7;host=a")], "203.0.113.7"),
+        ("quoted IPv4 with port", "10.0.0.1", &[(FWD, "for=\"203.0.113.7:4711\"")], "203.0.113.7"),
+        ("quoted IPv6", "10.0.0.1", &[(FWD, "for=\"[2001:db8::7]\"")], "2001:db8::7"),
+        ("quoted IPv6 with port", "10.0.0.1", &[(FWD, "for=\"[2001:db8::7]:4711\"")], "2001:db8::7"),
+        ("obfuscated port", "10.0.0.1", &[(FWD, "for=\"203.0.113.7:_web.1\"")], "203.0.113.7"),
+        ("walked from the right", "10.0.0.1", &[(FWD, "for=1.1.1.1, for=203.0.113.7, for=10.0.0.2")], "203.0.113.7"),
+        ("over several lines", "10.0.0.1", &[(FWD, "for=1.1.1.1"), (FWD, "for=203.0.113.7"), (FWD, "for=10.0.0.2")], "203.0.113.7"),
+        ("obfuscated", "10.0.0.1", &[(FWD, "for=1.1.1.1, for=_hidden, for=10.0.0.2")], "10.0.0.2"),
+        ("unknown", "10.0.0.1", &[(FWD, "for=1.1.1.1, for=unknown")], "10.0.0.1"),
+        ("no for", "10.0.0.1", &[(FWD, "for=1.1.1.1, proto=https")], "10.0.0.1"),
+        ("two fors", "10.0.0.1", &[(FWD, "for=1.1.1.1;for=203.0.113.7")], "10.0.0.1"),
+        ("a comma in quotes", "10.0.0.1", &[(FWD, "for=203.0.113.7;host=\"a, for=1.1.1.1\"")], "203.0.113.7"),
+        ("an unmatched quote swallows nothing", "10.0.0.1", &[(FWD, "for=\"1.1.1.1, for=203.0.113.7")], "203.0.113.7"),
+        ("an escaped quote", "10.0.0.1", &[(FWD, "for=1.1.1.1, for=\"\\\"2.2.2.2\"")], "10.0.0.1"),
+        ("half a quote", "10.0.0.1", &[(FWD, "for=\"203.0.113.7")], "10.0.0.1"),
+        ("mapped", "10.0.0.1", &[(FWD, "for=\"[::ffff:203.0.113.7]\"")], "203.0.113.7"),
+        ("x-forwarded-for is not read", "10.0.0.1", &[(XFF, "1.1.1.1")], "10.0.0.1"),
+    ]);
+    vectors += check(&real_ip(), &[
+        ("named header", "10.0.0.1", &[("x-real-ip", "203.0.113.7")], "203.0.113.7"),
+        ("named header from a stranger", "203.0.113.9", &[("x-real-ip", "1.1.1.1")], "203.0.113.9"),
+        ("named header twice", "10.0.0.1", &[("x-real-ip", "1.1.1.1"), ("x-real-ip", "203.0.113.7")], "203.0.113.7"),
+    ]);
+    assert!(vectors >= 60, "{vectors} vectors");
+}
+
+#[test]
+fn bytes_that_are_no_text_stop_the_walk() {
+    let line: &[u8] = b"1.1.1.1, \xff\xfe, 10.0.0.2";
+    assert_eq!(
+        client(&ours(), "10.0.0.1", &[(XFF, line)]),
+        "10.0.0.2".parse().ok()
+    );
+}
+
+#[test]
+fn hostile_headers_are_read_in_bounded_time() {
+    let megabyte = |unit: &str| unit.repeat(1_000_000 / unit.len());
+    let hostile = [
+        megabyte("10.0.0.2,"),
+        megabyte(" "),
+        megabyte("a"),
+        megabyte("\""),
+        megabyte("for=10.0.0.2;"),
+        megabyte("for=\"10.0.0.2\","),
+        megabyte(",,,,"),
+    ];
+    for key in [ours(), rfc7239(), hops(usize::MAX)] {
+        for value in &hostile {
+            let lines = [(XFF, value.as_bytes()), (FWD, value.as_bytes())];
+            let request = request("10.0.0.1", &lines);
+            let start = Instant::now();
+            for _ in 0..100 {
+                let found = key.client_ip(&RequestHead::of(&request)).unwrap();
+                assert!(matches!(found, IpAddr::V4(ip) if ip.octets()[0] == 10));
+            }
+            // 16 KiB a call at most; reading the whole megabyte takes this long for one call.
+            assert!(
+                start.elapsed() < Duration::from_millis(500),
+                "{:?}",
+                start.elapsed()
+            );
+        }
+    }
+}
+
+proptest! {
+    /// Whatever a caller writes, what our proxy appends decides.
+    #[test]
+    fn nothing_a_caller_writes_changes_its_address(
+        written in proptest::collection::vec("[ -~\t]{0,40}", 0..4),
+        elements in prop::bool::ANY,
+    ) {
+        let key = if elements { rfc7239() } else { ours() };
+        let name = if elements { FWD } else { XFF };
+        let appended = if elements { "for=203.0.113.7" } else { "203.0.113.7" };
+        // As a further line, and as a continuation of the caller's last.
+        let mut lines: Vec<_> = written.iter().map(|line| (name, line.as_bytes())).collect();
+        lines.push((name, appended.as_bytes()));
+        prop_assert_eq!(client(&key, "10.0.0.1", &lines), "203.0.113.7".parse().ok());
+
+        let joined = format!("{}, {appended}", written.join(", "));
+        prop_assert_eq!(
+            client(&key, "10.0.0.1", &[(name, joined.as_bytes())]),
+            "203.0.113.7".parse().ok()
+        );
+    }
+}
+
+#[test]
+fn a_network_that_is_none_is_refused_by_name() {
+    let error = Trust::networks(["10.0.0.0/8", "10.0.0.0/40"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "network \"10.0.0.0/40\", expected an address or a range like 10.0.0.0/8"
+    );
+}
