@@ -1,1 +1,93 @@
-//! Connection pools that size themselves from observed wait time: deadpool, bb8 and sqlx, for Postgres and Redis.
+//! Connection pools that size themselves from observed demand.
+//!
+//! # The problem
+//!
+//! No pool size is right for long. Measured on one machine, the best size for four ordinary
+//! Postgres workloads was 2, 12, 48 and 96 connections; deadpool's default of 4 reached 6 % of the
+//! throughput that 96 gave a workload of 5 ms waits, while 128 cost a hot row 76 % of its own. And
+//! the usual cure, to grow the pool when checkouts wait, makes a slow database slower.
+//!
+//! [`Autotuned`] puts one fair, bounded line in front of a pool you already have, measures how long
+//! checkouts wait and how long they use their connection, and keeps as many connections as the
+//! demand needs: not as the waits suggest. See [`tuner`] for the rules.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use deadpool_sqlite::{Config, Hook, Runtime};
+//! use pool_autotune::{Autotuned, Mode};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The pool as you build it today, at the most connections it may ever have.
+//! let sqlite = Config::new(":memory:").builder(Runtime::Tokio1)?.max_size(16).build()?;
+//!
+//! let pool = Autotuned::builder(sqlite)
+//!     .bounds(2..=16)
+//!     .mode(Mode::Enforce) // or `Recommend`, which only reports
+//!     .wait_timeout(Duration::from_millis(500))
+//!     .name("orders")
+//!     .build()?;
+//!
+//! let connection = pool.get().await?; // derefs to what deadpool would have given you
+//! let one: i64 = connection.interact(|db| db.query_row("SELECT 1", [], |row| row.get(0))).await??;
+//! assert_eq!(one, 1);
+//! drop(connection);
+//!
+//! let now = pool.snapshot();
+//! println!("{} connections of {} wanted, wait p95 {:?}", now.size(), now.target(), now.wait_p95());
+//! for decision in pool.decisions() {
+//!     println!("{decision}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What you will see
+//!
+//! OpenTelemetry's `db.client.connection.*` metrics plus the target and its changes (see
+//! [`metrics`]); a `tracing` event for every decision; [`Autotuned::decisions`] with the numbers
+//! each was based on. [`Autotuned::pressure`] says how hard the pool is pressed, for a limiter
+//! upstream to shed a request before it lines up for a connection it will not get.
+//!
+//! # When not to use it
+//!
+//! - For a single writer: SQLite's, or one behind an advisory lock. Its size is 1.
+//! - In front of a server that many processes share when together they may exceed its connection
+//!   limit: each tunes itself, so divide the limit and set each maximum to its share.
+//! - Together with another resizer of the same pool, or with checkouts that bypass the gate.
+//!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! - `deadpool`: an [`adapter`] for deadpool's managed pools, with any manager.
+//! - `bb8`: an [`adapter`] for bb8, with any connection manager.
+//! - `metrics`: report through the `metrics` facade.
+//! - `tracing`: an event for every decision.
+//!
+//! The minimum supported Rust version is 1.88.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+pub mod adapter;
+mod autotuned;
+mod bounds;
+mod builder;
+mod driver;
+mod error;
+mod events;
+pub mod metrics;
+mod snapshot;
+mod stats;
+pub mod tuner;
+
+pub use crate::autotuned::{Autotuned, Checkout};
+pub use crate::bounds::{Bounds, BoundsError};
+pub use crate::builder::{Builder, Mode};
+pub use crate::error::{BuildError, Error, Overload};
+pub use crate::snapshot::PoolSnapshot;

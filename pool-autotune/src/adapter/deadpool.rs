@@ -1,0 +1,65 @@
+//! [deadpool](https://docs.rs/deadpool)'s managed pools, with any manager.
+//!
+//! Hand the pool itself to [`Autotuned::new`](crate::Autotuned::new), and do not call its `get` or
+//! `resize` any more. Build it with `max_size` at the most connections it may ever have. Its
+//! `create` and `recycle` timeouts stay in force; its `wait` timeout becomes the wait timeout of
+//! the gate. `QueueMode::Lifo` keeps the connections in use warm and lets the longest idle be the
+//! ones that are closed.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use deadpool::managed::{Manager, Object, Pool, PoolError, Timeouts};
+
+use super::{Adapter, Checked};
+
+impl<M, W> Adapter for Pool<M, W>
+where
+    M: Manager<Error: StdError + Send + Sync> + 'static,
+    M::Type: Send,
+    W: From<Object<M>> + Send + 'static,
+{
+    type Connection = W;
+    type Error = PoolError<M::Error>;
+
+    fn max_size(&self) -> usize {
+        self.status().max_size
+    }
+
+    fn size(&self) -> usize {
+        self.status().size
+    }
+
+    async fn checkout(&self) -> Result<Checked<W>, Self::Error> {
+        // The gate has done the waiting. A wait here would mean that somebody else uses the pool
+        // too, and deadpool without a timeout waits for them.
+        let timeouts = Timeouts {
+            wait: None,
+            ..self.timeouts()
+        };
+        let pool: Pool<M> = self.weak().upgrade().ok_or(PoolError::Closed)?;
+        let object = pool.timeout_get(&timeouts).await?;
+        let opened = Object::metrics(&object).recycle_count == 0;
+        let connection = W::from(object);
+        Ok(if opened {
+            Checked::Opened(connection)
+        } else {
+            Checked::Reused(connection)
+        })
+    }
+
+    fn close_idle(&self, count: usize) -> usize {
+        // From the front, where the longest idle are.
+        let mut closed = 0;
+        let result = self.retain(|_, _| {
+            let keep = closed == count;
+            closed += usize::from(!keep);
+            keep
+        });
+        result.removed.len()
+    }
+
+    fn wait_timeout(&self) -> Option<Duration> {
+        self.timeouts().wait
+    }
+}

@@ -1,0 +1,68 @@
+//! What a connection pool has to offer to be tuned.
+//!
+//! Adapters for deadpool and bb8 are in modules of those names, behind
+//! features of the same names. Any other pool needs an [`Adapter`], about sixty lines.
+//!
+//! # Writing one
+//!
+//! The pool is built once at its hard maximum and never resized: the gate in front decides how
+//! many connections are out, so the pool itself never makes anybody wait. What is asked of it:
+//!
+//! - [`checkout`](Adapter::checkout) reuses an idle connection if there is one, else opens one.
+//!   It must not open one while it has an idle one, and must open it in its own future, not in a
+//!   task that goes on when the checkout is cancelled: this is what keeps the number of connections
+//!   under the limit.
+//! - Dropping [`Adapter::Connection`] puts it back at once, not in a task spawned for it: the
+//!   permit is handed on right after, and its next owner should find it idle.
+//! - [`close_idle`](Adapter::close_idle) closes idle connections, and nothing else is ever asked
+//!   to shrink the pool. A connection in use when the limit falls comes back first and is closed
+//!   from there.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::time::Duration;
+
+#[cfg(feature = "bb8")]
+pub mod bb8;
+#[cfg(feature = "deadpool")]
+pub mod deadpool;
+
+/// A connection pool that can be tuned. See the [module docs](self) for how to write one.
+pub trait Adapter: Send + Sync + 'static {
+    /// A connection checked out; dropping it puts it back.
+    type Connection: Send + 'static;
+
+    /// Why opening or checking a connection failed.
+    type Error: StdError + Send + Sync + 'static;
+
+    /// The most connections the pool can hold: what it was built with.
+    fn max_size(&self) -> usize;
+
+    /// Connections that exist, idle or not.
+    fn size(&self) -> usize;
+
+    /// Reuses an idle connection, or opens one. Never called more often at once than
+    /// [`max_size`](Self::max_size) allows.
+    fn checkout(
+        &self,
+    ) -> impl Future<Output = Result<Checked<Self::Connection>, Self::Error>> + Send;
+
+    /// Closes up to `count` idle connections, best the longest idle, and returns how many it closed.
+    /// They must be gone when it returns.
+    fn close_idle(&self, count: usize) -> usize;
+
+    /// How long the pool itself is configured to let a checkout wait, if it is.
+    fn wait_timeout(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// A connection that was checked out of a pool.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Checked<C> {
+    /// It was opened for this checkout.
+    Opened(C),
+    /// It was idle.
+    Reused(C),
+}

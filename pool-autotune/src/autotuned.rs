@@ -1,0 +1,397 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::iter;
+use std::ops::{Deref, DerefMut, RangeInclusive};
+use std::panic::Location;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+use tower_capacity::gate::{Gate, Permit, Refused, RefusedReason};
+
+use crate::adapter::{Adapter, Checked};
+use crate::driver::Control;
+use crate::metrics::Recorder;
+use crate::stats::{Stats, WaitEnd};
+use crate::tuner::Decision;
+use crate::{Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot};
+
+/// A connection pool that sizes itself.
+///
+/// Checkouts line up at one gate, first come first served, and hold a permit for as long as they
+/// hold the connection; how many permits there are is decided by a [`Tuner`](crate::tuner::Tuner).
+/// The pool behind is built at its hard maximum and is never resized: connections above the limit
+/// are closed as they come back.
+///
+/// Cloning is cheap and gives another handle to the same pool.
+///
+/// Differs from `bb8::Pool` and `deadpool::managed::Pool` in that the number of connections follows
+/// demand, in that the line is fair and bounded, and in that wait and use times are measured
+/// exactly: a checkout that is cancelled while it waits is counted, not lost.
+pub struct Autotuned<P: Adapter> {
+    shared: Arc<Shared<P>>,
+}
+
+impl<P: Adapter> Autotuned<P> {
+    /// Tunes a pool with the defaults of the [`Builder`].
+    ///
+    /// # Errors
+    ///
+    /// When called outside a tokio runtime, or when the pool was built for no connections at all.
+    pub fn new(pool: P) -> Result<Self, BuildError> {
+        Self::builder(pool).build()
+    }
+
+    /// Sets bounds, mode, name and times before tuning a pool.
+    #[must_use = "nothing is tuned until `build` is called"]
+    pub fn builder(pool: P) -> Builder<P> {
+        Builder::new(pool)
+    }
+
+    pub(crate) fn from_shared(shared: Arc<Shared<P>>) -> Self {
+        Self { shared }
+    }
+
+    /// Checks a connection out: an idle one, or a new one while the limit allows, waiting in line
+    /// for at most the wait timeout.
+    ///
+    /// The connection goes back when the [`Checkout`] is dropped.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives its place in line, its permit or its connection back. A wait that
+    /// ends so counts as cancelled.
+    #[track_caller]
+    pub fn get(
+        &self,
+    ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<'_, P> {
+        let call_site = Location::caller();
+        async move { Arc::clone(&self.shared).checkout(call_site).await }
+    }
+
+    /// The state of the pool now.
+    #[must_use]
+    pub fn snapshot(&self) -> PoolSnapshot {
+        self.shared.snapshot()
+    }
+
+    /// The last 256 decisions worth telling, oldest first: every resize, and every change of the
+    /// reason not to.
+    #[must_use]
+    pub fn decisions(&self) -> Vec<Decision> {
+        self.shared.control().decisions.iter().cloned().collect()
+    }
+
+    /// How hard the pool is pressed, from 0 to 1.
+    ///
+    /// Up to ½ it is half the part of the limit that is in use. Above ½ everything is in use and
+    /// checkouts wait; at 1 as many wait as connections are allowed, so a newcomer waits about one
+    /// use time.
+    #[must_use]
+    pub fn pressure(&self) -> f64 {
+        let gate = self.shared.gate.snapshot();
+        let limit = gate.limit().max(1) as f64;
+        let used = (gate.inflight() as f64 / limit).min(1.0);
+        let waiting = (gate.queued() as f64 / limit).min(1.0);
+        (used + waiting) / 2.0
+    }
+
+    /// Changes the bounds. The target moves into them at once; connections above it are closed as
+    /// they come back.
+    ///
+    /// # Errors
+    ///
+    /// Bounds that cannot be, or in [`Mode::Enforce`] a maximum above that of the pool behind.
+    /// Nothing is changed then.
+    pub fn set_bounds(&self, bounds: RangeInclusive<usize>) -> Result<(), BoundsError> {
+        let mut bounds = Bounds::new(bounds)?;
+        if self.shared.mode == Mode::Enforce {
+            bounds = bounds.within(self.shared.adapter.max_size())?;
+        }
+        self.shared.set_bounds(bounds);
+        Ok(())
+    }
+
+    /// Refuses every checkout from now on. Those in line and those checked out are not affected.
+    pub fn close(&self) {
+        self.shared.gate.close();
+    }
+
+    /// The pool behind. A checkout made there is invisible to the gate.
+    #[must_use]
+    pub fn inner(&self) -> &P {
+        &self.shared.adapter
+    }
+}
+
+impl<P: Adapter> Clone for Autotuned<P> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<P: Adapter> fmt::Debug for Autotuned<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Autotuned")
+            .field("snapshot", &self.snapshot())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection checked out of an [`Autotuned`] pool; derefs to what the pool behind hands out.
+///
+/// Dropping it puts the connection back and lets the next in line have it.
+#[must_use = "dropping a checkout puts the connection back"]
+pub struct Checkout<P: Adapter> {
+    /// Taken only by `drop`.
+    connection: Option<P::Connection>,
+    /// Taken only by `drop`.
+    permit: Option<Permit>,
+    since: Instant,
+    call_site: &'static Location<'static>,
+    shared: Arc<Shared<P>>,
+}
+
+impl<P: Adapter> Checkout<P> {
+    /// Where [`Autotuned::get`] was called.
+    #[must_use]
+    pub fn call_site(&self) -> &'static Location<'static> {
+        self.call_site
+    }
+
+    /// Since when the connection is in use.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+}
+
+impl<P: Adapter> Deref for Checkout<P> {
+    type Target = P::Connection;
+
+    fn deref(&self) -> &P::Connection {
+        // Only `drop` takes it.
+        self.connection
+            .as_ref()
+            .expect("a checkout has its connection until it is dropped")
+    }
+}
+
+impl<P: Adapter> DerefMut for Checkout<P> {
+    fn deref_mut(&mut self) -> &mut P::Connection {
+        // Only `drop` takes it.
+        self.connection
+            .as_mut()
+            .expect("a checkout has its connection until it is dropped")
+    }
+}
+
+impl<P: Adapter> Drop for Checkout<P> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.shared.stats.returned(self.since, now);
+        self.shared.recorder.used(now - self.since);
+
+        // The connection goes back before the permit, so that the next in line finds it idle. While
+        // there is a debt it is one too many, and one is closed while it is still paid for.
+        let limit = self.shared.gate.limit();
+        drop(self.connection.take());
+        let enforce = self.shared.mode == Mode::Enforce;
+        if enforce && self.shared.gate.debt() > 0 {
+            self.shared.adapter.close_idle(1);
+        }
+        drop(self.permit.take());
+        // The limit was lowered after that look: what was closed then was counted with this permit
+        // still out, so one is left that nobody else will close.
+        if enforce && self.shared.gate.limit() < limit {
+            self.shared.close_surplus(1);
+        }
+    }
+}
+
+impl<P: Adapter> fmt::Debug for Checkout<P>
+where
+    P::Connection: fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkout")
+            .field("connection", &self.connection)
+            .field("call_site", &format_args!("{}", self.call_site))
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all handles and checkouts of one pool share.
+pub(crate) struct Shared<P> {
+    pub(crate) adapter: P,
+    pub(crate) gate: Gate,
+    pub(crate) stats: Stats,
+    pub(crate) recorder: Recorder,
+    pub(crate) mode: Mode,
+    pub(crate) name: Arc<str>,
+    pub(crate) wait_timeout: Duration,
+    pub(crate) open_timeout: Duration,
+    /// What the tuner wants; the limit in force may be on its way there.
+    pub(crate) target: AtomicUsize,
+    /// Wakes the task that drives the tuner.
+    pub(crate) news: Arc<Notify>,
+    pub(crate) control: Mutex<Control>,
+}
+
+impl<P: Adapter> Shared<P> {
+    async fn checkout(
+        self: Arc<Self>,
+        call_site: &'static Location<'static>,
+    ) -> Result<Checkout<P>, Error<P::Error>> {
+        let start = Instant::now();
+        self.stats.arrived();
+        let (permit, admitted) = match self.gate.try_acquire() {
+            Ok(permit) => (permit, start),
+            Err(_) => (self.wait(start).await?, Instant::now()),
+        };
+        self.recorder.waited(admitted - start);
+
+        let opening = timeout_at(
+            deadline(admitted, self.open_timeout),
+            self.adapter.checkout(),
+        );
+        let (connection, since) = match opening.await {
+            Ok(Ok(Checked::Reused(connection))) => (connection, admitted),
+            Ok(Ok(Checked::Opened(connection))) => (connection, self.opened(admitted)),
+            Ok(Err(error)) => return Err(Error::Backend(error)),
+            Err(_) => return Err(Error::OpenTimeout(self.open_timeout)),
+        };
+        self.stats.taken(since);
+        let (connection, permit) = (Some(connection), Some(permit));
+        Ok(Checkout {
+            connection,
+            permit,
+            since,
+            call_site,
+            shared: self,
+        })
+    }
+
+    async fn wait(&self, start: Instant) -> Result<Permit, Error<P::Error>> {
+        let mut waiting = Waiting {
+            shared: self,
+            since: start,
+            end: WaitEnd::Cancelled,
+        };
+        self.stats.queued(start);
+        let mut entry = pin!(self.gate.acquire_within(self.wait_timeout));
+        let mut told = false;
+        let entered = poll_fn(|cx| {
+            let polled = entry.as_mut().poll(cx);
+            // Once in line, this is demand that a limit below its target can be raised for.
+            if polled.is_pending() && !std::mem::replace(&mut told, true) {
+                self.tell_if_below_target();
+            }
+            polled
+        });
+        let result = entered.await;
+        waiting.end = match result.as_ref().map_err(Refused::reason) {
+            Ok(_) => WaitEnd::Admitted,
+            Err(RefusedReason::WaitTimeout) => WaitEnd::TimedOut,
+            Err(RefusedReason::Closed) => WaitEnd::Closed,
+            Err(_) => WaitEnd::Shed,
+        };
+        drop(waiting);
+        result.map_err(|refused| Error::refused(&refused))
+    }
+
+    /// A connection was opened; returns when.
+    fn opened(&self, admitted: Instant) -> Instant {
+        let now = Instant::now();
+        self.recorder.opened(now - admitted);
+        self.tell_if_below_target();
+        now
+    }
+
+    fn tell_if_below_target(&self) {
+        if self.gate.limit() < self.target.load(Ordering::Relaxed) {
+            self.news.notify_one();
+        }
+    }
+
+    /// Lowers the limit, and closes the idle connections that are too many then.
+    ///
+    /// Their permits are taken before and returned after, so that at no moment there are more
+    /// connections than the limit in force and the debt allow, not even on their way out. Those
+    /// that are in use come back to a debt, and are closed then.
+    pub(crate) fn lower_limit(&self, from: usize, to: usize) {
+        let free = iter::from_fn(|| self.gate.try_acquire().ok());
+        let cover: Vec<Permit> = free.take(from.saturating_sub(to)).collect();
+        // Checkouts inside that are not known to hold a connection may be opening one. Read in this
+        // order, one that is no longer counted here is already counted by the pool.
+        let inside = self.gate.inflight().saturating_sub(cover.len());
+        let opening = inside.saturating_sub(self.stats.in_hand());
+        let surplus = (self.adapter.size() + opening).saturating_sub(to);
+        self.adapter.close_idle(surplus.min(cover.len()));
+        self.gate.set_limit(to);
+        drop(cover);
+    }
+
+    /// Closes idle connections above the limit, as far as there are any.
+    pub(crate) fn close_surplus(&self, count: usize) {
+        let cover: Vec<Permit> = (0..count).map(|_| self.gate.acquire_anyway().0).collect();
+        self.adapter.close_idle(count);
+        drop(cover);
+    }
+
+    pub(crate) fn control(&self) -> MutexGuard<'_, Control> {
+        // A panic elsewhere leaves numbers behind that are at worst one window old.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<P> Drop for Shared<P> {
+    fn drop(&mut self) {
+        // The driver finds nothing to drive, and ends.
+        self.news.notify_one();
+    }
+}
+
+/// A checkout in line. Recorded when it leaves, whichever way.
+struct Waiting<'a, P: Adapter> {
+    shared: &'a Shared<P>,
+    since: Instant,
+    end: WaitEnd,
+}
+
+impl<P: Adapter> Drop for Waiting<'_, P> {
+    fn drop(&mut self) {
+        self.shared
+            .stats
+            .waited(self.since, Instant::now(), self.end);
+        if matches!(self.end, WaitEnd::TimedOut) {
+            self.shared.recorder.timed_out();
+        }
+    }
+}
+
+/// `start + timeout`, or the far future if that is beyond what an [`Instant`] can hold.
+fn deadline(start: Instant, timeout: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    start.checked_add(timeout).unwrap_or(start + FAR)
+}
+
+/// How many decisions are kept.
+pub(crate) const DECISIONS_KEPT: usize = 256;
+
+pub(crate) fn keep_decision(decisions: &mut VecDeque<Decision>, decision: Decision) {
+    if decisions.len() == DECISIONS_KEPT {
+        decisions.pop_front();
+    }
+    decisions.push_back(decision);
+}

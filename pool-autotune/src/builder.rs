@@ -1,0 +1,275 @@
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tower_capacity::gate::{Gate, GateConfig};
+
+use crate::adapter::Adapter;
+use crate::autotuned::Shared;
+use crate::driver::{self, Control};
+use crate::metrics::Recorder;
+use crate::stats::Stats;
+use crate::tuner::{DialBudget, DialState, Tuner, TunerConfig};
+use crate::{Autotuned, Bounds, BuildError};
+
+/// Whether the tuner acts or only reports.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// The tuner sizes the pool.
+    #[default]
+    Enforce,
+    /// The tuner reports what it would do. The limit stays at the size the pool was built with, no
+    /// connection is closed, and nothing is refused that the pool itself would not refuse.
+    Recommend,
+}
+
+impl Mode {
+    /// `enforce` or `recommend`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Recommend => "recommend",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Configures an [`Autotuned`] pool.
+#[derive(Debug)]
+pub struct Builder<P> {
+    pool: P,
+    bounds: Option<RangeInclusive<usize>>,
+    mode: Mode,
+    name: Option<String>,
+    wait_timeout: Option<Duration>,
+    open_timeout: Option<Duration>,
+    max_waiting: Option<usize>,
+    tuner: TunerConfig,
+}
+
+impl<P: Adapter> Builder<P> {
+    pub(crate) fn new(pool: P) -> Self {
+        Self {
+            pool,
+            bounds: None,
+            mode: Mode::default(),
+            name: None,
+            wait_timeout: None,
+            open_timeout: None,
+            max_waiting: None,
+            tuner: TunerConfig::default(),
+        }
+    }
+
+    /// Sets the smallest and the largest size the pool may be given.
+    ///
+    /// The minimum is a size to keep, not connections opened in advance. Two leaves room for a
+    /// task that holds one connection and asks for a second.
+    ///
+    /// Defaults to 2 up to what the pool was built with; in [`Mode::Recommend`], where nothing is
+    /// acted on, up to 50 at least.
+    #[must_use]
+    pub fn bounds(mut self, bounds: RangeInclusive<usize>) -> Self {
+        self.bounds = Some(bounds);
+        self
+    }
+
+    /// Sets whether the tuner acts or only reports. Defaults to [`Mode::Enforce`].
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Sets the name in metrics, events and snapshots. Defaults to `pool-1`, `pool-2`, …
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets how long a checkout waits in line.
+    ///
+    /// Defaults to the pool's own wait timeout if it has one; else to 2 s, or in
+    /// [`Mode::Recommend`] to no limit.
+    #[must_use]
+    pub fn wait_timeout(mut self, timeout: Duration) -> Self {
+        self.wait_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long opening or checking a connection may take once it is a checkout's turn.
+    ///
+    /// Defaults to 5 s, or in [`Mode::Recommend`] to no limit but the pool's own.
+    #[must_use]
+    pub fn open_timeout(mut self, timeout: Duration) -> Self {
+        self.open_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how many checkouts may wait in line; one more is refused at once.
+    ///
+    /// Defaults to 1024, or in [`Mode::Recommend`] to no limit.
+    #[must_use]
+    pub fn max_waiting(mut self, checkouts: usize) -> Self {
+        self.max_waiting = Some(checkouts);
+        self
+    }
+
+    /// Sets the constants of the tuner. Defaults to [`TunerConfig::default`].
+    #[must_use]
+    pub fn tuner(mut self, config: TunerConfig) -> Self {
+        self.tuner = config;
+        self
+    }
+
+    /// Builds the pool, and spawns the task that drives its tuner. Opens no connection.
+    ///
+    /// # Errors
+    ///
+    /// Bounds that cannot be, or that the pool behind cannot reach; a timeout of zero; a constant
+    /// of the tuner out of range; no tokio runtime.
+    pub fn build(self) -> Result<Autotuned<P>, BuildError> {
+        let runtime = Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
+        check_tuner(&self.tuner)?;
+        let pool_max = self.pool.max_size();
+        let bounds = self.checked_bounds(pool_max)?;
+        let wait_timeout = self.checked_wait_timeout()?;
+        let enforce = self.mode == Mode::Enforce;
+        let open_timeout = self.open_timeout.unwrap_or(if enforce {
+            Duration::from_secs(5)
+        } else {
+            Duration::MAX
+        });
+        if open_timeout.is_zero() {
+            return Err(setting(
+                "open_timeout is 0 s: no connection opens in no time",
+            ));
+        }
+        let max_waiting = self
+            .max_waiting
+            .unwrap_or(if enforce { 1024 } else { usize::MAX });
+
+        let now = Instant::now();
+        /// Enough to begin with for most services, and little to dial at once for the rest.
+        const START: usize = 4;
+        let start = if enforce { START } else { pool_max };
+        let tuner = Tuner::new(self.tuner, bounds, start, now);
+        let mut dial = DialBudget::new(self.tuner.dial, now);
+        let limit = if enforce {
+            dial.limit(
+                now,
+                DialState::new(0, tuner.target(), self.pool.size(), usize::MAX),
+            )
+        } else {
+            pool_max
+        };
+        let gate = Gate::new(
+            GateConfig::new(limit)
+                .max_queue(max_waiting)
+                .max_wait(wait_timeout),
+        );
+
+        let name: Arc<str> = self.name.unwrap_or_else(next_name).into();
+        let stats = Stats::new(self.tuner.slow_wait);
+        let news = Arc::new(Notify::new());
+        let shared = Arc::new(Shared {
+            adapter: self.pool,
+            gate,
+            recorder: Recorder::new(&name, tuner.target()),
+            mode: self.mode,
+            name,
+            wait_timeout,
+            open_timeout,
+            target: AtomicUsize::new(tuner.target()),
+            news: Arc::clone(&news),
+            control: Mutex::new(Control::new(tuner, dial, &stats, now)),
+            stats,
+        });
+        runtime.spawn(driver::run(Arc::downgrade(&shared), news));
+        Ok(Autotuned::from_shared(shared))
+    }
+
+    fn checked_bounds(&self, pool_max: usize) -> Result<Bounds, BuildError> {
+        /// What is worth recommending without being asked.
+        const RECOMMENDED_MAX: usize = 50;
+        let bounds = self.bounds.clone().unwrap_or_else(|| match self.mode {
+            Mode::Enforce => pool_max.min(2)..=pool_max,
+            Mode::Recommend => 2..=pool_max.max(RECOMMENDED_MAX),
+        });
+        let bounds = Bounds::new(bounds)?;
+        match self.mode {
+            Mode::Enforce => Ok(bounds.within(pool_max)?),
+            Mode::Recommend => Ok(bounds),
+        }
+    }
+
+    fn checked_wait_timeout(&self) -> Result<Duration, BuildError> {
+        let own = self.pool.wait_timeout();
+        let default = match self.mode {
+            Mode::Enforce => Duration::from_secs(2),
+            Mode::Recommend => Duration::MAX,
+        };
+        let timeout = self.wait_timeout.or(own).unwrap_or(default);
+        if timeout.is_zero() {
+            return Err(setting(
+                "wait_timeout is 0 s: allow some wait, or use max_waiting(0) to refuse whoever \
+                 would have to",
+            ));
+        }
+        Ok(timeout)
+    }
+}
+
+fn check_tuner(config: &TunerConfig) -> Result<(), BuildError> {
+    let part = |name: &str, value: f64| {
+        if (0.0..=1.0).contains(&value) {
+            return Ok(());
+        }
+        Err(setting(format!(
+            "tuner.{name} is {value}: it is a part, from 0 to 1"
+        )))
+    };
+    let positive = |name: &str, value: f64| {
+        if value.is_finite() && value > 0.0 {
+            return Ok(());
+        }
+        Err(setting(format!(
+            "tuner.{name} is {value}: it has to be above 0"
+        )))
+    };
+    part("shrink_step", config.shrink_step)?;
+    part("dead_band", config.dead_band)?;
+    positive("inflated", config.inflated)?;
+    positive("drain_backlog_in", config.drain_backlog_in.as_secs_f64())?;
+    positive("dial.per_second", config.dial.per_second)?;
+    positive("dial.at_once", config.dial.at_once as f64)?;
+    if config.dial.burst.is_nan() || config.dial.burst < 1.0 {
+        let burst = config.dial.burst;
+        return Err(setting(format!(
+            "tuner.dial.burst is {burst}: it has to be at least 1"
+        )));
+    }
+    Ok(())
+}
+
+fn setting(message: impl Into<String>) -> BuildError {
+    BuildError::Setting(message.into())
+}
+
+fn next_name() -> String {
+    static UNNAMED: AtomicUsize = AtomicUsize::new(1);
+    format!("pool-{}", UNNAMED.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,215 @@
+//! The task that drives a pool's tuner.
+//!
+//! One task per pool, spawned by [`Builder::build`](crate::Builder::build), holding the pool
+//! weakly. It wakes every 250 ms to close a window, and in between when a checkout lines up, or a
+//! connection was opened, while the limit is below its target. It ends with the last handle.
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::adapter::Adapter;
+use crate::autotuned::{Shared, keep_decision};
+use crate::stats::{Stats, Waits, WindowReader};
+use crate::tuner::{Decision, DialBudget, DialState, PoolWindow, Reason, Tuner};
+use crate::{Bounds, Mode, PoolSnapshot, events};
+
+/// How often a window is closed: the fast path acts within this time.
+pub(crate) const TICK: Duration = Duration::from_millis(250);
+
+pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>) {
+    while let Some(wake) = pool.upgrade().map(|pool| pool.step(Instant::now())) {
+        // Both ends mean the same: look again.
+        let _ = timeout_at(wake, news.notified()).await;
+    }
+}
+
+/// What is touched only by whoever drives the tuner, and by those who look.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) tuner: Tuner,
+    pub(crate) dial: DialBudget,
+    pub(crate) decisions: VecDeque<Decision>,
+    reader: WindowReader,
+    next_window: Instant,
+    /// Time integral of the limit since the last window.
+    capacity: Duration,
+    limit_since: Instant,
+    recent: Recent,
+}
+
+impl Control {
+    pub(crate) fn new(tuner: Tuner, dial: DialBudget, stats: &Stats, now: Instant) -> Self {
+        Self {
+            tuner,
+            dial,
+            decisions: VecDeque::new(),
+            reader: WindowReader::new(stats, now),
+            next_window: now + TICK,
+            capacity: Duration::ZERO,
+            limit_since: now,
+            recent: Recent::default(),
+        }
+    }
+
+    fn count_capacity(&mut self, now: Instant, limit: usize) {
+        let for_how_long = now.saturating_duration_since(self.limit_since);
+        let limit = limit.try_into().unwrap_or(u32::MAX);
+        self.capacity = self
+            .capacity
+            .saturating_add(for_how_long.saturating_mul(limit));
+        self.limit_since = now;
+    }
+
+    /// Whether a decision says something that the last one did not.
+    fn is_news(&self, decision: &Decision) -> bool {
+        if decision.is_resize() {
+            return true;
+        }
+        let last = self.decisions.back().map(Decision::reason);
+        // Between two resizes `Settling` and `Gathering` come and go, and mean nothing to a reader.
+        !matches!(decision.reason(), Reason::Gathering | Reason::Settling)
+            && last != Some(decision.reason())
+    }
+}
+
+impl<P: Adapter> Shared<P> {
+    /// Closes a window if it is time, moves the limit towards its target, and says when to look
+    /// again.
+    fn step(&self, now: Instant) -> Instant {
+        let mut control = self.control();
+        if now >= control.next_window {
+            self.close_window(&mut control, now);
+            control.next_window = now + TICK;
+        }
+        self.apply(&mut control, now);
+        let waiting_for_token = self.gate.queued() > 0
+            && self.gate.limit() < self.target.load(Relaxed)
+            && self.mode == Mode::Enforce;
+        match control.dial.next_token() {
+            Some(token) if waiting_for_token => token.min(control.next_window),
+            _ => control.next_window,
+        }
+    }
+
+    pub(crate) fn set_bounds(&self, bounds: Bounds) {
+        let now = Instant::now();
+        let mut control = self.control();
+        let decision = control.tuner.set_bounds(now, bounds);
+        self.record(&mut control, decision);
+        self.apply(&mut control, now);
+    }
+
+    pub(crate) fn snapshot(&self) -> PoolSnapshot {
+        let (window, waits) = self.control().recent.merged();
+        let gate = self.gate.snapshot();
+        PoolSnapshot {
+            name: Arc::clone(&self.name),
+            mode: self.mode,
+            target: self.target.load(Relaxed),
+            limit: gate.limit(),
+            size: self.adapter.size(),
+            in_use: gate.inflight(),
+            pending: gate.queued(),
+            arrival_rate: window.arrival_rate(),
+            throughput: window.throughput(),
+            wait_mean: Duration::from_secs_f64(window.mean_wait_time()),
+            wait_p95: waits.quantile(0.95),
+            use_mean: window.mean_use_time().map(Duration::from_secs_f64),
+        }
+    }
+
+    fn close_window(&self, control: &mut Control, now: Instant) {
+        let gate = self.gate.snapshot();
+        control.count_capacity(now, gate.limit());
+        let (mut window, waits) =
+            control
+                .reader
+                .next(&self.stats, now, gate.limit(), gate.queued());
+        window.capacity = std::mem::take(&mut control.capacity);
+        let decision = control.tuner.on_window(now, &window);
+        self.record(control, decision);
+        control.recent.push(&window, &waits);
+        let size = self.adapter.size();
+        let max = match self.mode {
+            Mode::Enforce => control.tuner.target(),
+            Mode::Recommend => gate.limit(),
+        };
+        self.recorder
+            .levels(size, gate.inflight().min(size), gate.queued(), max);
+    }
+
+    fn record(&self, control: &mut Control, decision: Decision) {
+        self.target.store(decision.to(), Relaxed);
+        if decision.is_resize() {
+            self.recorder.resized(&decision);
+        }
+        if control.is_news(&decision) {
+            events::decided(&self.name, self.mode, &decision);
+            keep_decision(&mut control.decisions, decision);
+        }
+    }
+
+    /// Moves the limit in force towards the target, and closes what is too many.
+    fn apply(&self, control: &mut Control, now: Instant) {
+        if self.mode == Mode::Recommend {
+            return;
+        }
+        let gate = self.gate.snapshot();
+        let state = DialState::new(
+            gate.limit(),
+            self.target.load(Relaxed),
+            self.adapter.size(),
+            gate.queued(),
+        );
+        let limit = control.dial.limit(now, state);
+        if limit != gate.limit() {
+            control.count_capacity(now, gate.limit());
+        }
+        match limit.cmp(&gate.limit()) {
+            Ordering::Less => self.lower_limit(gate.limit(), limit),
+            Ordering::Equal => {}
+            Ordering::Greater => self.gate.set_limit(limit),
+        }
+        // A pool that puts connections back late leaves some to be closed later.
+        let gate = self.gate.snapshot();
+        let surplus = self
+            .adapter
+            .size()
+            .saturating_sub(gate.limit().max(gate.inflight()));
+        if surplus > 0 {
+            self.close_surplus(surplus);
+        }
+    }
+}
+
+/// Windows of the last five to ten seconds, for whoever looks.
+#[derive(Debug, Default)]
+struct Recent {
+    earlier: (PoolWindow, Waits),
+    current: (PoolWindow, Waits),
+}
+
+impl Recent {
+    const SPAN: Duration = Duration::from_secs(5);
+
+    fn push(&mut self, window: &PoolWindow, waits: &Waits) {
+        if self.current.0.duration >= Self::SPAN {
+            self.earlier = std::mem::take(&mut self.current);
+        }
+        self.current.0.merge(window);
+        self.current.1.merge(waits);
+    }
+
+    fn merged(&self) -> (PoolWindow, Waits) {
+        let (mut window, mut waits) = self.earlier.clone();
+        window.merge(&self.current.0);
+        waits.merge(&self.current.1);
+        (window, waits)
+    }
+}

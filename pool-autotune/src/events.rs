@@ -1,0 +1,38 @@
+//! What is told through `tracing`: every resize, and every change of the reason not to.
+
+use crate::Mode;
+use crate::tuner::Decision;
+
+#[cfg(feature = "tracing")]
+pub(crate) fn decided(pool: &str, mode: Mode, decision: &Decision) {
+    use crate::tuner::Reason;
+
+    let inputs = decision.inputs();
+    macro_rules! tell {
+        ($level:expr) => {
+            tracing::event!(
+                $level,
+                pool,
+                mode = mode.as_str(),
+                old = decision.from(),
+                new = decision.to(),
+                reason = decision.reason().as_str(),
+                arrival_rate = inputs.arrival_rate,
+                throughput = inputs.throughput,
+                mean_wait_time = inputs.mean_wait_time,
+                mean_use_time = inputs.mean_use_time,
+                base_use_time = inputs.base_use_time,
+                utilisation = inputs.utilisation,
+                demand = inputs.demand,
+                "{decision}"
+            )
+        };
+    }
+    match decision.reason() {
+        Reason::Slower | Reason::AtMaximum => tell!(tracing::Level::WARN),
+        _ => tell!(tracing::Level::DEBUG),
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn decided(_pool: &str, _mode: Mode, _decision: &Decision) {}

@@ -1,0 +1,393 @@
+//! What happens at the gate, counted without locks and read as windows.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::tuner::PoolWindow;
+
+/// Running totals of one pool.
+///
+/// Each is read on its own, so a window may see a checkout's arrival and the next one its wait:
+/// nothing is lost, and sums are off by at most what is going on at that moment.
+#[derive(Debug)]
+pub(crate) struct Stats {
+    epoch: Instant,
+    slow_wait: Duration,
+    arrivals: AtomicU64,
+    completions: AtomicU64,
+    timeouts: AtomicU64,
+    shed: AtomicU64,
+    cancelled: AtomicU64,
+    slow_waits: AtomicU64,
+    wait_us: AtomicU64,
+    use_ns: AtomicU64,
+    use_us_squared: AtomicU64,
+    busy: TimeIntegral,
+    queueing: TimeIntegral,
+    waits: WaitHistogram,
+}
+
+impl Stats {
+    pub(crate) fn new(slow_wait: Duration) -> Self {
+        Self {
+            epoch: Instant::now(),
+            slow_wait,
+            arrivals: AtomicU64::new(0),
+            completions: AtomicU64::new(0),
+            timeouts: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
+            slow_waits: AtomicU64::new(0),
+            wait_us: AtomicU64::new(0),
+            use_ns: AtomicU64::new(0),
+            use_us_squared: AtomicU64::new(0),
+            busy: TimeIntegral::default(),
+            queueing: TimeIntegral::default(),
+            waits: WaitHistogram::default(),
+        }
+    }
+
+    pub(crate) fn arrived(&self) {
+        self.arrivals.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn queued(&self, now: Instant) {
+        self.queueing.enter(self.at(now));
+    }
+
+    /// The end of a wait, whatever came of it.
+    pub(crate) fn waited(&self, since: Instant, now: Instant, end: WaitEnd) {
+        self.queueing.leave(self.at(now), self.at(since));
+        let wait = now - since;
+        self.wait_us.fetch_add(wait.as_micros() as u64, Relaxed);
+        self.waits.record(wait);
+        if wait > self.slow_wait {
+            self.slow_waits.fetch_add(1, Relaxed);
+        }
+        match end {
+            WaitEnd::Admitted | WaitEnd::Closed => {}
+            WaitEnd::TimedOut => _ = self.timeouts.fetch_add(1, Relaxed),
+            WaitEnd::Shed => _ = self.shed.fetch_add(1, Relaxed),
+            WaitEnd::Cancelled => _ = self.cancelled.fetch_add(1, Relaxed),
+        }
+    }
+
+    pub(crate) fn taken(&self, since: Instant) {
+        self.busy.enter(self.at(since));
+    }
+
+    pub(crate) fn returned(&self, since: Instant, now: Instant) {
+        /// Longer use times count as this long in the variance, so that its sum cannot overflow.
+        const LONGEST_US: u64 = 1 << 26;
+        self.busy.leave(self.at(now), self.at(since));
+        let used = now - since;
+        self.use_ns.fetch_add(used.as_nanos() as u64, Relaxed);
+        let us = (used.as_micros() as u64).min(LONGEST_US);
+        self.use_us_squared.fetch_add(us * us, Relaxed);
+        self.completions.fetch_add(1, Relaxed);
+    }
+
+    /// Checkouts that have their connection.
+    pub(crate) fn in_hand(&self) -> usize {
+        self.busy.count()
+    }
+
+    /// Microseconds since the epoch.
+    fn at(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_micros() as u64
+    }
+
+    fn totals(&self, now: Instant) -> Totals {
+        let at = self.at(now);
+        Totals {
+            at,
+            arrivals: self.arrivals.load(Relaxed),
+            completions: self.completions.load(Relaxed),
+            timeouts: self.timeouts.load(Relaxed),
+            shed: self.shed.load(Relaxed),
+            cancelled: self.cancelled.load(Relaxed),
+            slow_waits: self.slow_waits.load(Relaxed),
+            wait_us: self.wait_us.load(Relaxed),
+            use_ns: self.use_ns.load(Relaxed),
+            use_us_squared: self.use_us_squared.load(Relaxed),
+            busy_us: self.busy.read(at),
+            queueing_us: self.queueing.read(at),
+            waits: self.waits.read(),
+        }
+    }
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WaitEnd {
+    Admitted,
+    TimedOut,
+    Shed,
+    Closed,
+    Cancelled,
+}
+
+/// All totals at one moment.
+#[derive(Clone, Debug)]
+struct Totals {
+    at: u64,
+    arrivals: u64,
+    completions: u64,
+    timeouts: u64,
+    shed: u64,
+    cancelled: u64,
+    slow_waits: u64,
+    wait_us: u64,
+    use_ns: u64,
+    use_us_squared: u64,
+    busy_us: u64,
+    queueing_us: u64,
+    waits: [u64; BUCKETS],
+}
+
+/// Turns totals into windows. Owned by whoever drives the tuner.
+#[derive(Debug)]
+pub(crate) struct WindowReader {
+    last: Totals,
+}
+
+impl WindowReader {
+    pub(crate) fn new(stats: &Stats, now: Instant) -> Self {
+        Self {
+            last: stats.totals(now),
+        }
+    }
+
+    /// What happened since the last call. `limit`: in force since then; `queued`: now.
+    pub(crate) fn next(
+        &mut self,
+        stats: &Stats,
+        now: Instant,
+        limit: usize,
+        queued: usize,
+    ) -> (PoolWindow, Waits) {
+        let totals = stats.totals(now);
+        let last = std::mem::replace(&mut self.last, totals);
+        let totals = &self.last;
+        let us = |now: u64, then: u64| Duration::from_micros(now.wrapping_sub(then));
+        let duration = us(totals.at, last.at);
+        let window = PoolWindow {
+            duration,
+            arrivals: totals.arrivals - last.arrivals,
+            completions: totals.completions - last.completions,
+            timeouts: totals.timeouts - last.timeouts,
+            shed: totals.shed - last.shed,
+            cancelled: totals.cancelled - last.cancelled,
+            slow_waits: totals.slow_waits - last.slow_waits,
+            wait_time: us(totals.wait_us, last.wait_us),
+            use_time: Duration::from_nanos(totals.use_ns.wrapping_sub(last.use_ns)),
+            use_time_squared: totals.use_us_squared.wrapping_sub(last.use_us_squared) as f64
+                * 1e-12,
+            busy: TimeIntegral::between(last.busy_us, totals.busy_us),
+            queueing: TimeIntegral::between(last.queueing_us, totals.queueing_us),
+            capacity: duration.saturating_mul(limit.try_into().unwrap_or(u32::MAX)),
+            limit,
+            queued,
+        };
+        let mut counts = totals.waits;
+        counts
+            .iter_mut()
+            .zip(last.waits)
+            .for_each(|(now, then)| *now -= then);
+        let waits = Waits {
+            counts,
+            arrivals: window.arrivals,
+        };
+        (window, waits)
+    }
+}
+
+/// ∫n dt of a count that goes up and down, exact to a microsecond, in one atomic word.
+///
+/// The low 16 bits hold n. The rest holds A = Σ(time of each leave) − Σ(time of each enter)
+/// modulo 2⁴⁸ µs (nine years), so that ∫n dt up to t is A + n·t at any moment, with those still
+/// inside counted up to t. Both change in one addition: the word can be read at any time.
+#[derive(Debug, Default)]
+struct TimeIntegral(AtomicU64);
+
+impl TimeIntegral {
+    const COUNT_BITS: u32 = 16;
+
+    fn enter(&self, at: u64) {
+        let added = 1u64.wrapping_sub(at << Self::COUNT_BITS);
+        self.0.fetch_add(added, Relaxed);
+    }
+
+    /// `since` is when it entered: a leave cannot lie before that.
+    fn leave(&self, at: u64, since: u64) {
+        let added = (at.max(since) << Self::COUNT_BITS).wrapping_sub(1);
+        self.0.fetch_add(added, Relaxed);
+    }
+
+    fn count(&self) -> usize {
+        (self.0.load(Relaxed) & ((1 << Self::COUNT_BITS) - 1)) as usize
+    }
+
+    /// ∫n dt up to `at`, in microseconds modulo 2⁴⁸.
+    fn read(&self, at: u64) -> u64 {
+        let word = self.0.load(Relaxed);
+        let count = word & ((1 << Self::COUNT_BITS) - 1);
+        (word >> Self::COUNT_BITS).wrapping_add(count.wrapping_mul(at))
+    }
+
+    fn between(then: u64, now: u64) -> Duration {
+        const MODULUS_BITS: u32 = 64 - TimeIntegral::COUNT_BITS;
+        let difference = now.wrapping_sub(then) << Self::COUNT_BITS >> Self::COUNT_BITS;
+        // Somebody who entered a moment before the last look may be recorded just after it, with
+        // the earlier time; read the other way round the difference can be a little below zero.
+        let negative = difference >> (MODULUS_BITS - 1) == 1;
+        Duration::from_micros(if negative { 0 } else { difference })
+    }
+}
+
+const BUCKETS: usize = 100;
+
+/// Counts of waits, four buckets to each doubling from 1 µs to 20 s.
+#[derive(Debug)]
+struct WaitHistogram([AtomicU64; BUCKETS]);
+
+impl Default for WaitHistogram {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; BUCKETS])
+    }
+}
+
+impl WaitHistogram {
+    fn record(&self, wait: Duration) {
+        let us = (wait.as_micros() as u64).max(1);
+        let doubling = us.ilog2();
+        let quarter = if doubling >= 2 {
+            (us >> (doubling - 2)) & 3
+        } else {
+            (us << (2 - doubling)) & 3
+        };
+        let bucket = (doubling as usize * 4 + quarter as usize).min(BUCKETS - 1);
+        self.0[bucket].fetch_add(1, Relaxed);
+    }
+
+    fn read(&self) -> [u64; BUCKETS] {
+        std::array::from_fn(|bucket| self.0[bucket].load(Relaxed))
+    }
+
+    /// The upper edge of a bucket.
+    fn edge(bucket: usize) -> Duration {
+        let (doubling, quarter) = (bucket / 4, bucket % 4);
+        Duration::from_micros(((1u64 << doubling) as f64 * (1.25 + 0.25 * quarter as f64)) as u64)
+    }
+}
+
+/// The distribution of waits in a window.
+#[derive(Clone, Debug)]
+pub(crate) struct Waits {
+    counts: [u64; BUCKETS],
+    arrivals: u64,
+}
+
+impl Waits {
+    /// The wait that `part` (0 to 1) of all checkouts did not exceed, to within 25 %. Those that
+    /// did not have to wait count as zero, cancelled ones with what they had waited.
+    pub(crate) fn quantile(&self, part: f64) -> Duration {
+        let waited: u64 = self.counts.iter().sum();
+        let all = self.arrivals.max(waited);
+        let mut above = (all as f64 * (1.0 - part)) as u64;
+        for bucket in (0..BUCKETS).rev() {
+            if self.counts[bucket] > above {
+                return WaitHistogram::edge(bucket);
+            }
+            above -= self.counts[bucket];
+        }
+        Duration::ZERO
+    }
+
+    pub(crate) fn merge(&mut self, later: &Self) {
+        self.counts
+            .iter_mut()
+            .zip(later.counts)
+            .for_each(|(a, b)| *a += b);
+        self.arrivals += later.arrivals;
+    }
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self {
+            counts: [0; BUCKETS],
+            arrivals: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_still_held_counts_up_to_now() {
+        let integral = TimeIntegral::default();
+        integral.enter(1_000);
+        let then = integral.read(1_500);
+        let now = integral.read(2_500);
+        assert_eq!(
+            TimeIntegral::between(then, now),
+            Duration::from_micros(1_000)
+        );
+        integral.leave(3_000, 1_000);
+        assert_eq!(
+            TimeIntegral::between(0, integral.read(9_000)),
+            Duration::from_micros(2_000)
+        );
+    }
+
+    #[test]
+    fn quantiles_count_those_that_did_not_wait() {
+        let mut waits = Waits {
+            counts: [0; BUCKETS],
+            arrivals: 100,
+        };
+        assert_eq!(waits.quantile(0.95), Duration::ZERO);
+        let histogram = WaitHistogram::default();
+        (0..10).for_each(|_| histogram.record(Duration::from_millis(40)));
+        waits.counts = histogram.read();
+        assert_eq!(waits.quantile(0.5), Duration::ZERO);
+        let p95 = waits.quantile(0.95).as_secs_f64();
+        assert!((0.040..0.050).contains(&p95), "{p95}");
+    }
+
+    proptest! {
+        #[test]
+        fn integral_equals_the_sum_of_stays(
+            stays in prop::collection::vec((0..1u64 << 40, 0..1u64 << 20), 1..50),
+        ) {
+            let integral = TimeIntegral::default();
+            for &(at, _) in &stays {
+                integral.enter(at);
+            }
+            for &(at, stay) in &stays {
+                integral.leave(at + stay, at);
+            }
+            let sum = stays.iter().map(|&(_, stay)| stay).sum();
+            let read = integral.read(1 << 41);
+            prop_assert_eq!(TimeIntegral::between(0, read), Duration::from_micros(sum));
+        }
+
+        #[test]
+        fn a_wait_is_at_most_a_quarter_below_the_edge_of_its_bucket(us in 4..20_000_000u64) {
+            let histogram = WaitHistogram::default();
+            let wait = Duration::from_micros(us);
+            histogram.record(wait);
+            let waits = Waits { counts: histogram.read(), arrivals: 1 };
+            let edge = waits.quantile(0.5);
+            prop_assert!(wait <= edge + Duration::from_micros(1), "{wait:?} {edge:?}");
+            prop_assert!(edge.as_secs_f64() <= wait.as_secs_f64() * 1.25 + 1e-6, "{wait:?} {edge:?}");
+        }
+    }
+}

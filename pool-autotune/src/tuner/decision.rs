@@ -1,0 +1,206 @@
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// One decision of a [`Tuner`](super::Tuner), with what it was based on.
+///
+/// Its [`Display`](fmt::Display) is one line for a log or a page.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    pub(super) at: Instant,
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) reason: Reason,
+    pub(super) inputs: Inputs,
+}
+
+impl Decision {
+    /// When it was made.
+    #[must_use]
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// The target before.
+    #[must_use]
+    pub fn from(&self) -> usize {
+        self.from
+    }
+
+    /// The target after.
+    #[must_use]
+    pub fn to(&self) -> usize {
+        self.to
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// What was seen in the window it was made on; all zero when it was not made on one.
+    #[must_use]
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    /// Whether it moved the target.
+    #[must_use]
+    pub fn is_resize(&self) -> bool {
+        self.from != self.to
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            from,
+            to,
+            reason,
+            inputs,
+            ..
+        } = self;
+        match from.cmp(to) {
+            std::cmp::Ordering::Less => write!(f, "grow {from} -> {to}: {reason}")?,
+            std::cmp::Ordering::Equal => write!(f, "keep {to}: {reason}")?,
+            std::cmp::Ordering::Greater => write!(f, "shrink {from} -> {to}: {reason}")?,
+        }
+        if matches!(reason, Reason::Bounds | Reason::Gathering) {
+            return Ok(());
+        }
+        write!(f, " ({inputs})")
+    }
+}
+
+/// Why a [`Decision`] is what it is.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// More checkouts wait than there are connections, and the database is not slower than usual.
+    Backlog,
+    /// The pool is saturated, and demand is above the target.
+    Saturated,
+    /// The target is above the peak demand of the last minutes.
+    Surplus,
+    /// The bounds were changed.
+    Bounds,
+    /// The target fits.
+    Steady,
+    /// The pool is saturated, but by use times above their base: the database is slower, and more
+    /// connections would not make it faster.
+    Slower,
+    /// The pool is saturated and needs more connections than its bounds allow.
+    AtMaximum,
+    /// The target moved too recently to move again.
+    Settling,
+    /// Too little was seen yet to decide on.
+    Gathering,
+}
+
+impl Reason {
+    /// A short name, for labels: `backlog`, `saturated`, …
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Backlog => "backlog",
+            Self::Saturated => "saturated",
+            Self::Surplus => "surplus",
+            Self::Bounds => "bounds",
+            Self::Steady => "steady",
+            Self::Slower => "slower",
+            Self::AtMaximum => "at_maximum",
+            Self::Settling => "settling",
+            Self::Gathering => "gathering",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Backlog => "more wait than there are connections",
+            Self::Saturated => "saturated",
+            Self::Surplus => "more than the demand of the last minutes",
+            Self::Bounds => "the bounds were changed",
+            Self::Steady => "steady",
+            Self::Slower => "saturated, but the database is slower, not the pool too small",
+            Self::AtMaximum => "saturated at the configured maximum",
+            Self::Settling => "the last change has to show its effect first",
+            Self::Gathering => "not enough seen yet",
+        })
+    }
+}
+
+/// What a [`Decision`] was based on.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Inputs {
+    /// λ: checkouts asked for per second.
+    pub arrival_rate: f64,
+    /// X: checkouts returned per second.
+    pub throughput: f64,
+    /// W: mean wait time, in seconds.
+    pub mean_wait_time: f64,
+    /// S: mean use time, in seconds.
+    pub mean_use_time: Option<f64>,
+    /// S0: mean use time when not saturated, in seconds.
+    pub base_use_time: Option<f64>,
+    /// c²: squared coefficient of variation of use times.
+    pub use_time_variation: f64,
+    /// U: part of the limit in use, 0 to 1.
+    pub utilisation: f64,
+    /// Q: mean number of waiting checkouts.
+    pub mean_queue: f64,
+    /// Checkouts waiting at the moment of the decision.
+    pub queued: usize,
+    /// The limit in force at that moment.
+    pub limit: usize,
+    /// Checkouts that gave up waiting.
+    pub timeouts: u64,
+    /// Whether the pool was saturated.
+    pub saturated: bool,
+    /// D: connections that the demand needs, if a use time is known.
+    pub demand: Option<usize>,
+}
+
+impl fmt::Display for Inputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "arrivals {:.0}/s, returns {:.0}/s, wait {:.1?}, use {}, base {}, in use {:.0} %, \
+             queue {:.1}, demand {}",
+            self.arrival_rate,
+            self.throughput,
+            Duration::from_secs_f64(self.mean_wait_time),
+            Time(self.mean_use_time),
+            Time(self.base_use_time),
+            self.utilisation * 100.0,
+            self.mean_queue,
+            Count(self.demand),
+        )
+    }
+}
+
+struct Time(Option<f64>);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(seconds) => write!(f, "{:.1?}", Duration::from_secs_f64(seconds)),
+            None => f.write_str("unknown"),
+        }
+    }
+}
+
+struct Count(Option<usize>);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(count) => count.fmt(f),
+            None => f.write_str("unknown"),
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! How many connections a pool should have: a pure value, driven by windows.
+//!
+//! A [`Tuner`] reads no clock, takes no lock and does no I/O: [`Tuner::on_window`] is given the
+//! time and what happened, and answers with a [`Decision`]. So a simulator drives the very code
+//! that runs in production, and every decision can be reproduced from its inputs.
+//!
+//! # Demand
+//!
+//! By Little's law λ arrivals per second that hold a connection for S seconds keep L = λ·S
+//! connections busy. Square-root staffing adds slack for variation: D = ⌈L + 1.3·√(L(1 + c²)/2)⌉,
+//! with c² the squared coefficient of variation of use times.
+//!
+//! The trap is S. When the database saturates, use times grow, so waits grow, so λ·S grows; a rule
+//! that follows any of them grows the pool, which makes the database slower still. Here S is S0,
+//! use time measured while the pool was *not* saturated. A database that gets slower by itself
+//! does not raise D.
+//!
+//! # When the target moves
+//!
+//! - **Up, at once**: more checkouts wait than connections are allowed, and use times are near S0
+//!   (so more connections will help): demand plus what it takes to work off the backlog in half a
+//!   second, within one 250 ms window, to at most 8n + 8.
+//! - **Up**, after one saturated window: demand.
+//! - **Down**: to the highest demand of the last 300 s, by at most 20 % every 60 s, and not at all
+//!   within a dead band of 15 %.
+
+mod decision;
+mod demand;
+mod dial;
+mod window;
+
+pub use self::decision::{Decision, Inputs, Reason};
+pub use self::dial::{DialBudget, DialConfig, DialState};
+pub use self::window::PoolWindow;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::demand::{BaseUseTime, PeakDemand, staffing};
+use crate::Bounds;
+
+/// The constants of a [`Tuner`].
+///
+/// The defaults serve; each says where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TunerConfig {
+    /// A decision needs at least this long a window (unless there is a backlog). Defaults to 1 s:
+    /// long against use times, short against the 3 s in which a step should be over.
+    pub min_window: Duration,
+    /// … and at least this many completions. Defaults to 50, which puts the standard error of a
+    /// mean of exponential times at 14 %.
+    pub min_completions: u64,
+    /// With too few completions a window closes after this long. Defaults to 10 s.
+    pub max_window: Duration,
+    /// A wait longer than this is slow: a pool where one checkout in twenty waits as long is
+    /// saturated. Defaults to 20 ms.
+    pub slow_wait: Duration,
+    /// With a backlog, aim to work it off in this time. Defaults to 500 ms.
+    pub drain_backlog_in: Duration,
+    /// Above this multiple of S0, a backlog is the database's doing and does not grow the pool at
+    /// once. Defaults to 1.5.
+    pub inflated: f64,
+    /// Time between two growths. Defaults to 2 s: the last one has to show its effect first.
+    pub grow_every: Duration,
+    /// Shrink to the peak demand of this long. Defaults to 300 s, as the Kubernetes horizontal
+    /// autoscaler does, for the same reason: traffic that just fell comes back.
+    pub shrink_horizon: Duration,
+    /// Time between two shrinks. Defaults to 60 s.
+    pub shrink_every: Duration,
+    /// Largest part of the target given up at once. Defaults to 0.2, as in the Vibur pool.
+    pub shrink_step: f64,
+    /// No shrink while the target is within this part above peak demand. Defaults to 0.15.
+    pub dead_band: f64,
+    /// How fast connections are opened.
+    pub dial: DialConfig,
+}
+
+impl Default for TunerConfig {
+    fn default() -> Self {
+        Self {
+            min_window: Duration::from_secs(1),
+            min_completions: 50,
+            max_window: Duration::from_secs(10),
+            slow_wait: Duration::from_millis(20),
+            drain_backlog_in: Duration::from_millis(500),
+            inflated: 1.5,
+            grow_every: Duration::from_secs(2),
+            shrink_horizon: Duration::from_secs(300),
+            shrink_every: Duration::from_secs(60),
+            shrink_step: 0.2,
+            dead_band: 0.15,
+            dial: DialConfig::default(),
+        }
+    }
+}
+
+/// Decides how many connections a pool should have. See the [module docs](self).
+#[derive(Clone, Debug)]
+pub struct Tuner {
+    config: TunerConfig,
+    bounds: Bounds,
+    target: usize,
+    /// Windows since the last decision that needed a whole one.
+    gathered: PoolWindow,
+    base: BaseUseTime,
+    peak: PeakDemand,
+    grown: Option<Instant>,
+    shrunk: Option<Instant>,
+}
+
+impl Tuner {
+    /// A tuner for a pool that has just started, or that is `start` connections large.
+    #[must_use]
+    pub fn new(config: TunerConfig, bounds: Bounds, start: usize, now: Instant) -> Self {
+        Self {
+            config,
+            bounds,
+            target: bounds.clamp(start),
+            gathered: PoolWindow::default(),
+            base: BaseUseTime::default(),
+            peak: PeakDemand::new(config.shrink_horizon, now),
+            grown: None,
+            shrunk: None,
+        }
+    }
+
+    /// The size it wants. Always within its bounds.
+    #[must_use]
+    pub fn target(&self) -> usize {
+        self.target
+    }
+
+    /// The bounds it keeps to.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Changes the bounds, and moves the target into them.
+    pub fn set_bounds(&mut self, now: Instant, bounds: Bounds) -> Decision {
+        self.bounds = bounds;
+        self.decide(
+            now,
+            Reason::Bounds,
+            bounds.clamp(self.target),
+            Inputs::default(),
+        )
+    }
+
+    /// Takes in what happened since the last call. Best called every 250 ms: a backlog is acted on
+    /// at once, everything else when enough was seen.
+    pub fn on_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
+        self.gathered.merge(window);
+        if let Some(decision) = self.on_backlog(now, window) {
+            self.gathered = PoolWindow::default();
+            return decision;
+        }
+        if !self.is_telling(&self.gathered) {
+            return self.decide(now, Reason::Gathering, self.target, Inputs::default());
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        self.on_whole_window(now, &gathered)
+    }
+
+    /// The fast path: a backlog that more connections will work off.
+    fn on_backlog(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
+        // A limit still on its way to the target explains the backlog.
+        if window.queued <= window.limit || window.limit < self.target {
+            return None;
+        }
+        let base = self.base.get()?;
+        let seen = window.mean_use_time()?;
+        if seen >= self.config.inflated * base {
+            return None;
+        }
+        let drain = window.queued as f64 * base / self.config.drain_backlog_in.as_secs_f64();
+        let load = window.arrival_rate() * base + drain;
+        let demand = staffing(load, window.use_time_variation());
+        let target = self.bounds.clamp(demand.min(8 * self.target + 8));
+        if target <= self.target {
+            return None;
+        }
+        self.peak.push(now, demand);
+        self.grown = Some(now);
+        Some(self.decide(
+            now,
+            Reason::Backlog,
+            target,
+            self.inputs(window, Some(demand), true),
+        ))
+    }
+
+    /// Whether the window is long enough to decide on. The last condition is .NET's rule for its
+    /// thread pool: with n connections the count of completions is off by up to n − 1 at each end.
+    fn is_telling(&self, window: &PoolWindow) -> bool {
+        let enough = window.completions >= self.config.min_completions
+            && (window.limit.saturating_sub(1) as f64) < 0.15 * window.completions as f64;
+        window.duration >= self.config.max_window
+            || (window.duration >= self.config.min_window && enough)
+    }
+
+    fn on_whole_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
+        let saturated = self.is_saturated(window);
+        self.base.learn(window, saturated);
+        let demand = self
+            .base
+            .get()
+            .map(|base| staffing(window.arrival_rate() * base, window.use_time_variation()));
+        let inputs = self.inputs(window, demand, saturated);
+        // No use time was ever seen: nothing is known, and nothing is asked for.
+        let demand = demand.unwrap_or(0);
+        self.peak.push(now, demand);
+
+        if saturated {
+            let (reason, target) = self.grow(now, demand);
+            if target > self.target {
+                self.grown = Some(now);
+            }
+            return self.decide(now, reason, target, inputs);
+        }
+        let (reason, target) = self.shrink(now);
+        if target < self.target {
+            self.shrunk = Some(now);
+        }
+        self.decide(now, reason, target, inputs)
+    }
+
+    fn is_saturated(&self, window: &PoolWindow) -> bool {
+        let full = window.utilisation() > 0.92 && window.mean_queue() > 0.3;
+        let slow = window.slow_waits * 20 > window.arrivals;
+        full || slow || window.timeouts > 0
+    }
+
+    fn grow(&self, now: Instant, demand: usize) -> (Reason, usize) {
+        let target = self.bounds.clamp(demand.min(8 * self.target + 8));
+        if self.target == self.bounds.max() && demand > self.target {
+            (Reason::AtMaximum, self.target)
+        } else if target <= self.target {
+            (Reason::Slower, self.target)
+        } else if self
+            .grown
+            .is_some_and(|grown| now - grown < self.config.grow_every)
+        {
+            (Reason::Settling, self.target)
+        } else {
+            (Reason::Saturated, target)
+        }
+    }
+
+    fn shrink(&self, now: Instant) -> (Reason, usize) {
+        let steady = (Reason::Steady, self.target);
+        let Some(peak) = self.peak.get(now) else {
+            return steady;
+        };
+        let floor = self.bounds.clamp(peak);
+        if self.target as f64 <= floor as f64 * (1.0 + self.config.dead_band) {
+            return steady;
+        }
+        if self
+            .shrunk
+            .is_some_and(|shrunk| now - shrunk < self.config.shrink_every)
+        {
+            return (Reason::Settling, self.target);
+        }
+        let step = ((self.target as f64 * self.config.shrink_step) as usize).max(1);
+        (Reason::Surplus, floor.max(self.target - step))
+    }
+
+    fn inputs(&self, window: &PoolWindow, demand: Option<usize>, saturated: bool) -> Inputs {
+        Inputs {
+            arrival_rate: window.arrival_rate(),
+            throughput: window.throughput(),
+            mean_wait_time: window.mean_wait_time(),
+            mean_use_time: window.mean_use_time(),
+            base_use_time: self.base.get(),
+            use_time_variation: window.use_time_variation(),
+            utilisation: window.utilisation(),
+            mean_queue: window.mean_queue(),
+            queued: window.queued,
+            limit: window.limit,
+            timeouts: window.timeouts,
+            saturated,
+            demand,
+        }
+    }
+
+    fn decide(&mut self, at: Instant, reason: Reason, to: usize, inputs: Inputs) -> Decision {
+        let from = std::mem::replace(&mut self.target, to);
+        Decision {
+            at,
+            from,
+            to,
+            reason,
+            inputs,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,322 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const TICK: Duration = Duration::from_millis(250);
+
+/// A pool in virtual time, in the mean: open-loop arrivals, and a database whose use time is a
+/// function of how many connections are busy.
+struct Model {
+    tuner: Tuner,
+    now: Instant,
+    limit: usize,
+    queue: f64,
+    resizes: Vec<Decision>,
+}
+
+impl Model {
+    fn new(bounds: RangeInclusive<usize>, start: usize) -> Self {
+        let now = Instant::now();
+        let bounds = Bounds::new(bounds).expect("valid bounds");
+        let tuner = Tuner::new(TunerConfig::default(), bounds, start, now);
+        Self {
+            limit: tuner.target(),
+            tuner,
+            now,
+            queue: 0.0,
+            resizes: Vec::new(),
+        }
+    }
+
+    /// Runs for `duration` with `rate` arrivals per second, each holding a connection for
+    /// `use_time(busy)` seconds.
+    fn run(&mut self, duration: Duration, rate: f64, use_time: impl Fn(f64) -> f64) {
+        let ticks = (duration.as_secs_f64() / TICK.as_secs_f64()) as usize;
+        for _ in 0..ticks {
+            let dt = TICK.as_secs_f64();
+            let offered = rate * dt + self.queue;
+            let limit = self.limit as f64;
+            // With a backlog all connections are busy; without one, as many as Little's law says.
+            let full = use_time(limit);
+            let capacity = limit / full * dt;
+            let (done, busy, seconds) = if offered > capacity {
+                (capacity, limit, full)
+            } else {
+                let mut busy = 0.0;
+                for _ in 0..50 {
+                    busy = 0.5 * busy + 0.5 * (offered / dt * use_time(busy)).min(limit);
+                }
+                (offered, busy, use_time(busy))
+            };
+            let queue = (offered - done).min(10_000.0);
+            let waited = if queue >= 1.0 { (rate * dt) as u64 } else { 0 };
+            let window = PoolWindow {
+                duration: TICK,
+                arrivals: (rate * dt).round() as u64,
+                completions: done.round() as u64,
+                slow_waits: if queue / limit * full > 0.02 {
+                    waited
+                } else {
+                    0
+                },
+                use_time: Duration::from_secs_f64(done.round() * seconds),
+                use_time_squared: done.round() * seconds * seconds * 2.0,
+                busy: Duration::from_secs_f64(busy * dt),
+                queueing: Duration::from_secs_f64((self.queue + queue) / 2.0 * dt),
+                capacity: Duration::from_secs_f64(limit * dt),
+                limit: self.limit,
+                queued: queue as usize,
+                ..PoolWindow::default()
+            };
+            self.queue = queue;
+            self.now += TICK;
+            let decision = self.tuner.on_window(self.now, &window);
+            self.limit = self.tuner.target();
+            if decision.is_resize() {
+                self.resizes.push(decision);
+            }
+        }
+    }
+}
+
+use std::ops::RangeInclusive;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn a_step_in_traffic_is_met_within_250_ms_and_needs_no_second_look() {
+    let mut model = Model::new(2..=100, 4);
+    model.run(seconds(30), 100.0, |_| 0.010);
+    assert!(model.resizes.is_empty(), "one busy connection of four");
+
+    let step = model.now;
+    model.run(seconds(10), 2_000.0, |_| 0.010);
+    let first = &model.resizes[0];
+    assert_eq!(first.reason(), Reason::Backlog);
+    assert_eq!(first.at() - step, TICK);
+    assert!(
+        (26..=40).contains(&model.limit),
+        "20 busy plus slack: {}",
+        model.limit
+    );
+    assert!(model.resizes.len() <= 2, "{:?}", model.resizes);
+    assert_eq!(model.queue, 0.0);
+}
+
+#[test]
+fn the_first_jump_is_bounded() {
+    let mut model = Model::new(2..=1_000, 2);
+    model.run(seconds(30), 10.0, |_| 0.010);
+    model.run(TICK, 100_000.0, |_| 0.010);
+    assert_eq!(model.limit, 8 * 2 + 8);
+}
+
+#[test]
+fn a_slower_database_does_not_raise_demand() {
+    let mut model = Model::new(2..=100, 10);
+    model.run(MINUTE, 500.0, |_| 0.005);
+    let before = model.limit;
+    // Ten times slower by itself, whatever we do: 500/s would keep 25 connections busy.
+    model.run(MINUTE, 500.0, |_| 0.050);
+    assert_eq!(model.limit, before, "{:?}", model.resizes);
+    assert!(model.queue > 0.0);
+}
+
+#[test]
+fn a_database_that_more_connections_make_slower_is_not_given_more() {
+    // Two cores: beyond two busy connections, use time grows with each.
+    let cpu = |busy: f64| 0.002 * (busy / 2.0).max(1.0) * (1.0 + 0.01 * busy);
+    let mut model = Model::new(2..=100, 4);
+    model.run(MINUTE, 400.0, cpu);
+    model.run(10 * MINUTE, 1_300.0, cpu);
+    assert!(
+        model.limit <= 8,
+        "demand at the base use time is 2.6 + slack: {}",
+        model.limit
+    );
+}
+
+#[test]
+fn shrinks_after_300_s_of_lower_demand_by_at_most_a_fifth_a_minute() {
+    let mut model = Model::new(2..=100, 28);
+    model.run(10 * MINUTE, 2_000.0, |_| 0.010);
+    assert!(
+        model.resizes.is_empty(),
+        "20 busy plus slack: {:?}",
+        model.resizes
+    );
+    let fell = model.now;
+    model.run(20 * MINUTE, 100.0, |_| 0.010);
+
+    let first = &model.resizes[0];
+    assert_eq!(first.reason(), Reason::Surplus);
+    let after = first.at() - fell;
+    assert!(
+        (seconds(299)..seconds(305)).contains(&after),
+        "first shrink after {after:?}"
+    );
+    for shrink in &model.resizes {
+        let step = shrink.from() - shrink.to();
+        assert!(step <= (shrink.from() / 5).max(1), "{shrink}");
+    }
+    for pair in model.resizes.windows(2) {
+        assert!(pair[1].at() - pair[0].at() >= MINUTE);
+    }
+    assert!(
+        model.limit <= 4,
+        "one busy connection plus slack: {}",
+        model.limit
+    );
+}
+
+#[test]
+fn a_target_within_the_dead_band_stays() {
+    let mut model = Model::new(2..=100, 27);
+    model.run(10 * MINUTE, 2_000.0, |_| 0.010);
+    // Demand falls from 26 to 24: 27 is less than 15 % above it.
+    model.run(20 * MINUTE, 1_800.0, |_| 0.010);
+    assert!(model.resizes.is_empty(), "{:?}", model.resizes);
+}
+
+#[test]
+fn thirty_quiet_minutes_see_at_most_two_resizes() {
+    let mut model = Model::new(2..=100, 8);
+    model.run(30 * MINUTE, 200.0, |_| 0.020);
+    assert!(model.resizes.len() <= 2, "{:?}", model.resizes);
+}
+
+#[test]
+fn an_hour_without_traffic_ends_at_the_minimum_and_a_burst_is_met_at_once() {
+    let mut model = Model::new(3..=100, 4);
+    model.run(MINUTE, 1_000.0, |_| 0.010);
+    model.run(60 * MINUTE, 0.0, |_| 0.010);
+    assert_eq!(model.limit, 3);
+    model.run(seconds(1), 1_000.0, |_| 0.010);
+    assert!(model.limit >= 14, "{}", model.limit);
+}
+
+#[test]
+fn saturation_at_the_maximum_says_so() {
+    let mut model = Model::new(2..=8, 4);
+    model.run(seconds(30), 100.0, |_| 0.010);
+    model.run(seconds(10), 2_000.0, |_| 0.010);
+    assert_eq!(model.limit, 8);
+    let window = PoolWindow {
+        duration: seconds(1),
+        arrivals: 2_000,
+        completions: 800,
+        timeouts: 5,
+        use_time: seconds(8),
+        limit: 8,
+        ..PoolWindow::default()
+    };
+    let decision = model.tuner.on_window(model.now + seconds(1), &window);
+    assert_eq!(decision.reason(), Reason::AtMaximum);
+    assert!(!decision.to_string().contains('\n'));
+}
+
+#[test]
+fn faster_queries_lower_the_base_at_once_and_slower_ones_only_when_calm() {
+    let mut model = Model::new(2..=100, 10);
+    model.run(MINUTE, 500.0, |_| 0.010);
+    let base = |model: &Model| model.tuner.base.get().expect("traffic was seen");
+    assert!((base(&model) - 0.010).abs() < 1e-6);
+    model.run(MINUTE, 500.0, |_| 0.012);
+    assert!(
+        (base(&model) - 0.012).abs() < 1e-4,
+        "the pool is not saturated: {}",
+        base(&model)
+    );
+    model.run(MINUTE, 500.0, |_| 0.100);
+    assert!(base(&model) < 0.013, "saturated: {}", base(&model));
+}
+
+#[test]
+fn new_bounds_move_the_target_into_them() {
+    let now = Instant::now();
+    let bounds = |range| Bounds::new(range).expect("valid bounds");
+    let mut tuner = Tuner::new(TunerConfig::default(), bounds(2..=50), 20, now);
+    let decision = tuner.set_bounds(now, bounds(2..=8));
+    assert_eq!((decision.from(), decision.to()), (20, 8));
+    assert_eq!(
+        decision.to_string(),
+        "shrink 20 -> 8: the bounds were changed"
+    );
+    assert_eq!(tuner.set_bounds(now, bounds(12..=50)).to(), 12);
+}
+
+fn any_window() -> impl Strategy<Value = PoolWindow> {
+    let counts = (
+        0..100_000u64,
+        0..100_000u64,
+        0..100u64,
+        0..1_000u64,
+        0..100_000u64,
+    );
+    let times = (
+        0..20_000u64,
+        0..10_000_000u64,
+        0..10_000_000u64,
+        0..10_000_000u64,
+    );
+    (counts, times, -1.0..1e12f64, 0..5_000usize, 0..5_000usize).prop_map(
+        |(counts, times, use_time_squared, limit, queued)| PoolWindow {
+            duration: Duration::from_millis(times.0),
+            arrivals: counts.0,
+            completions: counts.1,
+            timeouts: counts.2,
+            shed: counts.3,
+            slow_waits: counts.4,
+            use_time: Duration::from_millis(times.1),
+            use_time_squared,
+            busy: Duration::from_millis(times.2),
+            queueing: Duration::from_millis(times.3),
+            capacity: Duration::from_millis(times.1),
+            limit,
+            queued,
+            ..PoolWindow::default()
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn target_stays_within_bounds_and_inputs_are_numbers(
+        min in 1..50usize,
+        width in 0..500usize,
+        start in 0..1_000usize,
+        windows in prop::collection::vec((any_window(), 0..400_000u64), 1..60),
+    ) {
+        let mut now = Instant::now();
+        let bounds = Bounds::new(min..=min + width).expect("valid bounds");
+        let mut tuner = Tuner::new(TunerConfig::default(), bounds, start, now);
+        for (window, later) in windows {
+            now += Duration::from_millis(later);
+            let before = tuner.target();
+            let decision = tuner.on_window(now, &window);
+            prop_assert_eq!(decision.from(), before);
+            prop_assert_eq!(decision.to(), tuner.target());
+            prop_assert!((bounds.min()..=bounds.max()).contains(&decision.to()));
+            prop_assert!(decision.to() <= 8 * before + 8);
+            prop_assert!(decision.to() >= before - (before / 5).max(1));
+            let inputs = decision.inputs();
+            for number in [
+                inputs.arrival_rate,
+                inputs.throughput,
+                inputs.mean_wait_time,
+                inputs.use_time_variation,
+                inputs.utilisation,
+                inputs.mean_queue,
+                inputs.mean_use_time.unwrap_or(0.0),
+                inputs.base_use_time.unwrap_or(0.0),
+            ] {
+                prop_assert!(number.is_finite(), "{:?}", decision);
+            }
+            prop_assert!(!decision.to_string().contains("NaN"));
+        }
+    }
+}

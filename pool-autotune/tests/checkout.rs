@@ -1,0 +1,376 @@
+//! Who gets a connection, who does not, and what is told about it. In virtual time.
+
+mod support;
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use futures_util::future::{join_all, poll_immediate};
+use pool_autotune::tuner::{Reason, TunerConfig};
+use pool_autotune::{Autotuned, BuildError, Error, Mode};
+use support::Memory;
+use tokio::time::{Instant, sleep, timeout};
+
+const DIAL: Duration = Duration::from_millis(10);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// A pool of exactly `size` connections, all open.
+async fn warm(size: usize) -> Autotuned<Memory> {
+    let mut tuner = TunerConfig::default();
+    tuner.dial.burst = 100.0;
+    tuner.dial.at_once = 100;
+    let pool = Autotuned::builder(Memory::new(size, DIAL))
+        .bounds(size..=size)
+        .tuner(tuner)
+        .build()
+        .expect("valid settings");
+    drop(join_all((0..size).map(|_| pool.get())).await);
+    assert_eq!(pool.snapshot().size(), size);
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_checkouts_are_served_in_order() {
+    let pool = warm(1).await;
+    let held = pool.get().await.expect("it is free");
+    let (done, mut order) = tokio::sync::mpsc::unbounded_channel();
+    for number in 0..5 {
+        let (pool, done) = (pool.clone(), done.clone());
+        tokio::spawn(async move {
+            let _connection = pool.get().await.expect("in time");
+            done.send(number).expect("the test listens");
+            sleep(ms(1)).await;
+        });
+        tokio::task::yield_now().await;
+    }
+    drop(held);
+    for number in 0..5 {
+        assert_eq!(order.recv().await, Some(number));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_at_the_timeout_and_says_what_it_waited_for() {
+    let pool = warm(2).await;
+    let _held = [
+        pool.get().await.expect("free"),
+        pool.get().await.expect("free"),
+    ];
+    let start = Instant::now();
+    let error = pool.get().await.expect_err("nothing comes free");
+    assert_eq!(start.elapsed(), Duration::from_secs(2), "the default");
+    assert!(error.is_overload());
+    let Error::Timeout(overload) = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!((overload.limit(), overload.in_use()), (2, 2));
+    assert!(overload.waited() >= Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_line_refuses_at_once() {
+    let memory = Memory::new(1, DIAL);
+    let builder = Autotuned::builder(memory).bounds(1..=1).max_waiting(1);
+    let pool = builder.build().expect("valid settings");
+    let _held = pool.get().await.expect("free");
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.get().await.map(drop) }
+    });
+    tokio::task::yield_now().await;
+    let error = pool.get().await.expect_err("the line is full");
+    let Error::Shed(overload) = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(overload.queued(), 1);
+    assert_eq!(
+        error.to_string(),
+        "too many wait for a connection: 1 of 1 in use, 1 waiting"
+    );
+    waiting.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_wait_loses_nothing_and_is_counted() {
+    let pool = warm(1).await;
+    let held = pool.get().await.expect("free");
+    for _ in 0..20 {
+        assert!(timeout(ms(50), pool.get()).await.is_err());
+    }
+    assert_eq!(pool.snapshot().pending(), 0);
+    drop(held);
+    drop(pool.get().await.expect("the permit is back"));
+
+    sleep(ms(300)).await;
+    let now = pool.snapshot();
+    // Twenty waits of 50 ms among twenty-three checkouts, though none of them ended well.
+    assert!(now.wait_p95() >= ms(50), "{:?}", now.wait_p95());
+    assert!(now.wait_mean() >= ms(40), "{:?}", now.wait_mean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkout_cancelled_while_it_dials_loses_nothing() {
+    let memory = Memory::new(1, DIAL);
+    let pool = Autotuned::builder(memory)
+        .bounds(1..=1)
+        .build()
+        .expect("valid settings");
+    for _ in 0..5 {
+        assert!(
+            timeout(ms(5), pool.get()).await.is_err(),
+            "a dial takes 10 ms"
+        );
+    }
+    assert_eq!(pool.snapshot().in_use(), 0);
+    drop(pool.get().await.expect("the permit is back"));
+    assert_eq!(pool.inner().opened(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_dial_is_an_open_timeout() {
+    let memory = Memory::new(1, Duration::from_secs(60));
+    let pool = Autotuned::builder(memory)
+        .open_timeout(ms(500))
+        .build()
+        .expect("valid settings");
+    let start = Instant::now();
+    let error = pool.get().await.expect_err("it takes a minute");
+    assert!(
+        matches!(error, Error::OpenTimeout(limit) if limit == ms(500)),
+        "{error:?}"
+    );
+    assert!(error.source().is_none());
+    assert_eq!(start.elapsed(), ms(500));
+    assert_eq!(pool.snapshot().in_use(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_pool_refuses_newcomers_and_serves_those_inside() {
+    let pool = warm(1).await;
+    let held = pool.get().await.expect("free");
+    pool.close();
+    assert!(matches!(pool.get().await, Err(Error::Closed)));
+    assert_eq!(held.id, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_are_exact() {
+    let pool = warm(1).await;
+    sleep(Duration::from_secs(20)).await; // the warm-up is out of the picture
+    for _ in 0..10 {
+        let first = pool.get().await.expect("free");
+        let second = pool.get();
+        let (second, ()) = tokio::join!(second, async {
+            sleep(ms(30)).await;
+            drop(first);
+        });
+        let second = second.expect("in time");
+        sleep(ms(10)).await;
+        drop(second);
+    }
+    sleep(ms(250)).await;
+    let now = pool.snapshot();
+    // Ten uses of 30 ms and ten of 10 ms; ten waits of 30 ms and ten of none.
+    assert_eq!(now.use_mean(), Some(ms(20)));
+    assert_eq!(now.wait_mean(), ms(15));
+    let p95 = now.wait_p95();
+    assert!((ms(30)..ms(38)).contains(&p95), "{p95:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pressure_tells_use_and_waiting_apart() {
+    let pool = warm(2).await;
+    assert_eq!(pool.pressure(), 0.0);
+    let one = pool.get().await.expect("free");
+    assert_eq!(pool.pressure(), 0.25);
+    let two = pool.get().await.expect("free");
+    assert_eq!(pool.pressure(), 0.5);
+    let mut waiting = Box::pin(pool.get());
+    assert!(poll_immediate(&mut waiting).await.is_none());
+    assert_eq!(pool.pressure(), 0.75);
+    drop((one, two));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_opens_connections_two_at_a_time_and_only_as_many_as_needed() {
+    let memory = Memory::new(50, DIAL);
+    let pool = Autotuned::builder(memory.clone())
+        .bounds(4..=50)
+        .build()
+        .expect("valid settings");
+    let burst = (0..8).map(|_| async {
+        let connection = pool.get().await.expect("in time");
+        sleep(ms(20)).await;
+        drop(connection);
+    });
+    join_all(burst).await;
+    assert_eq!(memory.peak_dialing(), 2);
+    assert_eq!(
+        memory.opened(),
+        4,
+        "the target; the rest was served by reuse"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_in_traffic_grows_the_pool_within_the_dial_budget() {
+    let memory = Memory::new(50, DIAL);
+    let pool = Autotuned::builder(memory.clone())
+        .bounds(2..=50)
+        .build()
+        .expect("valid settings");
+    let traffic = |every: Duration, count: usize| {
+        let pool = pool.clone();
+        async move {
+            let mut tasks = Vec::new();
+            for _ in 0..count {
+                let pool = pool.clone();
+                tasks.push(tokio::spawn(async move {
+                    let connection = pool.get().await.expect("in time");
+                    sleep(ms(20)).await;
+                    drop(connection);
+                }));
+                sleep(every).await;
+            }
+            join_all(tasks).await;
+        }
+    };
+    traffic(ms(20), 500).await;
+    let before = pool.snapshot();
+    assert!(before.target() <= 4, "one busy connection: {before:?}");
+
+    let step = Instant::now();
+    traffic(ms(1), 20_000).await;
+    let decisions = pool.decisions();
+    let first = decisions
+        .iter()
+        .find(|decision| decision.at() > step)
+        .expect("a decision");
+    assert_eq!(first.reason(), Reason::Backlog);
+    assert!(first.at() - step <= ms(500), "{:?}", first.at() - step);
+    let after = pool.snapshot();
+    assert!(
+        (20..=50).contains(&after.target()),
+        "20 busy connections: {after:?}"
+    );
+    assert!(after.limit() >= 20, "{after:?}");
+    assert_eq!(memory.peak_dialing(), 2);
+    assert!(after.wait_p95() < ms(20), "the backlog is gone: {after:?}");
+    for decision in &decisions {
+        assert!(!decision.to_string().contains('\n'));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recommend_mode_only_reports() {
+    let memory = Memory::new(4, DIAL);
+    let builder = Autotuned::builder(memory.clone())
+        .mode(Mode::Recommend)
+        .name("orders");
+    let pool = builder.build().expect("valid settings");
+    let users = (0..40).map(|_| async {
+        for _ in 0..100 {
+            let connection = pool.get().await.expect("no timeout of ours");
+            sleep(ms(20)).await;
+            drop(connection);
+        }
+    });
+    join_all(users).await;
+    let now = pool.snapshot();
+    assert_eq!((now.name(), now.mode()), ("orders", Mode::Recommend));
+    assert_eq!(
+        (now.limit(), now.size()),
+        (4, 4),
+        "the size it was built with"
+    );
+    assert!(now.target() > 4, "and the size it should have: {now:?}");
+    assert!(pool.decisions().iter().any(|decision| decision.to() > 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lower_bounds_close_what_is_too_many() {
+    let pool = warm(8).await;
+    let mut held = join_all((0..6).map(|_| pool.get())).await;
+    pool.set_bounds(3..=3).expect("within the maximum");
+    let now = pool.snapshot();
+    assert_eq!(
+        (now.limit(), now.in_use(), now.size()),
+        (3, 6, 6),
+        "two idle ones closed at once"
+    );
+    held.truncate(4);
+    assert_eq!(pool.snapshot().size(), 4);
+    drop(held);
+    assert_eq!(pool.snapshot().size(), 3);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_are_refused_with_their_value() {
+    let build =
+        |configure: fn(pool_autotune::Builder<Memory>) -> pool_autotune::Builder<Memory>| {
+            let builder = configure(Autotuned::builder(Memory::new(8, DIAL)));
+            builder
+                .build()
+                .map(drop)
+                .expect_err("it cannot be")
+                .to_string()
+        };
+    assert_eq!(
+        build(|b| b.bounds(0..=4)),
+        "bounds 0..=4: a pool needs at least 1 connection"
+    );
+    #[expect(clippy::reversed_empty_ranges, reason = "the mistake under test")]
+    let reversed = build(|b| b.bounds(5..=4));
+    assert_eq!(reversed, "bounds 5..=4: the minimum is above the maximum");
+    assert_eq!(
+        build(|b| b.bounds(2..=9)),
+        "bounds 2..=9: the pool was built with a maximum of 8; build it with at least 9"
+    );
+    assert!(build(|b| b.wait_timeout(Duration::ZERO)).starts_with("wait_timeout is 0 s"));
+    assert!(build(|b| b.open_timeout(Duration::ZERO)).starts_with("open_timeout is 0 s"));
+    let tuner = build(|b| {
+        let mut tuner = TunerConfig::default();
+        tuner.shrink_step = 2.0;
+        b.tuner(tuner)
+    });
+    assert_eq!(tuner, "tuner.shrink_step is 2: it is a part, from 0 to 1");
+    let none = Autotuned::new(Memory::new(0, DIAL))
+        .map(drop)
+        .expect_err("no room for anybody");
+    assert!(matches!(none, BuildError::Bounds(_)), "{none}");
+
+    let pool = Autotuned::new(Memory::new(8, DIAL)).expect("valid settings");
+    assert!(pool.set_bounds(2..=9).is_err());
+    assert!(pool.snapshot().target() <= 8);
+}
+
+#[test]
+fn building_outside_a_runtime_is_an_error_and_no_panic() {
+    let error = Autotuned::new(Memory::new(8, DIAL))
+        .map(drop)
+        .expect_err("no runtime");
+    assert_eq!(error, BuildError::NoRuntime);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkout_remembers_where_it_was_made() {
+    let pool = warm(1).await;
+    let line = line!() + 1;
+    let connection = pool.get().await.expect("free");
+    assert_eq!(connection.call_site().line(), line);
+    assert!(connection.call_site().file().ends_with("checkout.rs"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_driver_ends_with_the_last_handle() {
+    let pool = warm(1).await;
+    let metrics = tokio::runtime::Handle::current().metrics();
+    assert_eq!(metrics.num_alive_tasks(), 1);
+    drop(pool);
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    assert_eq!(metrics.num_alive_tasks(), 0);
+}
