@@ -59,6 +59,7 @@ struct Timed {
     /// Σ time of leaving − Σ time of entering, weighted, in ns; wraps.
     balance: i64,
     log_service_time: f64,
+    log_squares: f64,
     samples: u64,
     longest_gap: u64,
 }
@@ -74,6 +75,7 @@ pub(crate) struct Totals {
     pub(crate) refusals: u64,
     pub(crate) samples: u64,
     pub(crate) log_service_time: f64,
+    pub(crate) log_squares: f64,
     /// ∫ inflight dt in ns, up to a constant; wraps.
     pub(crate) inflight_time: i64,
     pub(crate) longest_gap: u64,
@@ -246,6 +248,7 @@ impl Accounting {
             let mut timed = lock(&shard.timed);
             totals.samples += timed.samples;
             totals.log_service_time += timed.log_service_time;
+            totals.log_squares += timed.log_squares;
             totals.inflight_time = totals
                 .inflight_time
                 .wrapping_add(timed.balance)
@@ -269,9 +272,25 @@ impl Accounting {
     }
 }
 
+impl Totals {
+    /// Typical service time since `opened`, with its relative standard error; in seconds.
+    pub(crate) fn service_time_since(&self, opened: &Self) -> Option<(f64, f64)> {
+        let samples = (self.samples - opened.samples) as f64;
+        if samples == 0.0 {
+            return None;
+        }
+        let mean = (self.log_service_time - opened.log_service_time) / samples;
+        let square = (self.log_squares - opened.log_squares) / samples;
+        let variance = (square - mean * mean).max(0.0);
+        Some((mean.exp() / 1e9, (variance / samples).sqrt()))
+    }
+}
+
 impl Timed {
     fn sample(&mut self, nanos: u64) {
-        self.log_service_time += (nanos.max(1) as f64).ln();
+        let log = (nanos.max(1) as f64).ln();
+        self.log_service_time += log;
+        self.log_squares += log * log;
         self.samples += 1;
     }
 }

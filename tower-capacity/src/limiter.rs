@@ -33,8 +33,12 @@ const SERVICE_TIMES: f64 = 2.5;
 /// A window this old closes with few completions, and one ten times as old with none.
 const MAX_WINDOW: Duration = Duration::from_secs(1);
 const STALE_WINDOW: Duration = Duration::from_secs(10);
-/// Completions that mean something: their mean has a standard error below a tenth.
+/// Completions that mean something: the mean of exponential times has a standard error below a
+/// tenth.
 const ENOUGH: u64 = 128;
+/// Fewer do if their times differ little: so many, with a standard error below this.
+const STEADY: u64 = 32;
+const STEADY_ERROR: f64 = 0.05;
 const FEW: u64 = 8;
 /// An open window is looked at no more often than this.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -390,8 +394,13 @@ impl Limiter {
         let completions = totals
             .completions
             .saturating_sub(control.opened.completions);
-        let enough =
-            completions >= ENOUGH || age >= MAX_WINDOW && completions >= FEW || age >= STALE_WINDOW;
+        let steady = totals
+            .service_time_since(&control.opened)
+            .is_some_and(|(_, error)| completions >= STEADY && error < STEADY_ERROR);
+        let enough = steady
+            || completions >= ENOUGH
+            || age >= MAX_WINDOW && completions >= FEW
+            || age >= STALE_WINDOW;
         if !enough {
             shared
                 .closes_at
@@ -421,7 +430,6 @@ impl Limiter {
 
     fn window(&self, control: &Control, totals: &Totals, age: Duration) -> Window {
         let opened = &control.opened;
-        let samples = totals.samples - opened.samples;
         let inflight_time = totals
             .inflight_time
             .wrapping_sub(opened.inflight_time)
@@ -432,11 +440,8 @@ impl Limiter {
             cancelled: totals.cancelled - opened.cancelled,
             refusals: totals.refusals - opened.refusals,
             mean_inflight: inflight_time as f64 / age.as_nanos().max(1) as f64,
-            service_time: (samples > 0).then(|| {
-                let mean = (totals.log_service_time - opened.log_service_time) / samples as f64;
-                mean.exp() / 1e9
-            }),
-            samples,
+            service_time: totals.service_time_since(opened).map(|(mean, _)| mean),
+            samples: totals.samples - opened.samples,
             longest_gap: Duration::from_nanos(totals.longest_gap),
             min_limit: *control.bounds.start(),
             max_limit: *control.bounds.end(),

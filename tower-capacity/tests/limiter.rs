@@ -25,23 +25,45 @@ fn window(limiter: &Limiter) -> Window {
     *limiter.snapshot().window().expect("a window has closed")
 }
 
+/// As [`one_by_one`], but every other request takes four times as long, so that 32 of them say
+/// little about their mean.
+async fn unsteady(limiter: &Limiter, requests: usize) {
+    for request in 0..requests {
+        one_by_one(limiter, 1, if request % 2 == 0 { MS } else { 4 * MS }).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_window_closes_with_enough_completions_and_says_what_happened() {
     let limiter = Limiter::builder().law(Fixed::new(4)).build().unwrap();
-    one_by_one(&limiter, 127, MS).await;
+    unsteady(&limiter, 127).await;
     assert!(limiter.snapshot().window().is_none());
-    one_by_one(&limiter, 1, MS).await;
+    unsteady(&limiter, 1).await;
     let window = window(&limiter);
-    assert_eq!(window.duration, 128 * MS);
+    assert_eq!(window.duration, (64 + 63 * 4 + 1) * MS);
     assert_eq!((window.completions, window.samples), (128, 128));
     assert!(
         (window.mean_inflight - 1.0).abs() < 1e-9,
         "{}",
         window.mean_inflight
     );
-    assert!((window.service_time.unwrap() - 1e-3).abs() < 1e-9);
-    assert_eq!(window.longest_gap, MS);
+    let service_time = window.service_time.unwrap();
+    assert!((service_time / 2e-3 - 1.0).abs() < 0.02, "{service_time}");
+    assert_eq!(window.longest_gap, 4 * MS);
     assert!(!window.limited);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_of_equal_service_times_closes_sooner() {
+    let limiter = Limiter::builder().law(Fixed::new(4)).build().unwrap();
+    one_by_one(&limiter, 49, MS).await;
+    assert!(limiter.snapshot().window().is_none(), "50 ms at least");
+    one_by_one(&limiter, 1, MS).await;
+    assert_eq!(window(&limiter).completions, 50);
+    one_by_one(&limiter, 31, 4 * MS).await;
+    assert_eq!(window(&limiter).completions, 50);
+    one_by_one(&limiter, 1, 4 * MS).await;
+    assert_eq!(window(&limiter).completions, 32);
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,13 +113,16 @@ async fn an_hour_without_traffic_leaves_limit_and_baseline_alone() {
 async fn inflight_is_averaged_over_time() {
     let limiter = Limiter::builder().law(Fixed::new(10)).build().unwrap();
     let mut long = limiter.try_admit().unwrap();
-    one_by_one(&limiter, 63, MS).await;
+    one_by_one(&limiter, 50, MS).await;
+    assert!((window(&limiter).mean_inflight - 2.0).abs() < 1e-9);
+    one_by_one(&limiter, 20, MS).await;
     long.complete(Outcome::Success);
     drop(long);
-    one_by_one(&limiter, 64, MS).await;
-    // Two inside for 63 ms, one for 64 ms.
-    let expected = (2.0 * 63.0 + 64.0) / 127.0;
-    assert!((window(&limiter).mean_inflight - expected).abs() < 1e-9);
+    one_by_one(&limiter, 80, MS).await;
+    // Two inside for the first 20 ms of the window, one for the rest of it.
+    let window = window(&limiter);
+    let millis = window.duration.as_secs_f64() * 1e3;
+    assert!((window.mean_inflight - (millis + 20.0) / millis).abs() < 1e-9);
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +135,7 @@ async fn a_refusal_marks_the_window_as_limited() {
     let held = [limiter.try_admit().unwrap(), limiter.try_admit().unwrap()];
     limiter.try_admit().unwrap_err();
     drop(held);
-    one_by_one(&limiter, 128, MS).await;
+    one_by_one(&limiter, 50, MS).await;
     let window = window(&limiter);
     assert!(window.limited);
     assert_eq!((window.refusals, window.cancelled), (1, 2));
@@ -119,19 +144,20 @@ async fn a_refusal_marks_the_window_as_limited() {
 #[tokio::test(start_paused = true)]
 async fn a_cancelled_request_is_evidence_of_slowness_never_of_speed() {
     let limiter = Limiter::builder().law(Fixed::new(10)).build().unwrap();
-    one_by_one(&limiter, 128, MS).await;
+    one_by_one(&limiter, 50, MS).await;
     for _ in 0..100 {
         drop(limiter.try_admit().unwrap());
     }
-    one_by_one(&limiter, 128, MS).await;
+    one_by_one(&limiter, 50, MS).await;
     let quick = window(&limiter);
-    assert_eq!((quick.cancelled, quick.samples), (100, 128));
+    assert_eq!((quick.cancelled, quick.samples), (100, 50));
 
     let slow = limiter.try_admit().unwrap();
-    one_by_one(&limiter, 64, MS).await;
+    one_by_one(&limiter, 20, MS).await;
     drop(slow);
-    one_by_one(&limiter, 64, MS).await;
-    assert_eq!(window(&limiter).samples, 129);
+    one_by_one(&limiter, 80, MS).await;
+    let slow = window(&limiter);
+    assert_eq!((slow.cancelled, slow.samples), (1, slow.completions + 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,9 +270,9 @@ impl Limit for Script {
 async fn whatever_a_law_answers_stays_within_the_bounds() {
     let law = Script(vec![0, usize::MAX]);
     let limiter = Limiter::builder().law(law).bounds(2..=100).build().unwrap();
-    one_by_one(&limiter, 128, MS).await;
+    one_by_one(&limiter, 50, MS).await;
     assert_eq!(limiter.snapshot().limit(), 100);
-    one_by_one(&limiter, 128, MS).await;
+    one_by_one(&limiter, 50, MS).await;
     assert_eq!(limiter.snapshot().limit(), 2);
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 /// simulator.
 ///
 /// A window closes once it has lasted 2.5 service times (50 ms at least) and holds 128
-/// completions, or is a second old and holds 8. Only thin traffic keeps one open for longer, ten
-/// seconds at most.
+/// completions, or 32 whose service times differ little (a standard error of 5 %), or is a second
+/// old and holds 8. Only thin traffic keeps one open for longer, ten seconds at most.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Window {
