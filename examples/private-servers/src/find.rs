@@ -5,16 +5,22 @@ use std::path::{Path, PathBuf};
 
 use crate::StartError;
 
+/// Set, it is a list of directories like `PATH`, and nowhere else is looked.
+const ONLY: &str = "PRIVATE_SERVERS_PATH";
+
 /// The directory that holds all of `programs`.
 ///
 /// Looks in `PATH` first, then in `elsewhere`, where a `*` stands for any one path component and
-/// the highest name (the newest version) wins.
+/// the highest name (the newest version) wins; or only in `PRIVATE_SERVERS_PATH` if that is set.
 pub(crate) fn directory_of(
     programs: &[&str],
     elsewhere: &[&str],
     package: &str,
 ) -> Result<PathBuf, StartError> {
-    let path = env::var_os("PATH").unwrap_or_default();
+    let only = env::var_os(ONLY);
+    let elsewhere = if only.is_some() { &[] } else { elsewhere };
+    let place = if only.is_some() { ONLY } else { "PATH" };
+    let path = only.or_else(|| env::var_os("PATH")).unwrap_or_default();
     env::split_paths(&path)
         .chain(elsewhere.iter().flat_map(|pattern| expand(pattern)))
         .find(|directory| {
@@ -24,14 +30,14 @@ pub(crate) fn directory_of(
         })
         .ok_or_else(|| {
             StartError::new(format!(
-                "no directory holds {}: looked in PATH, {}; install it, for example with \
+                "no directory holds {}: looked in {}; install it, for example with \
                  `apt-get install {package}`",
                 programs
                     .iter()
                     .map(|p| format!("`{p}`"))
                     .collect::<Vec<_>>()
                     .join(" and "),
-                elsewhere.join(", "),
+                [&[place], elsewhere].concat().join(", "),
             ))
         })
 }

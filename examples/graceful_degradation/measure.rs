@@ -1,0 +1,435 @@
+//! From records to numbers.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::load::{Fate, OBJECTIVE, Record, Step};
+
+/// Everything the run found. Rates are per second, shares are fractions.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) title: &'static str,
+    pub(crate) command: String,
+    pub(crate) version: &'static str,
+    pub(crate) started_unix_s: u64,
+    pub(crate) machine: Machine,
+    pub(crate) backend: &'static str,
+    pub(crate) objective_ms: f64,
+    pub(crate) patience_ms: f64,
+    pub(crate) capacity_rps: f64,
+    pub(crate) capacity_measured: String,
+    pub(crate) seed: u64,
+    pub(crate) quick: bool,
+    pub(crate) ramp: Vec<RampStep>,
+    pub(crate) runs: Vec<Run>,
+    pub(crate) verdict: Verdict,
+    pub(crate) checks: Vec<Check>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    pub(crate) memory_gib: Option<u64>,
+    pub(crate) os: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct RampStep {
+    multiplier: f64,
+    start_s: f64,
+    duration_s: f64,
+    offered_rps: f64,
+}
+
+impl RampStep {
+    pub(crate) const fn multiplier(&self) -> f64 {
+        self.multiplier
+    }
+
+    pub(crate) const fn start(&self) -> f64 {
+        self.start_s
+    }
+
+    pub(crate) const fn end(&self) -> f64 {
+        self.start_s + self.duration_s
+    }
+}
+
+impl From<&Step> for RampStep {
+    fn from(step: &Step) -> Self {
+        Self {
+            multiplier: step.multiplier,
+            start_s: step.start,
+            duration_s: step.lasts,
+            offered_rps: step.offered,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Run {
+    pub(crate) name: &'static str,
+    pub(crate) seconds: Vec<Second>,
+    pub(crate) phases: Vec<Phase>,
+    pub(crate) decisions: Vec<Explained>,
+    /// How late the generator itself started its requests, at P99.
+    pub(crate) generator_late_p99_ms: Option<f64>,
+}
+
+/// The requests that ended in one second (`offered`: those that should have started in it), and
+/// the state of the server in it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Second {
+    t: f64,
+    offered: usize,
+    goodput: usize,
+    late: usize,
+    shed: usize,
+    limited: usize,
+    errors: usize,
+    p50_ms: Option<f64>,
+    p95_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    #[serde(flatten)]
+    state: State,
+}
+
+impl Second {
+    pub(crate) const fn t(&self) -> f64 {
+        self.t
+    }
+
+    pub(crate) const fn goodput(&self) -> usize {
+        self.goodput
+    }
+
+    pub(crate) const fn p99_ms(&self) -> Option<f64> {
+        self.p99_ms
+    }
+}
+
+/// The state of the server at one moment.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct State {
+    #[serde(skip)]
+    pub(crate) at: f64,
+    pub(crate) inflight: Option<usize>,
+    pub(crate) limit: Option<usize>,
+    pub(crate) queued: Option<usize>,
+    pub(crate) pool_size: Option<usize>,
+    pub(crate) pool_target: Option<usize>,
+    pub(crate) pool_pending: Option<usize>,
+    pub(crate) pool_wait_p95_ms: Option<f64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Phase {
+    pub(crate) multiplier: f64,
+    pub(crate) offered_rps: f64,
+    pub(crate) goodput_rps: f64,
+    pub(crate) late_rps: f64,
+    pub(crate) refused_rps: f64,
+    pub(crate) shed_rps: f64,
+    pub(crate) limited_rps: f64,
+    pub(crate) error_rps: f64,
+    pub(crate) p50_ms: Option<f64>,
+    pub(crate) p95_ms: Option<f64>,
+    pub(crate) p99_ms: Option<f64>,
+    pub(crate) refusal_p99_ms: Option<f64>,
+    pub(crate) pool_size_mean: Option<f64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Explained {
+    pub(crate) t: f64,
+    pub(crate) source: &'static str,
+    pub(crate) text: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Verdict {
+    /// The best of any phase, and of any two seconds in a row, of the bare run.
+    pub(crate) best_bare_goodput_rps: f64,
+    pub(crate) best_bare_two_seconds_rps: f64,
+    pub(crate) bare_goodput_at_peak_rps: f64,
+    pub(crate) protected_goodput_at_peak_rps: f64,
+    pub(crate) protected_to_best_bare: f64,
+    pub(crate) protected_to_best_bare_two_seconds: f64,
+    pub(crate) admitted_p99_at_peak_ms: Option<f64>,
+    pub(crate) refusal_p99_at_peak_ms: Option<f64>,
+    pub(crate) recovery_s: Recovery,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Recovery {
+    pub(crate) bare: Option<f64>,
+    pub(crate) protected: Option<f64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    pub(crate) expected: String,
+    pub(crate) measured: String,
+    pub(crate) pass: bool,
+}
+
+impl Run {
+    pub(crate) fn new(
+        name: &'static str,
+        steps: &[Step],
+        records: &[Record],
+        states: &[State],
+        decisions: Vec<Explained>,
+    ) -> Self {
+        let end = steps.last().map_or(0.0, |step| step.start + step.lasts);
+        let seconds = (0..end.ceil() as u32)
+            .map(|second| {
+                let from = f64::from(second);
+                let inside = |at: f64| at >= from && at < from + 1.0;
+                let ended = records.iter().filter(|record| inside(record.ended()));
+                let counts = Counts {
+                    offered: records.iter().filter(|record| inside(record.at)).count(),
+                    ..Counts::of(ended)
+                };
+                let state = states.iter().rfind(|state| state.at < from + 1.0);
+                counts.second(from, state.cloned().unwrap_or_default())
+            })
+            .collect();
+        let phases = steps
+            .iter()
+            .map(|step| phase(step, records, states))
+            .collect();
+        let late: Vec<_> = records.iter().map(|record| record.late_start).collect();
+        Self {
+            name,
+            seconds,
+            phases,
+            decisions,
+            generator_late_p99_ms: quantile(late, 0.99),
+        }
+    }
+
+    fn best_phase(&self) -> f64 {
+        self.phases
+            .iter()
+            .map(|phase| phase.goodput_rps)
+            .fold(0.0, f64::max)
+    }
+
+    fn best_two_seconds(&self) -> f64 {
+        let pairs = self.seconds.windows(2);
+        pairs
+            .map(|pair| (pair[0].goodput + pair[1].goodput) as f64 / 2.0)
+            .fold(0.0, f64::max)
+    }
+
+    fn peak(&self) -> Option<&Phase> {
+        self.phases
+            .iter()
+            .max_by(|a, b| a.multiplier.total_cmp(&b.multiplier))
+    }
+}
+
+/// Requests by what became of them.
+#[derive(Debug, Default)]
+struct Counts {
+    offered: usize,
+    good: Vec<Duration>,
+    late: Vec<Duration>,
+    shed: Vec<Duration>,
+    limited: Vec<Duration>,
+    errors: usize,
+}
+
+impl Counts {
+    fn of<'a>(records: impl Iterator<Item = &'a Record>) -> Self {
+        let mut counts = Self::default();
+        for record in records {
+            counts.offered += 1;
+            match record.fate {
+                Fate::Answered if record.latency <= OBJECTIVE => counts.good.push(record.latency),
+                Fate::Answered => counts.late.push(record.latency),
+                Fate::Shed => counts.shed.push(record.latency),
+                Fate::Limited => counts.limited.push(record.latency),
+                Fate::Failed => counts.errors += 1,
+            }
+        }
+        counts
+    }
+
+    fn answered(&self) -> Vec<Duration> {
+        [&self.good[..], &self.late[..]].concat()
+    }
+
+    fn refused(&self) -> Vec<Duration> {
+        [&self.shed[..], &self.limited[..]].concat()
+    }
+
+    fn second(&self, t: f64, state: State) -> Second {
+        Second {
+            t,
+            offered: self.offered,
+            goodput: self.good.len(),
+            late: self.late.len(),
+            shed: self.shed.len(),
+            limited: self.limited.len(),
+            errors: self.errors,
+            p50_ms: quantile(self.answered(), 0.50),
+            p95_ms: quantile(self.answered(), 0.95),
+            p99_ms: quantile(self.answered(), 0.99),
+            state,
+        }
+    }
+}
+
+fn phase(step: &Step, records: &[Record], states: &[State]) -> Phase {
+    let end = step.start + step.lasts;
+    let started = records
+        .iter()
+        .filter(|record| record.at >= step.start && record.at < end);
+    let counts = Counts::of(started);
+    let rate = |count: usize| count as f64 / step.lasts;
+    let sizes: Vec<_> = states
+        .iter()
+        .filter(|state| state.at >= step.start && state.at < end)
+        .filter_map(|state| state.pool_size)
+        .collect();
+    let mean = sizes.iter().sum::<usize>() as f64 / sizes.len() as f64;
+    Phase {
+        multiplier: step.multiplier,
+        offered_rps: rate(counts.offered),
+        goodput_rps: rate(counts.good.len()),
+        late_rps: rate(counts.late.len()),
+        refused_rps: rate(counts.shed.len() + counts.limited.len()),
+        shed_rps: rate(counts.shed.len()),
+        limited_rps: rate(counts.limited.len()),
+        error_rps: rate(counts.errors),
+        p50_ms: quantile(counts.answered(), 0.50),
+        p95_ms: quantile(counts.answered(), 0.95),
+        p99_ms: quantile(counts.answered(), 0.99),
+        refusal_p99_ms: quantile(counts.refused(), 0.99),
+        pool_size_mean: (!sizes.is_empty()).then_some(mean),
+    }
+}
+
+/// In milliseconds, by the nearest rank; `None` of nothing.
+fn quantile(mut times: Vec<Duration>, share: f64) -> Option<f64> {
+    times.sort_unstable();
+    let rank = (times.len() as f64 * share).ceil() as usize;
+    times
+        .get(rank.saturating_sub(1))
+        .map(|time| 1e3 * time.as_secs_f64())
+}
+
+/// Seconds after the end of the peak from which on every second is healthy: nine in ten of the
+/// offered requests are answered within the objective, and so is the P99 of the answered.
+fn recovery(run: &Run, steps: &[Step]) -> Option<f64> {
+    let peak = steps
+        .iter()
+        .max_by(|a, b| a.multiplier.total_cmp(&b.multiplier))?;
+    let end = peak.start + peak.lasts;
+    let objective = 1e3 * OBJECTIVE.as_secs_f64();
+    let healthy = |second: &Second| {
+        // Of the load that the service can take; while it is offered more, a tenth may be refused.
+        second.goodput as f64 >= 0.9 * second.offered as f64
+            && second.p99_ms.is_none_or(|p99| p99 <= objective)
+    };
+    let after: Vec<_> = run
+        .seconds
+        .iter()
+        .filter(|second| second.t >= end)
+        .collect();
+    let sick = after.iter().rposition(|second| !healthy(second));
+    match sick {
+        None => Some(0.0),
+        Some(last) if last + 1 == after.len() => None,
+        Some(last) => Some(after[last + 1].t - end),
+    }
+}
+
+/// What the two runs say about each other.
+pub(crate) fn judge(bare: &Run, protected: &Run, steps: &[Step]) -> (Verdict, Vec<Check>) {
+    let goodput = |run: &Run| run.peak().map_or(0.0, |phase| phase.goodput_rps);
+    let (best, best_two_seconds) = (bare.best_phase(), bare.best_two_seconds());
+    let verdict = Verdict {
+        best_bare_goodput_rps: best,
+        best_bare_two_seconds_rps: best_two_seconds,
+        bare_goodput_at_peak_rps: goodput(bare),
+        protected_goodput_at_peak_rps: goodput(protected),
+        protected_to_best_bare: goodput(protected) / best.max(f64::MIN_POSITIVE),
+        protected_to_best_bare_two_seconds: goodput(protected)
+            / best_two_seconds.max(f64::MIN_POSITIVE),
+        admitted_p99_at_peak_ms: protected.peak().and_then(|phase| phase.p99_ms),
+        refusal_p99_at_peak_ms: protected.peak().and_then(|phase| phase.refusal_p99_ms),
+        recovery_s: Recovery {
+            bare: recovery(bare, steps),
+            protected: recovery(protected, steps),
+        },
+    };
+    let checks = checks(&verdict, bare, protected);
+    (verdict, checks)
+}
+
+fn checks(verdict: &Verdict, bare: &Run, protected: &Run) -> Vec<Check> {
+    let objective = 1e3 * OBJECTIVE.as_secs_f64();
+    let best = verdict
+        .best_bare_goodput_rps
+        .max(verdict.best_bare_two_seconds_rps)
+        .max(f64::MIN_POSITIVE);
+    let share = verdict.protected_goodput_at_peak_rps / best;
+    let ms =
+        |time: Option<f64>| time.map_or_else(|| "none".to_owned(), |time| format!("{time:.1} ms"));
+    let below = |time: Option<f64>, bound: f64| time.is_some_and(|time| time < bound);
+    let late = [bare, protected]
+        .iter()
+        .filter_map(|run| run.generator_late_p99_ms)
+        .fold(0.0, f64::max);
+    vec![
+        Check {
+            name: "protected goodput at the peak",
+            expected: "at least 85 % of the best two seconds of the bare run".into(),
+            measured: format!("{:.0} %", 100.0 * share),
+            pass: share >= 0.85,
+        },
+        Check {
+            name: "bare goodput at the peak",
+            expected: "below half of its own best: otherwise there is no bottleneck".into(),
+            measured: format!("{:.0} %", 100.0 * verdict.bare_goodput_at_peak_rps / best),
+            pass: verdict.bare_goodput_at_peak_rps < 0.5 * best,
+        },
+        Check {
+            name: "P99 of admitted requests at the peak",
+            expected: format!("below the objective of {objective:.0} ms"),
+            measured: ms(verdict.admitted_p99_at_peak_ms),
+            pass: below(verdict.admitted_p99_at_peak_ms, objective),
+        },
+        Check {
+            name: "P99 of refusals at the peak",
+            expected: "below 10 ms".into(),
+            measured: ms(verdict.refusal_p99_at_peak_ms),
+            pass: below(verdict.refusal_p99_at_peak_ms, 10.0),
+        },
+        Check {
+            name: "recovery of the protected run",
+            expected: "within 5 s of the end of the peak".into(),
+            measured: verdict.recovery_s.protected.map_or_else(
+                || "not seen".to_owned(),
+                |seconds| format!("{seconds:.0} s"),
+            ),
+            pass: verdict
+                .recovery_s
+                .protected
+                .is_some_and(|seconds| seconds <= 5.0),
+        },
+        Check {
+            name: "the generator kept its schedule",
+            expected: "requests started less than 50 ms late at P99, which counts as latency"
+                .into(),
+            measured: format!("{late:.1} ms"),
+            pass: late < 50.0,
+        },
+    ]
+}

@@ -1,0 +1,264 @@
+//! The demo as a newcomer runs it: what it refuses, what it leaves behind, what it reports.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use serde_json::Value;
+
+fn demo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_graceful_degradation"));
+    command.args(arguments).env_remove("DATABASE_URL");
+    command
+}
+
+/// One line that names `value` and contains `expected`, and exit code 2.
+fn assert_refused(mut command: Command, value: &str, expected: &str) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("error: "), "{text}");
+    assert!(text.contains(value) && text.contains(expected), "{text}");
+}
+
+#[test]
+fn absurd_bounds_are_refused() {
+    for bounds in ["0..10", "20..10", "many", "1..", "-3..4"] {
+        let argument = format!("--limit={bounds}");
+        assert_refused(
+            demo(&[&argument]),
+            bounds,
+            "expected MIN..MAX with 1 <= MIN <= MAX",
+        );
+        let argument = format!("--pool={bounds}");
+        assert_refused(
+            demo(&[&argument]),
+            bounds,
+            "expected MIN..MAX with 1 <= MIN <= MAX",
+        );
+    }
+    let beyond = "1..99999999";
+    assert_refused(
+        demo(&["--limit", beyond]),
+        "99999999",
+        "expected 1 <= min <= max <= 2097151",
+    );
+}
+
+#[test]
+fn absurd_numbers_are_refused() {
+    assert_refused(demo(&["--serve", "--load", "0"]), "'0'", "above 0");
+    assert_refused(demo(&["--seconds", "1"]), "'1'", "2..=3600");
+    assert_refused(demo(&["--port", "70000"]), "70000", "65535");
+    assert_refused(demo(&["--load", "5"]), "--serve", "required");
+}
+
+#[test]
+fn an_unparsable_url_is_refused() {
+    let mut command = demo(&["--postgres"]);
+    command.env("DATABASE_URL", "not a url");
+    assert_refused(
+        command,
+        "`not a url`",
+        "expected postgres://user@host:port/database",
+    );
+}
+
+#[test]
+fn a_postgres_that_does_not_answer_is_refused() {
+    // Bound and closed again: nobody listens there.
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let url = format!("postgres://nobody@127.0.0.1:{port}/none");
+    let mut command = demo(&["--postgres"]);
+    command.env("DATABASE_URL", &url);
+    assert_refused(command, &url, "no Postgres answers");
+}
+
+#[test]
+fn a_missing_postgres_is_refused() {
+    let mut command = demo(&["--postgres"]);
+    command.env("PRIVATE_SERVERS_PATH", "/nowhere");
+    assert_refused(command, "`postgres`", "apt-get install postgresql");
+}
+
+#[test]
+fn a_port_in_use_is_refused() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    assert_refused(
+        demo(&["--serve", "--port", &port]),
+        &port,
+        "expected a port that nobody uses",
+    );
+    assert_refused(
+        demo(&["--port", &port]),
+        &port,
+        "expected a port that nobody uses",
+    );
+}
+
+#[test]
+fn a_missing_directory_is_refused_before_the_run() {
+    for option in ["--json", "--html", "--svg"] {
+        let path = "/does/not/exist/out";
+        assert_refused(
+            demo(&[option, path]),
+            path,
+            "is not a directory that exists",
+        );
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    assert_refused(demo(&["--json", path]), path, "expected the path of a file");
+}
+
+fn finish(mut command: Command) -> Output {
+    let output = command.output().unwrap();
+    // Whether the checks are met is for a quiet machine to say; 2 would be a problem.
+    let code = output.status.code();
+    assert!(
+        matches!(code, Some(0 | 1)),
+        "{code:?} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    value
+        .pointer(path)
+        .and_then(Value::as_f64)
+        .unwrap_or_else(|| panic!("no number at {path}"))
+}
+
+/// Held by tests that put the machine under load, which must not measure each other.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// Runs a short ramp and answers its JSON.
+fn run(directory: &Path, arguments: &[&str]) -> Value {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    let (json, html, svg) = (file("out.json"), file("out.html"), file("out.svg"));
+    let outputs = [
+        "--seconds",
+        "6",
+        "--json",
+        &json,
+        "--html",
+        &html,
+        "--svg",
+        &svg,
+    ];
+    let output = finish(demo(&[&outputs[..], arguments].concat()));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["bare", "protected", "goodput/s", &json, &html, &svg] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    let page = std::fs::read_to_string(html).unwrap();
+    assert!(page.contains("const report = {") && !page.contains("REPORT_JSON"));
+    assert!(std::fs::read_to_string(svg).unwrap().starts_with("<svg"));
+    serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap()
+}
+
+fn assert_complete(report: &Value, backend: &str) {
+    assert_eq!(report["backend"], backend);
+    assert!(number(report, "/capacity_rps") > 1.0);
+    for (index, name) in ["bare", "protected"].iter().enumerate() {
+        let run = &report["runs"][index];
+        assert_eq!(run["name"], *name);
+        assert_eq!(run["seconds"].as_array().unwrap().len(), 6);
+        assert_eq!(run["phases"].as_array().unwrap().len(), 8);
+        assert!(
+            number(run, "/phases/0/goodput_rps") > 0.0,
+            "{name} answers half its capacity"
+        );
+        assert!(number(run, "/phases/5/offered_rps") > 5.0 * number(run, "/phases/2/offered_rps"));
+    }
+    let protected = &report["runs"][1];
+    assert!(
+        number(protected, "/phases/5/shed_rps") > 0.0,
+        "ten times the capacity is shed"
+    );
+    assert!(number(report, "/verdict/protected_goodput_at_peak_rps") >= 0.0);
+    assert_eq!(report["checks"].as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn a_short_run_on_sqlite_reports_both_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    assert_complete(&run(directory.path(), &[]), "embedded SQLite");
+}
+
+#[test]
+fn a_short_run_on_a_private_postgres_reports_both_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    assert_complete(&run(directory.path(), &["--postgres"]), "Postgres");
+}
+
+/// A server that is ended with the test.
+struct Serving {
+    child: Child,
+    address: String,
+}
+
+impl Serving {
+    fn start() -> Self {
+        let mut child = demo(&["--serve", "--port", "0", "--load", "20"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let address = loop {
+            let line = lines
+                .next()
+                .expect("the server says where it listens")
+                .unwrap();
+            if let Some((_, rest)) = line.split_once("http://") {
+                break rest.trim_end_matches('/').to_owned();
+            }
+        };
+        Self { child, address }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: demo\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        response.split_once("\r\n\r\n").unwrap().1.to_owned()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_live_page_shows_what_the_server_does() {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let serving = Serving::start();
+    assert!(serving.get("/").contains("/api/live"));
+    assert!(serving.get("/orders/gift").trim().parse::<u64>().unwrap() > 1000);
+    let live: Value = serde_json::from_str(&serving.get("/api/live")).unwrap();
+    assert_eq!(live["limiter"]["law"], "verified_gradient");
+    assert!(number(&live, "/limiter/limit") >= 1.0);
+    assert!(number(&live, "/pool/size") >= 1.0);
+    assert!(number(&live, "/responses/goodput_per_s") > 0.0);
+}
