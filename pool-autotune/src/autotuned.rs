@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tower_capacity::gate::{Gate, Permit, Refused, RefusedReason};
 
-use crate::adapter::{Adapter, Checked};
+use crate::adapter::{Adapter, Checked, PutBack};
 use crate::driver::Control;
 use crate::metrics::Recorder;
 use crate::stats::{Stats, WaitEnd};
@@ -198,23 +199,30 @@ impl<P: Adapter> DerefMut for Checkout<P> {
 
 impl<P: Adapter> Drop for Checkout<P> {
     fn drop(&mut self) {
+        /// A connection that is not back by then is closed, and its permit handed on.
+        const BACK_WITHIN: Duration = Duration::from_secs(5);
+        // Both are there until now, and `drop` comes once.
+        let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else {
+            return;
+        };
         let now = Instant::now();
-        self.shared.stats.returned(self.since, now);
         self.shared.recorder.used(now - self.since);
-
-        // The connection goes back before the permit, so that the next in line finds it idle. While
-        // there is a debt it is one too many, and one is closed while it is still paid for.
         let limit = self.shared.gate.limit();
-        drop(self.connection.take());
-        let enforce = self.shared.mode == Mode::Enforce;
-        if enforce && self.shared.gate.debt() > 0 {
-            self.shared.adapter.close_idle(1);
-        }
-        drop(self.permit.take());
-        // The limit was lowered after that look: what was closed then was counted with this permit
-        // still out, so one is left that nobody else will close.
-        if enforce && self.shared.gate.limit() < limit {
-            self.shared.close_surplus(1);
+        match self.shared.adapter.put_back(connection) {
+            PutBack::Done => self.shared.put_back(permit, limit, self.since, now),
+            PutBack::Later(back) => {
+                let (shared, since) = (Arc::clone(&self.shared), self.since);
+                let back = async move {
+                    // Done or given up: either way it is not out any more.
+                    let _ = timeout(BACK_WITHIN, back).await;
+                    shared.put_back(permit, limit, since, Instant::now());
+                };
+                match Handle::try_current() {
+                    Ok(runtime) => drop(runtime.spawn(back)),
+                    // Nobody to do it: dropping it closes the connection and returns the permit.
+                    Err(_) => self.shared.stats.returned(self.since, now),
+                }
+            }
         }
     }
 }
@@ -321,6 +329,24 @@ impl<P: Adapter> Shared<P> {
     fn tell_if_below_target(&self) {
         if self.gate.limit() < self.target.load(Ordering::Relaxed) {
             self.news.notify_one();
+        }
+    }
+
+    /// A connection that was taken at `since` is back; `limit`: when it began to go back.
+    ///
+    /// It comes back before its permit, so that the next in line finds it idle. While there is a
+    /// debt it is one too many, and one is closed while it is still paid for.
+    fn put_back(&self, permit: Permit, limit: usize, since: Instant, now: Instant) {
+        self.stats.returned(since, now);
+        let enforce = self.mode == Mode::Enforce;
+        if enforce && self.gate.debt() > 0 {
+            self.adapter.close_idle(1);
+        }
+        drop(permit);
+        // The limit was lowered after that look: what was closed then was counted with this permit
+        // still out, so one is left that nobody else will close.
+        if enforce && self.gate.limit() < limit {
+            self.close_surplus(1);
         }
     }
 

@@ -63,6 +63,7 @@
 //!
 //! - `deadpool`: an [`adapter`] for deadpool's managed pools, with any manager.
 //! - `bb8`: an [`adapter`] for bb8, with any connection manager.
+//! - `sqlx`: an [`adapter`] for sqlx, with any database.
 //! - `metrics`: report through the `metrics` facade.
 //! - `tracing`: an event for every decision.
 //!

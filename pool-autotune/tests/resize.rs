@@ -99,6 +99,7 @@ where
     );
 
     // Every permit came back: as many fit in as the limit says, and no more connections exist.
+    settles(|| pool.snapshot().in_use() == 0).await;
     let now = pool.snapshot();
     assert_eq!((now.in_use(), now.pending(), now.limit()), (0, 0, SMALLEST));
     settles(|| census.open() <= SMALLEST).await;
@@ -252,6 +253,34 @@ async fn bb8_over_postgres_never_exceeds_the_limit_plus_debt() {
             .simple_query("SELECT 1")
             .await
             .expect("it answers");
+    })
+    .await;
+    server.check(census.open()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_over_postgres_never_exceeds_the_limit_plus_debt() {
+    use sqlx::Executor;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    let server = Watched::start().await;
+    let census = Census::default();
+    let options: PgConnectOptions = server.postgres.url().parse().expect("a valid url");
+    let opened = census.clone();
+    let sqlx = PgPoolOptions::new()
+        .max_connections(LARGEST as u32)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(move |_, _| {
+            opened.opened_one();
+            Box::pin(async { Ok(()) })
+        })
+        .connect_lazy_with(options.application_name(APPLICATION));
+    let counted = sqlx.clone();
+    census.trust(move || counted.size() as usize);
+    let pool = tuned(sqlx, &census);
+    torture(&pool, &census, |mut connection| async move {
+        connection.execute("SELECT 1").await.expect("it answers");
     })
     .await;
     server.check(census.open()).await;

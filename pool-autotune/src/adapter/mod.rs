@@ -1,7 +1,7 @@
 //! What a connection pool has to offer to be tuned.
 //!
-//! Adapters for deadpool and bb8 are in modules of those names, behind
-//! features of the same names. Any other pool needs an [`Adapter`], about sixty lines.
+//! Adapters for deadpool, bb8 and sqlx are in modules of those names, behind features of the same
+//! names. Any other pool needs an [`Adapter`], about sixty lines.
 //!
 //! # Writing one
 //!
@@ -12,24 +12,29 @@
 //!   It must not open one while it has an idle one, and must open it in its own future, not in a
 //!   task that goes on when the checkout is cancelled: this is what keeps the number of connections
 //!   under the limit.
-//! - Dropping [`Adapter::Connection`] puts it back at once, not in a task spawned for it: the
-//!   permit is handed on right after, and its next owner should find it idle.
+//! - [`put_back`](Adapter::put_back) makes a connection idle again. The permit is handed on right
+//!   after, and its next owner should find it idle. If dropping a connection is enough, there is
+//!   nothing to write.
 //! - [`close_idle`](Adapter::close_idle) closes idle connections, and nothing else is ever asked
 //!   to shrink the pool. A connection in use when the limit falls comes back first and is closed
 //!   from there.
 
 use std::error::Error as StdError;
+use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 #[cfg(feature = "bb8")]
 pub mod bb8;
 #[cfg(feature = "deadpool")]
 pub mod deadpool;
+#[cfg(feature = "sqlx")]
+pub mod sqlx;
 
 /// A connection pool that can be tuned. See the [module docs](self) for how to write one.
 pub trait Adapter: Send + Sync + 'static {
-    /// A connection checked out; dropping it puts it back.
+    /// A connection checked out.
     type Connection: Send + 'static;
 
     /// Why opening or checking a connection failed.
@@ -46,6 +51,12 @@ pub trait Adapter: Send + Sync + 'static {
     fn checkout(
         &self,
     ) -> impl Future<Output = Result<Checked<Self::Connection>, Self::Error>> + Send;
+
+    /// Puts a connection back. The default drops it, for pools whose connections are back then.
+    fn put_back(&self, connection: Self::Connection) -> PutBack {
+        drop(connection);
+        PutBack::Done
+    }
 
     /// Closes up to `count` idle connections, best the longest idle, and returns how many it closed.
     /// They must be gone when it returns.
@@ -65,4 +76,23 @@ pub enum Checked<C> {
     Opened(C),
     /// It was idle.
     Reused(C),
+}
+
+/// Whether a connection is back.
+#[non_exhaustive]
+pub enum PutBack {
+    /// It is idle, or closed.
+    Done,
+    /// It will be when this future is done. Its permit is kept until then, for at most 5 s. Dropped
+    /// before that, it should close the connection.
+    Later(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl fmt::Debug for PutBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "Done",
+            Self::Later(_) => "Later",
+        })
+    }
 }

@@ -126,6 +126,8 @@ struct CensusState {
     open: AtomicUsize,
     peak: AtomicUsize,
     opened: AtomicUsize,
+    /// The pool's own count of connections, where they cannot be wrapped.
+    size: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
     /// Limit in force plus debt, read from the gate.
     allowed: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
     violations: Mutex<Vec<String>>,
@@ -142,7 +144,21 @@ impl Census {
     }
 
     pub(crate) fn open(&self) -> usize {
-        self.0.open.load(Ordering::SeqCst)
+        match self.0.size.get() {
+            Some(size) => size(),
+            None => self.0.open.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Counts as the pool does.
+    pub(crate) fn trust(&self, size: impl Fn() -> usize + Send + Sync + 'static) {
+        assert!(self.0.size.set(Box::new(size)).is_ok(), "trusted once");
+    }
+
+    /// A connection was opened, by a pool that counts itself.
+    pub(crate) fn opened_one(&self) {
+        self.0.opened.fetch_add(1, Ordering::SeqCst);
+        self.check(self.open());
     }
 
     pub(crate) fn peak(&self) -> usize {
@@ -160,6 +176,11 @@ impl Census {
     fn begin(&self) -> Resident {
         let open = self.0.open.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.opened.fetch_add(1, Ordering::SeqCst);
+        self.check(open);
+        Resident(self.clone())
+    }
+
+    fn check(&self, open: usize) {
         self.0.peak.fetch_max(open, Ordering::SeqCst);
         if let Some(allowed) = self.0.allowed.get() {
             // Another thread may have lowered the limit a moment ago and be closing what is too
@@ -174,7 +195,6 @@ impl Census {
                 self.0.violations.lock().unwrap().push(excess);
             }
         }
-        Resident(self.clone())
     }
 }
 
