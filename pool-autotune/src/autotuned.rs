@@ -207,15 +207,15 @@ impl<P: Adapter> Drop for Checkout<P> {
         };
         let now = Instant::now();
         self.shared.recorder.used(now - self.since);
-        let limit = self.shared.gate.limit();
+        let ceiling = self.shared.ceiling();
         match self.shared.adapter.put_back(connection) {
-            PutBack::Done => self.shared.put_back(permit, limit, self.since, now),
+            PutBack::Done => self.shared.put_back(permit, ceiling, self.since, now),
             PutBack::Later(back) => {
                 let (shared, since) = (Arc::clone(&self.shared), self.since);
                 let back = async move {
                     // Done or given up: either way it is not out any more.
                     let _ = timeout(BACK_WITHIN, back).await;
-                    shared.put_back(permit, limit, since, Instant::now());
+                    shared.put_back(permit, ceiling, since, Instant::now());
                 };
                 match Handle::try_current() {
                     Ok(runtime) => drop(runtime.spawn(back)),
@@ -251,6 +251,9 @@ pub(crate) struct Shared<P> {
     pub(crate) open_timeout: Duration,
     /// What the tuner wants; the limit in force may be on its way there.
     pub(crate) target: AtomicUsize,
+    /// How many connections may exist. The limit of the gate, or more while the tuner tries with an
+    /// open pool whether fewer would do.
+    pub(crate) ceiling: AtomicUsize,
     /// Wakes the task that drives the tuner.
     pub(crate) news: Arc<Notify>,
     pub(crate) control: Mutex<Control>,
@@ -327,30 +330,30 @@ impl<P: Adapter> Shared<P> {
     }
 
     fn tell_if_below_target(&self) {
-        if self.gate.limit() < self.target.load(Ordering::Relaxed) {
+        if self.ceiling() < self.target.load(Ordering::Relaxed) {
             self.news.notify_one();
         }
     }
 
-    /// A connection that was taken at `since` is back; `limit`: when it began to go back.
+    /// A connection that was taken at `since` is back; `ceiling`: when it began to go back.
     ///
-    /// It comes back before its permit, so that the next in line finds it idle. While there is a
-    /// debt it is one too many, and one is closed while it is still paid for.
-    fn put_back(&self, permit: Permit, limit: usize, since: Instant, now: Instant) {
+    /// It comes back before its permit, so that the next in line finds it idle. While more are
+    /// inside than may exist it is one too many, and one is closed while it is still paid for.
+    fn put_back(&self, permit: Permit, ceiling: usize, since: Instant, now: Instant) {
         self.stats.returned(since, now);
         let enforce = self.mode == Mode::Enforce;
-        if enforce && self.gate.debt() > 0 {
+        if enforce && self.gate.inflight() > self.ceiling() {
             self.adapter.close_idle(1);
         }
         drop(permit);
-        // The limit was lowered after that look: what was closed then was counted with this permit
-        // still out, so one is left that nobody else will close.
-        if enforce && self.gate.limit() < limit {
+        // The ceiling was lowered after that look: what was closed then was counted with this
+        // permit still out, so one is left that nobody else will close.
+        if enforce && self.ceiling() < ceiling {
             self.close_surplus(1);
         }
     }
 
-    /// Lowers the limit, and closes the idle connections that are too many then.
+    /// Lowers ceiling and limit, and closes the idle connections that are too many then.
     ///
     /// Their permits are taken before and returned after, so that at no moment there are more
     /// connections than the limit in force and the debt allow, not even on their way out. Those
@@ -364,8 +367,13 @@ impl<P: Adapter> Shared<P> {
         let opening = inside.saturating_sub(self.stats.in_hand());
         let surplus = (self.adapter.size() + opening).saturating_sub(to);
         self.adapter.close_idle(surplus.min(cover.len()));
+        self.ceiling.store(to, Ordering::Release);
         self.gate.set_limit(to);
         drop(cover);
+    }
+
+    pub(crate) fn ceiling(&self) -> usize {
+        self.ceiling.load(Ordering::Acquire)
     }
 
     /// Closes idle connections above the limit, as far as there are any.

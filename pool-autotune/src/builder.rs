@@ -166,7 +166,12 @@ impl<P: Adapter> Builder<P> {
         /// Enough to begin with for most services, and little to dial at once for the rest.
         const START: usize = 4;
         let start = if enforce { START } else { pool_max };
-        let tuner = Tuner::new(self.tuner, bounds, start, now);
+        // Nothing may be tried in recommend mode.
+        let config = TunerConfig {
+            experiments: self.tuner.experiments && enforce,
+            ..self.tuner
+        };
+        let tuner = Tuner::new(config, bounds, start, now);
         let mut dial = DialBudget::new(self.tuner.dial, now);
         let limit = if enforce {
             dial.limit(
@@ -194,6 +199,7 @@ impl<P: Adapter> Builder<P> {
             wait_timeout,
             open_timeout,
             target: AtomicUsize::new(tuner.target()),
+            ceiling: AtomicUsize::new(limit),
             news: Arc::clone(&news),
             control: Mutex::new(Control::new(tuner, dial, &stats, now)),
             stats,

@@ -4,9 +4,8 @@
 //! weakly. It wakes every 250 ms to close a window, and in between when a checkout lines up, or a
 //! connection was opened, while the limit is below its target. It ends with the last handle.
 
-use std::cmp::Ordering;
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -89,7 +88,7 @@ impl<P: Adapter> Shared<P> {
         }
         self.apply(&mut control, now);
         let waiting_for_token = self.gate.queued() > 0
-            && self.gate.limit() < self.target.load(Relaxed)
+            && self.ceiling() < self.target.load(Relaxed)
             && self.mode == Mode::Enforce;
         match control.dial.next_token() {
             Some(token) if waiting_for_token => token.min(control.next_window),
@@ -160,21 +159,22 @@ impl<P: Adapter> Shared<P> {
         if self.mode == Mode::Recommend {
             return;
         }
+        let ceiling = self.ceiling();
         let gate = self.gate.snapshot();
-        let state = DialState::new(
-            gate.limit(),
-            self.target.load(Relaxed),
-            self.adapter.size(),
-            gate.queued(),
-        );
-        let limit = control.dial.limit(now, state);
-        if limit != gate.limit() {
+        let target = self.target.load(Relaxed);
+        let state = DialState::new(ceiling, target, self.adapter.size(), gate.queued());
+        let raised = control.dial.limit(now, state);
+        let limit = raised.min(control.tuner.admitted());
+        if limit != gate.limit() || raised != ceiling {
             control.count_capacity(now, gate.limit());
         }
-        match limit.cmp(&gate.limit()) {
-            Ordering::Less => self.lower_limit(gate.limit(), limit),
-            Ordering::Equal => {}
-            Ordering::Greater => self.gate.set_limit(limit),
+        if raised < ceiling {
+            self.lower_limit(ceiling, raised);
+        } else if raised > ceiling {
+            self.ceiling.store(raised, Release);
+        }
+        if limit != self.gate.limit() {
+            self.gate.set_limit(limit);
         }
         // A pool that puts connections back late leaves some to be closed later.
         let gate = self.gate.snapshot();

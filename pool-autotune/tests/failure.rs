@@ -10,6 +10,7 @@ use std::time::Duration;
 use bb8_postgres::PostgresConnectionManager;
 use pool_autotune::adapter::Adapter;
 use pool_autotune::adapter::bb8::Bb8;
+use pool_autotune::tuner::TunerConfig;
 use pool_autotune::{Autotuned, Checkout, Error};
 use private_servers::Postgres;
 use support::{Census, Counting};
@@ -25,7 +26,11 @@ where
     Q: Fn(Checkout<P>) -> F + Send + Sync + 'static,
     F: Future<Output = bool> + Send + 'static,
 {
+    let mut tuner = TunerConfig::default();
+    // With a lower limit than connections, an experiment would look like a violation.
+    tuner.experiments = false;
     let pool = Autotuned::builder(pool)
+        .tuner(tuner)
         .bounds(2..=MAX)
         .wait_timeout(Duration::from_secs(2))
         .open_timeout(Duration::from_secs(2))

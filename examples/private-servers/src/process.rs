@@ -139,11 +139,17 @@ impl Process {
         // a running one would start more.
         let pid = child.id();
         signal("STOP", &[pid]);
+        wait_until(|| state_of(pid) != Some('R') && state_of(pid) != Some('S'));
         let mut all = children_of(pid);
         all.push(pid);
         signal("KILL", &all);
         // Errors are impossible for a child that was not waited for yet.
         let _ = child.wait();
+        // A dead process whose new parent does not wait for it is dead all the same.
+        wait_until(|| {
+            all.iter()
+                .all(|&pid| matches!(state_of(pid), None | Some('Z')))
+        });
         let _ = fs::remove_file(self.directory().join("pid"));
     }
 }
@@ -241,21 +247,34 @@ fn signal(name: &str, pids: &[u32]) {
         .status();
 }
 
+/// Waits for what the kernel does in a moment, and not for ever.
+fn wait_until(done: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !done() && Instant::now() < end {
+        std::thread::yield_now();
+    }
+}
+
+/// The fields of `/proc/PID/stat` after the name: state, parent, …
+fn stat(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // "pid (name) state ppid": the name may hold anything, so count from its last `)`.
+    stat.rsplit_once(')').map(|(_, rest)| rest.to_owned())
+}
+
+fn state_of(pid: u32) -> Option<char> {
+    stat(pid)?.trim_start().chars().next()
+}
+
 fn children_of(parent: u32) -> Vec<u32> {
-    let is_child = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // "pid (name) state ppid": the name may hold anything, so count from its last `)`.
-        stat.rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok())
-            == Some(parent)
-    };
+    let parent_of = |pid| stat(pid)?.split_whitespace().nth(1)?.parse::<u32>().ok();
     Path::new("/proc")
         .read_dir()
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(is_child)
+        .filter(|&pid| parent_of(pid) == Some(parent))
         .collect()
 }
 

@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Elasticity;
+
 /// One decision of a [`Tuner`](super::Tuner), with what it was based on.
 ///
 /// Its [`Display`](fmt::Display) is one line for a log or a page.
@@ -82,6 +84,20 @@ pub enum Reason {
     Backlog,
     /// The pool is saturated, and demand is above the target.
     Saturated,
+    /// The pool is saturated, more wait than demand explains, and a larger pool is on trial.
+    Trial,
+    /// The growth on trial pays in throughput, and the pool may go on growing.
+    Paid,
+    /// The growth on trial did not pay, and was taken back.
+    NoGain,
+    /// The gate is held lower for two of four seconds, to see what the last fifth is worth.
+    Probing,
+    /// The last fifth earned nothing.
+    Useless,
+    /// The last fifth earns its keep: the database can do more than before.
+    Recovered,
+    /// The pool is saturated, and the database serves no more with more connections.
+    AtKnee,
     /// The target is above the peak demand of the last minutes.
     Surplus,
     /// The bounds were changed.
@@ -106,6 +122,13 @@ impl Reason {
         match self {
             Self::Backlog => "backlog",
             Self::Saturated => "saturated",
+            Self::Trial => "trial",
+            Self::Paid => "paid",
+            Self::NoGain => "no_gain",
+            Self::Probing => "probing",
+            Self::Useless => "useless",
+            Self::Recovered => "recovered",
+            Self::AtKnee => "at_knee",
             Self::Surplus => "surplus",
             Self::Bounds => "bounds",
             Self::Steady => "steady",
@@ -122,6 +145,15 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::Backlog => "more wait than there are connections",
             Self::Saturated => "saturated",
+            Self::Trial => "saturated; trying whether more connections earn more",
+            Self::Paid => "the growth pays",
+            Self::NoGain => "the growth did not pay",
+            Self::Probing => "trying whether fewer connections earn as much",
+            Self::Useless => "fewer connections earn as much",
+            Self::Recovered => "the last connections earn their keep again",
+            Self::AtKnee => {
+                "saturated at the knee: the database serves no more with more connections"
+            }
             Self::Surplus => "more than the demand of the last minutes",
             Self::Bounds => "the bounds were changed",
             Self::Steady => "steady",
@@ -163,6 +195,10 @@ pub struct Inputs {
     pub saturated: bool,
     /// D: connections that the demand needs, if a use time is known.
     pub demand: Option<usize>,
+    /// K: the most connections worth having, if an experiment found it.
+    pub knee: Option<usize>,
+    /// ε, of the experiment that led to the decision.
+    pub elasticity: Option<Elasticity>,
 }
 
 impl fmt::Display for Inputs {
@@ -179,7 +215,14 @@ impl fmt::Display for Inputs {
             self.utilisation * 100.0,
             self.mean_queue,
             Count(self.demand),
-        )
+        )?;
+        if let Some(knee) = self.knee {
+            write!(f, ", knee {knee}")?;
+        }
+        if let Some(seen) = self.elasticity {
+            write!(f, ", elasticity {:.2} ± {:.2}", seen.mean, seen.error)?;
+        }
+        Ok(())
     }
 }
 

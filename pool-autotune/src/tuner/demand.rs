@@ -39,6 +39,11 @@ impl BaseUseTime {
         self.seconds
     }
 
+    /// Takes the use time of `window` for the base: an experiment showed that it is not our doing.
+    pub(super) fn rebase(&mut self, window: &PoolWindow) {
+        self.seconds = window.mean_use_time().or(self.seconds);
+    }
+
     pub(super) fn learn(&mut self, window: &PoolWindow, saturated: bool) {
         /// Above this utilisation use times already carry queueing inside the database.
         const CALM: f64 = 0.8;

@@ -15,22 +15,34 @@
 //! use time measured while the pool was *not* saturated. A database that gets slower by itself
 //! does not raise D.
 //!
+//! # Knee
+//!
+//! A saturated pool may still be too small, or the database may be doing all it can: use times
+//! cannot tell, throughput can. So growth of a saturated pool is an *experiment*, kept only if it
+//! pays, and at the knee K where it stops paying the pool now and then tries whether fewer would do
+//! (on the gate, opening and closing nothing). An experiment that shows slower queries not to be
+//! our doing moves S0.
+//!
 //! # When the target moves
 //!
 //! - **Up, at once**: more checkouts wait than connections are allowed, and use times are near S0
 //!   (so more connections will help): demand plus what it takes to work off the backlog in half a
 //!   second, within one 250 ms window, to at most 8n + 8.
-//! - **Up**, after one saturated window: demand.
+//! - **Up**, after one saturated window: to demand, or to as many as wait and run, by at most the
+//!   factor on trial (2 at first), and back if it does not pay.
+//! - **Down**, to what the database makes use of.
 //! - **Down**: to the highest demand of the last 300 s, by at most 20 % every 60 s, and not at all
 //!   within a dead band of 15 %.
 
 mod decision;
 mod demand;
 mod dial;
+mod knee;
 mod window;
 
 pub use self::decision::{Decision, Inputs, Reason};
 pub use self::dial::{DialBudget, DialConfig, DialState};
+pub use self::knee::{Elasticity, KneeConfig};
 pub use self::window::PoolWindow;
 
 use std::time::Duration;
@@ -38,6 +50,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::demand::{BaseUseTime, PeakDemand, staffing};
+use self::knee::{Knee, Outcome};
 use crate::Bounds;
 
 /// The constants of a [`Tuner`].
@@ -57,6 +70,9 @@ pub struct TunerConfig {
     /// A wait longer than this is slow: a pool where one checkout in twenty waits as long is
     /// saturated. Defaults to 20 ms.
     pub slow_wait: Duration,
+    /// A pool with more than this part of its limit in use, and a line, is saturated. Defaults to
+    /// 0.92.
+    pub full: f64,
     /// With a backlog, aim to work it off in this time. Defaults to 500 ms.
     pub drain_backlog_in: Duration,
     /// Above this multiple of S0, a backlog is the database's doing and does not grow the pool at
@@ -73,6 +89,14 @@ pub struct TunerConfig {
     pub shrink_step: f64,
     /// No shrink while the target is within this part above peak demand. Defaults to 0.15.
     pub dead_band: f64,
+    /// Above this multiple of S0 for three windows, a saturated pool looks down before it looks up.
+    /// Defaults to 3.
+    pub alarming: f64,
+    /// Whether to experiment at all. Without, a saturated pool grows to its demand and no further.
+    /// Defaults to `true`; always off in [`Mode::Recommend`](crate::Mode::Recommend).
+    pub experiments: bool,
+    /// The constants of the experiments.
+    pub knee: KneeConfig,
     /// How fast connections are opened.
     pub dial: DialConfig,
 }
@@ -84,6 +108,7 @@ impl Default for TunerConfig {
             min_completions: 50,
             max_window: Duration::from_secs(10),
             slow_wait: Duration::from_millis(20),
+            full: 0.92,
             drain_backlog_in: Duration::from_millis(500),
             inflated: 1.5,
             grow_every: Duration::from_secs(2),
@@ -91,6 +116,9 @@ impl Default for TunerConfig {
             shrink_every: Duration::from_secs(60),
             shrink_step: 0.2,
             dead_band: 0.15,
+            alarming: 3.0,
+            experiments: true,
+            knee: KneeConfig::default(),
             dial: DialConfig::default(),
         }
     }
@@ -106,6 +134,9 @@ pub struct Tuner {
     gathered: PoolWindow,
     base: BaseUseTime,
     peak: PeakDemand,
+    knee: Knee,
+    /// Windows in a row with use times far above their base.
+    alarming: u32,
     grown: Option<Instant>,
     shrunk: Option<Instant>,
 }
@@ -121,6 +152,8 @@ impl Tuner {
             gathered: PoolWindow::default(),
             base: BaseUseTime::default(),
             peak: PeakDemand::new(config.shrink_horizon, now),
+            knee: Knee::new(config.knee, now),
+            alarming: 0,
             grown: None,
             shrunk: None,
         }
@@ -132,6 +165,18 @@ impl Tuner {
         self.target
     }
 
+    /// How many connections to let out: the target, or less while it tries whether fewer would do.
+    #[must_use]
+    pub fn admitted(&self) -> usize {
+        self.knee.admitted(self.target)
+    }
+
+    /// K: the most connections worth having, if an experiment found it.
+    #[must_use]
+    pub fn knee(&self) -> Option<usize> {
+        self.knee.cap()
+    }
+
     /// The bounds it keeps to.
     #[must_use]
     pub fn bounds(&self) -> Bounds {
@@ -141,6 +186,7 @@ impl Tuner {
     /// Changes the bounds, and moves the target into them.
     pub fn set_bounds(&mut self, now: Instant, bounds: Bounds) -> Decision {
         self.bounds = bounds;
+        self.knee.cancel();
         self.decide(
             now,
             Reason::Bounds,
@@ -156,6 +202,9 @@ impl Tuner {
         if let Some(decision) = self.on_backlog(now, window) {
             self.gathered = PoolWindow::default();
             return decision;
+        }
+        if !self.knee.is_idle() {
+            return self.on_experiment(now, window);
         }
         if !self.is_telling(&self.gathered) {
             return self.decide(now, Reason::Gathering, self.target, Inputs::default());
@@ -178,18 +227,77 @@ impl Tuner {
         let drain = window.queued as f64 * base / self.config.drain_backlog_in.as_secs_f64();
         let load = window.arrival_rate() * base + drain;
         let demand = staffing(load, window.use_time_variation());
-        let target = self.bounds.clamp(demand.min(8 * self.target + 8));
+        // A small step can wait for a whole window, and for the end of an experiment.
+        if demand / 2 < self.target {
+            return None;
+        }
+        let jump = self.knee.jump(now, self.target).min(demand);
+        let target = self.bounds.clamp(jump);
         if target <= self.target {
             return None;
         }
         self.peak.push(now, demand);
+        let inputs = self.inputs(window, Some(demand), true);
+        Some(self.grow_to(now, Reason::Backlog, target, window, inputs))
+    }
+
+    fn grow_to(
+        &mut self,
+        now: Instant,
+        reason: Reason,
+        target: usize,
+        window: &PoolWindow,
+        inputs: Inputs,
+    ) -> Decision {
         self.grown = Some(now);
-        Some(self.decide(
-            now,
-            Reason::Backlog,
-            target,
-            self.inputs(window, Some(demand), true),
-        ))
+        if self.config.experiments && self.is_resolvable(window) {
+            self.knee.grow(now, self.target, target, window.clone());
+        }
+        self.decide(now, reason, target, inputs)
+    }
+
+    /// Goes on with an experiment.
+    fn on_experiment(&mut self, now: Instant, window: &PoolWindow) -> Decision {
+        let config = self.config;
+        let outcome = self
+            .knee
+            .on_window(now, window, |after| is_saturated(&config, after));
+        if outcome == Outcome::Running {
+            return self.decide(now, Reason::Gathering, self.target, Inputs::default());
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        let saturated = self.is_saturated(&gathered);
+        let (reason, to, seen) = match outcome {
+            Outcome::Running | Outcome::Unclear(None) | Outcome::Keep => {
+                (Reason::Settling, self.target, None)
+            }
+            Outcome::Paid(seen, after) => {
+                self.base.rebase(&after);
+                let demand = self.demand(&after);
+                let inputs = Inputs {
+                    elasticity: Some(seen),
+                    ..self.inputs(&after, demand, true)
+                };
+                return match self.reach(now, &after, demand.unwrap_or(0)) {
+                    Some((_, target)) => self.grow_to(now, Reason::Paid, target, &after, inputs),
+                    None => self.decide(now, Reason::Paid, self.target, inputs),
+                };
+            }
+            Outcome::Revert(to, seen) => (Reason::NoGain, to, Some(seen)),
+            Outcome::Useless(to, seen) => (Reason::Useless, to, Some(seen)),
+            Outcome::Useful(seen, after) => {
+                self.base.rebase(&after);
+                (Reason::Recovered, self.target, Some(seen))
+            }
+            Outcome::Unclear(seen) => (Reason::AtKnee, self.target, seen),
+        };
+        let demand = self.demand(&gathered);
+        self.peak.push(now, demand.unwrap_or(0));
+        let inputs = Inputs {
+            elasticity: seen,
+            ..self.inputs(&gathered, demand, saturated)
+        };
+        self.decide(now, reason, self.bounds.clamp(to), inputs)
     }
 
     /// Whether the window is long enough to decide on. The last condition is .NET's rule for its
@@ -203,23 +311,18 @@ impl Tuner {
 
     fn on_whole_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
         let saturated = self.is_saturated(window);
+        self.knee.observe(now, saturated);
         self.base.learn(window, saturated);
-        let demand = self
-            .base
-            .get()
-            .map(|base| staffing(window.arrival_rate() * base, window.use_time_variation()));
+        let demand = self.demand(window);
         let inputs = self.inputs(window, demand, saturated);
         // No use time was ever seen: nothing is known, and nothing is asked for.
         let demand = demand.unwrap_or(0);
         self.peak.push(now, demand);
 
         if saturated {
-            let (reason, target) = self.grow(now, demand);
-            if target > self.target {
-                self.grown = Some(now);
-            }
-            return self.decide(now, reason, target, inputs);
+            return self.on_saturated(now, window, demand, inputs);
         }
+        self.alarming = 0;
         let (reason, target) = self.shrink(now);
         if target < self.target {
             self.shrunk = Some(now);
@@ -227,13 +330,99 @@ impl Tuner {
         self.decide(now, reason, target, inputs)
     }
 
-    fn is_saturated(&self, window: &PoolWindow) -> bool {
-        let full = window.utilisation() > 0.92 && window.mean_queue() > 0.3;
-        let slow = window.slow_waits * 20 > window.arrivals;
-        full || slow || window.timeouts > 0
+    fn on_saturated(
+        &mut self,
+        now: Instant,
+        window: &PoolWindow,
+        demand: usize,
+        inputs: Inputs,
+    ) -> Decision {
+        if self.config.experiments && self.is_resolvable(window) {
+            return self.on_saturated_and_resolvable(now, window, demand, inputs);
+        }
+        let (reason, target) = self.grow_by_demand(now, demand);
+        if target > self.target {
+            self.grown = Some(now);
+        }
+        self.decide(now, reason, target, inputs)
     }
 
-    fn grow(&self, now: Instant, demand: usize) -> (Reason, usize) {
+    fn on_saturated_and_resolvable(
+        &mut self,
+        now: Instant,
+        window: &PoolWindow,
+        demand: usize,
+        inputs: Inputs,
+    ) -> Decision {
+        /// As many windows in a row are no accident.
+        const ALARMED: u32 = 3;
+        let inflated = match (window.mean_use_time(), self.base.get()) {
+            (Some(seen), Some(base)) => seen > self.config.alarming * base,
+            _ => false,
+        };
+        self.alarming = if inflated { self.alarming + 1 } else { 0 };
+        let alarmed = self.alarming == ALARMED;
+        if alarmed {
+            self.knee.alarm(now);
+        }
+
+        // As many as run and wait could run at once, if the database made use of them.
+        let takers = window.limit + window.mean_queue().ceil() as usize;
+        let wanted = demand.max(takers);
+        let target = self.bounds.clamp(self.knee.reach(now, self.target, wanted));
+        if target > self.target && !alarmed {
+            let reason = if demand >= target {
+                Reason::Saturated
+            } else {
+                Reason::Trial
+            };
+            return self.grow_to(now, reason, target, window, inputs);
+        }
+        if self.knee.try_down(now, self.target, self.bounds.min()) {
+            return self.decide(now, Reason::Probing, self.target, inputs);
+        }
+        let reason = if self.knee.cap().is_some() {
+            Reason::AtKnee
+        } else if self.target == self.bounds.max() {
+            Reason::AtMaximum
+        } else {
+            Reason::Settling
+        };
+        self.decide(now, reason, self.target, inputs)
+    }
+
+    /// The size a saturated pool may be tried at, if larger.
+    fn reach(&self, now: Instant, window: &PoolWindow, demand: usize) -> Option<(Reason, usize)> {
+        // As many as run and wait could run at once, if the database made use of them.
+        let takers = window.limit + window.mean_queue().ceil() as usize;
+        let reach = self.knee.reach(now, self.target, demand.max(takers));
+        let target = self.bounds.clamp(reach);
+        let reason = if demand >= target {
+            Reason::Saturated
+        } else {
+            Reason::Trial
+        };
+        (target > self.target).then_some((reason, target))
+    }
+
+    /// Whether enough completes to measure throughput.
+    fn is_resolvable(&self, window: &PoolWindow) -> bool {
+        window.throughput() >= self.config.knee.min_throughput
+    }
+
+    fn demand(&self, window: &PoolWindow) -> Option<usize> {
+        let base = self.base.get()?;
+        Some(staffing(
+            window.arrival_rate() * base,
+            window.use_time_variation(),
+        ))
+    }
+
+    fn is_saturated(&self, window: &PoolWindow) -> bool {
+        is_saturated(&self.config, window)
+    }
+
+    fn grow_by_demand(&self, now: Instant, demand: usize) -> (Reason, usize) {
         let target = self.bounds.clamp(demand.min(8 * self.target + 8));
         if self.target == self.bounds.max() && demand > self.target {
             (Reason::AtMaximum, self.target)
@@ -283,6 +472,8 @@ impl Tuner {
             timeouts: window.timeouts,
             saturated,
             demand,
+            knee: self.knee.cap(),
+            elasticity: None,
         }
     }
 
@@ -296,6 +487,14 @@ impl Tuner {
             inputs,
         }
     }
+}
+
+/// Whether the pool, and not its users, bounds throughput.
+fn is_saturated(config: &TunerConfig, window: &PoolWindow) -> bool {
+    // Slow waits are counted where they are measured, against `config.slow_wait`.
+    let slow = window.slow_waits * 20 > window.arrivals;
+    let full = window.utilisation() > config.full && window.mean_queue() > 0.3;
+    full || slow || window.timeouts > 0
 }
 
 #[cfg(test)]
