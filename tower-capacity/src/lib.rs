@@ -1,4 +1,67 @@
 //! Adaptive concurrency limiting and load shedding as Tower layers, with no hand-tuned numbers.
+//!
+//! # The problem
+//!
+//! A service that is offered more than it can do does not do as much as it can: requests queue, the
+//! queue outlives its callers' patience, and everything it answers comes too late. A limit on the
+//! requests inside prevents that, but the right limit depends on the machine, the mix of requests
+//! and the database behind it, and is wrong again after the next deployment. [`CapacityLayer`]
+//! finds it while the service runs, lets short bursts wait in a bounded room, and refuses the rest
+//! at once.
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use tower_capacity::CapacityLayer;
+//!
+//! #[tokio::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let capacity = CapacityLayer::adaptive().bypass(|request| request.uri.path() == "/livez");
+//!     let limiter = capacity.limiter().clone(); // watch it, bound it, drain it
+//!     let app = Router::new()
+//!         .route("/", get(async || "hello"))
+//!         .route("/livez", get(async || "alive"))
+//!         .layer(capacity);
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     println!("{:?}", limiter.snapshot());
+//!     axum::serve(listener, app).await
+//! }
+//! ```
+//!
+//! In a tonic server it is `Server::builder().layer(CapacityLayer::adaptive())`.
+//!
+//! # How it decides
+//!
+//! - [`gate`]: who enters now. A counter with a movable limit and a bounded waiting room.
+//! - [`limit`]: how many may be inside. Control laws, of which [`limit::VerifiedGradient`] is the
+//!   default.
+//! - [`Limiter`]: both, with the accounting in between; the handle that a service keeps.
+//! - [`layer`]: the Tower middleware, and what it promises.
+//!
+//! # What you will see
+//!
+//! With the feature `metrics`, the limit, the requests inside, decisions by reason and waits (see
+//! [`metrics::names`]). With the feature `tracing`, an event at `warn` when shedding starts and when
+//! it is over, at `debug` for each move of the limit with its reason, at `trace` for each request
+//! shed. Without either, [`Limiter::snapshot`] and [`Limiter::history`].
+//!
+//! # When not to use it
+//!
+//! - To hold one caller to what it is entitled to: that is policy, and `rate-limit` answers 429.
+//! - To bound the connections to a database: use `pool-autotune`, and this layer in front.
+//! - On a service that fans out to a single client which retries at once and without bound: shedding
+//!   then only moves the load into the retries.
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `layer` (default) | the Tower middleware |
+//! | `metrics` | metrics through the `metrics` facade |
+//! | `tracing` | events through `tracing` |
+//!
+//! # Minimum supported Rust version
+//!
+//! 1.88.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -29,3 +92,8 @@ pub use crate::{
     layer::{Capacity, CapacityLayer, UpgradePermit},
     reject::{DefaultReject, Reject, Shed, ShedHook},
 };
+
+// The README is tested too.
+#[cfg(all(doctest, feature = "layer"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
