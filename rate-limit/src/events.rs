@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     limiter::retry_after,
-    policy::{Ruleset, Ruling},
+    rules::{Ruleset, Ruling},
 };
 
 /// Lets one refusal a second be told, with the number of those that were not.

@@ -136,6 +136,34 @@ impl Gcra {
         self.capacity.saturating_sub(self.debt(tat, now)) / self.interval
     }
 
+    /// Nanoseconds until `cells` would conform.
+    pub(crate) fn wait_for(&self, tat: u64, now: u64, cells: u64) -> u64 {
+        let owed = self
+            .debt(tat, now)
+            .saturating_add(cells.saturating_mul(self.interval));
+        self.nanos_up(owed.saturating_sub(self.capacity))
+    }
+
+    /// Nanoseconds in which `cells` come back.
+    pub(crate) fn nanos_for(&self, cells: u64) -> u64 {
+        self.nanos_up(cells.saturating_mul(self.interval))
+    }
+
+    /// The TAT of a key that owes as many cells of this quota as it owed of `old`; never more
+    /// than a burst.
+    pub(crate) fn convert(&self, old: &Self, tat: u64, now: u64) -> u64 {
+        let debt = u128::from(old.debt(tat, now)) * u128::from(self.interval);
+        let debt = debt
+            .div_ceil(u128::from(old.interval))
+            .min(u128::from(self.capacity));
+        self.ticks(now).wrapping_add(debt as u64)
+    }
+
+    /// How many cells may be used at once.
+    pub(crate) fn burst(&self) -> u64 {
+        self.burst
+    }
+
     /// Nanoseconds until the debt is paid.
     pub(crate) fn debt_nanos(&self, tat: u64, now: u64) -> u64 {
         self.nanos_up(self.debt(tat, now))
@@ -250,6 +278,28 @@ mod tests {
         let gcra = gcra(Quota::count(10).per(SECOND).burst(3));
         let tat = gcra.charge(0, 50, 2).unwrap();
         assert_eq!(gcra.remaining(gcra.refund(tat, 50, 100), 50), 3);
+    }
+
+    #[test]
+    fn a_changed_quota_keeps_the_debt_in_cells() {
+        let (now, second) = (DAY.as_nanos() as u64, SECOND.as_nanos() as u64);
+        let slow = gcra(Quota::count(10).per(SECOND));
+        let fast = gcra(Quota::count(300_000_000).per(SECOND));
+        let small = gcra(Quota::count(1).per(DAY).burst(3));
+        let tat = slow.charge(0, now, 7).unwrap();
+        assert_eq!(slow.remaining(tat, now), 3);
+        assert_eq!(
+            fast.remaining(fast.convert(&slow, tat, now), now),
+            300_000_000 - 7
+        );
+        let converted = small.convert(&slow, tat, now);
+        assert_eq!(small.remaining(converted, now), 0);
+        assert_eq!(
+            small.wait_for(converted, now, 1),
+            86_400 * second,
+            "a burst, not seven days"
+        );
+        assert_eq!(small.remaining(small.convert(&slow, 0, now), now), 3);
     }
 
     #[test]

@@ -79,19 +79,22 @@ mod clock;
 #[cfg(feature = "tracing")]
 mod events;
 mod gcra;
+mod inflight;
 pub mod key;
 mod layer;
 mod limiter;
 pub mod metrics;
 mod policy;
 mod quota;
+mod rules;
 mod store;
 
 pub use self::{
     clock::ManualClock,
+    inflight::Inflight,
     layer::{RateLimit, RateLimitBody, RateLimitFuture, RateLimitLayer},
-    limiter::{Decision, LimitError, Limiter, LimiterBuilder},
-    policy::{BuildError, MAX_POLICIES, Policy},
+    limiter::{Decision, LimitError, Limiter, LimiterBuilder, Reservation},
+    policy::{BuildError, MAX_POLICIES, Policy, ResponseHead},
     quota::{DAY, HOUR, MINUTE, Quota, QuotaCount, QuotaError, SECOND, Unit},
     store::OnFull,
 };

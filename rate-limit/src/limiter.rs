@@ -3,18 +3,21 @@
 use std::{
     fmt,
     hash::{BuildHasher, Hash, RandomState},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, Guard};
 
 use crate::{
-    BuildError, ManualClock, OnFull, Policy, Quota,
+    BuildError, Inflight, MAX_POLICIES, ManualClock, OnFull, Policy, Quota,
+    answer::Reason,
     clock::Clock,
     gcra::Excess,
-    metrics::Outcome,
-    policy::{MAX_KEYS, Ruleset, Ruling, compile},
+    inflight::InflightCounts,
+    metrics::{Meter, Outcome},
+    policy::{MAX_KEYS, ResponseHead, check_name},
+    rules::{Charge, Ruleset, Ruling},
     store::Table,
 };
 
@@ -35,20 +38,36 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Decisions never wait and take no lock for a single quota.
+/// A key here is the key of a layer's [`key::header`](crate::key::header) when it is the same
+/// bytes (`b"alice".as_slice()`), and of [`key::extension`](crate::key::extension) when it is the
+/// same value.
+///
+/// Decisions never wait, and take no lock for a single quota.
 #[derive(Clone)]
 pub struct Limiter {
     inner: Arc<Inner>,
+    plan: usize,
 }
 
 struct Inner {
     table: Arc<Table>,
     clock: Clock,
     seed: RandomState,
-    rules: ArcSwap<Ruleset>,
+    /// The names that entries have a TAT for.
+    columns: Box<[Arc<str>]>,
+    /// The names of `sets`; the first has none.
+    plans: Box<[Arc<str>]>,
+    sets: ArcSwap<Sets>,
+    /// Held while the policies change.
+    changing: Mutex<()>,
+    inflight: Option<Arc<InflightCounts>>,
     #[cfg(feature = "tracing")]
     denials: crate::events::Sampler,
 }
+
+/// What each plan enforces.
+#[derive(Debug)]
+pub(crate) struct Sets(Box<[Arc<Ruleset>]>);
 
 impl Limiter {
     /// A limiter with one quota per key, and everything else at its default.
@@ -63,9 +82,10 @@ impl Limiter {
     /// Starts a limiter with several quotas or settings of its own.
     pub fn builder() -> LimiterBuilder {
         LimiterBuilder {
-            policies: Vec::new(),
+            plans: vec![(Arc::from(""), Vec::new())],
             max_keys: DEFAULT_MAX_KEYS,
             on_full: OnFull::default(),
+            max_inflight: None,
             clock: None,
         }
     }
@@ -88,41 +108,70 @@ impl Limiter {
     /// [`LimitError::retry_after`] is `None`.
     pub fn check_n(&self, key: impl Hash, cells: u64) -> Result<Decision, LimitError> {
         let rules = self.rules();
-        match self.charge(&rules, self.fingerprint(key), cells) {
-            Some(ruling) if ruling.admits() => {
-                let now = self.inner.clock.now();
-                Ok(Decision {
-                    remaining: rules.remaining(|column| ruling.tats[column], now),
-                })
-            }
+        let fingerprint = self.fingerprint(key);
+        self.admit(&rules, fingerprint, &Charge::each(cells))?;
+        let Inner { table, clock, .. } = &*self.inner;
+        let remaining = rules.remaining(table, table.find(fingerprint), clock.now());
+        Ok(Decision { remaining })
+    }
+
+    fn admit(
+        &self,
+        rules: &Ruleset,
+        fingerprint: u64,
+        charge: &Charge,
+    ) -> Result<Ruling, LimitError> {
+        match self.charge(rules, fingerprint, charge) {
+            Some(ruling) if ruling.admits() => Ok(ruling),
             Some(ruling) => {
-                let violated = rules.rules().iter().enumerate();
-                let policy = violated
-                    .filter(|(index, _)| ruling.violated.contains(*index))
-                    .map(|(_, rule)| rule.policy.shared_name())
-                    .next();
+                let mut violated = rules.rules().iter().enumerate();
+                let first = violated.find(|(index, _)| ruling.violated.contains(*index));
+                let policy = first.map(|(_, rule)| rule.policy.shared_name());
+                let retry_after = retry_after(ruling.excess);
                 Err(LimitError {
+                    reason: Reason::Quota,
                     policy,
-                    retry_after: retry_after(ruling.excess),
+                    retry_after,
                 })
             }
-            None => Err(LimitError {
-                policy: None,
-                retry_after: Some(TABLE_FULL_RETRY),
-            }),
+            None => Err(LimitError::without_policy(Reason::NoRoom)),
         }
+    }
+
+    /// Charges `cells` cells of every policy to `key` for work whose cost is not known yet. The
+    /// [`Reservation`] charges the difference when it is settled, and gives everything back when
+    /// it is dropped before that.
+    ///
+    /// # Errors
+    ///
+    /// As [`check_n`](Self::check_n).
+    ///
+    /// ```
+    /// use rate_limit::{Limiter, MINUTE, Quota};
+    ///
+    /// let limiter = Limiter::new(Quota::count(1_000).per(MINUTE))?;
+    /// let reservation = limiter.reserve("alice", 400)?;
+    /// // ... the work turns out to be smaller ...
+    /// reservation.settle(150);
+    /// assert_eq!(limiter.peek("alice"), 850);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reserve(&self, key: impl Hash, cells: u64) -> Result<Reservation, LimitError> {
+        let rules = self.rules();
+        let fingerprint = self.fingerprint(key);
+        let charge = Charge::each(cells);
+        let ruling = self.admit(&rules, fingerprint, &charge)?;
+        let charge = charge.waive(ruling.shadowed);
+        let receipt = Receipt::new(self, &rules, fingerprint, charge, Settle::Everything);
+        Ok(Reservation { receipt, cells })
     }
 
     /// How many cells `key` could use right now under the tightest policy, charging nothing.
     #[must_use]
     pub fn peek(&self, key: impl Hash) -> u64 {
-        let rules = self.rules();
         let Inner { table, clock, .. } = &*self.inner;
-        let slot = table.find(self.fingerprint(key));
-        rules.remaining(
-            |column| slot.map_or(0, |slot| table.read(slot, column)),
-            clock.now(),
-        )
+        self.rules()
+            .remaining(table, table.find(self.fingerprint(key)), clock.now())
     }
 
     /// Gives `cells` cells of every policy back to `key`, for example because the work was not
@@ -132,7 +181,9 @@ impl Limiter {
         let Inner { table, clock, .. } = &*self.inner;
         if let Some(slot) = table.find(self.fingerprint(key)) {
             let now = clock.now();
-            rules.adjust(table, slot, |gcra, tat| gcra.refund(tat, now, cells));
+            rules.adjust(table, slot, |_, rule, tat| {
+                rule.gcra.refund(tat, now, cells)
+            });
         }
     }
 
@@ -144,8 +195,92 @@ impl Limiter {
         let now = clock.now();
         let slot = table.claim(self.fingerprint(key), |slot| rules.debt(table, slot, now));
         if let Some(slot) = slot {
-            rules.adjust(table, slot, |gcra, tat| gcra.charge_anyway(tat, now, cells));
+            rules.adjust(table, slot, |_, rule, tat| {
+                rule.gcra.charge_anyway(tat, now, cells)
+            });
         }
+    }
+
+    /// Counts one more request of `key` in flight until the result is dropped. Always succeeds
+    /// when the limiter has no [`max_inflight`](LimiterBuilder::max_inflight).
+    ///
+    /// # Errors
+    ///
+    /// Fails when the key is at its limit.
+    pub fn enter(&self, key: impl Hash) -> Result<Option<Inflight>, LimitError> {
+        match &self.inner.inflight {
+            None => Ok(None),
+            Some(counts) => match counts.enter(self.fingerprint(key)) {
+                Some(inflight) => Ok(Some(inflight)),
+                None => Err(LimitError::without_policy(Reason::Inflight)),
+            },
+        }
+    }
+
+    /// How many requests of `key` are in flight; 0 when they are not counted.
+    #[must_use]
+    pub fn inflight(&self, key: impl Hash) -> u32 {
+        self.inner
+            .inflight
+            .as_ref()
+            .map_or(0, |counts| counts.inflight(self.fingerprint(key)))
+    }
+
+    /// A handle that decides by the plan `name`; `None` when there is no such plan.
+    #[must_use]
+    pub fn plan(&self, name: &str) -> Option<Self> {
+        let plan = self.plan_index(name)?;
+        Some(Self {
+            inner: Arc::clone(&self.inner),
+            plan,
+        })
+    }
+
+    /// Replaces the policies of this handle's plan, for every holder of the limiter. Every
+    /// request is decided by the old ones or the new ones, none in between.
+    ///
+    /// Debts are kept, as a number of cells, and cut to the new burst: who had used 7 of 10 has
+    /// used 7 of the new 20. Converting them takes about 10 ms for a million keys, in which a
+    /// decision may find a debt too large, and be charged by the old scale. Debts of other plans
+    /// under the same name are converted with them.
+    ///
+    /// # Errors
+    ///
+    /// Fails, changing nothing, when a policy is invalid or has a name that the limiter was not
+    /// built with.
+    pub fn set_policies(
+        &self,
+        policies: impl IntoIterator<Item = Policy>,
+    ) -> Result<(), BuildError> {
+        let Inner {
+            table,
+            clock,
+            columns,
+            sets,
+            changing,
+            ..
+        } = &*self.inner;
+        let policies: Vec<_> = policies.into_iter().collect();
+        let rules = Arc::new(Ruleset::new(&policies, columns, table, clock)?);
+        let _one_at_a_time = changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = sets.load_full();
+        let old = &current.0[self.plan];
+        let mut new = current.0.clone();
+        new[self.plan] = Arc::clone(&rules);
+        rules.take_over(old, table, clock.now(), true);
+        sets.store(Arc::new(Sets(new)));
+        rules.take_over(old, table, clock.now(), false);
+        Ok(())
+    }
+
+    /// The policies of this handle's plan.
+    #[must_use]
+    pub fn policies(&self) -> Vec<Policy> {
+        self.rules()
+            .rules()
+            .iter()
+            .map(|rule| rule.policy.clone())
+            .collect()
     }
 
     /// How many keys are remembered now. Keys without debt are remembered until their place is
@@ -175,8 +310,23 @@ impl Limiter {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    pub(crate) fn rules(&self) -> Guard<Arc<Ruleset>> {
-        self.inner.rules.load()
+    /// What this handle's plan enforces.
+    pub(crate) fn rules(&self) -> Rules {
+        Rules {
+            sets: self.inner.sets.load(),
+            plan: self.plan,
+        }
+    }
+
+    /// What the plan `name` enforces; this handle's plan when there is no such plan.
+    pub(crate) fn rules_of(&self, name: Option<&str>) -> Rules {
+        let plan = name
+            .and_then(|name| self.plan_index(name))
+            .unwrap_or(self.plan);
+        Rules {
+            sets: self.inner.sets.load(),
+            plan,
+        }
     }
 
     /// The secret that keys are hashed with.
@@ -184,19 +334,28 @@ impl Limiter {
         &self.inner.seed
     }
 
-    fn fingerprint(&self, key: impl Hash) -> u64 {
-        fingerprint(self.seed().hash_one(key))
+    pub(crate) fn now(&self) -> u64 {
+        self.inner.clock.now()
+    }
+
+    pub(crate) fn inflight_counts(&self) -> Option<&Arc<InflightCounts>> {
+        self.inner.inflight.as_ref()
     }
 
     /// Charges every rule, or none; `None` when a new key is refused for lack of room.
-    pub(crate) fn charge(&self, rules: &Ruleset, fingerprint: u64, cells: u64) -> Option<Ruling> {
+    pub(crate) fn charge(
+        &self,
+        rules: &Ruleset,
+        fingerprint: u64,
+        charge: &Charge,
+    ) -> Option<Ruling> {
         let Inner { table, clock, .. } = &*self.inner;
         let slot = table.claim(fingerprint, |slot| rules.debt(table, slot, clock.now()));
         let Some(slot) = slot else {
-            rules.rules()[0].meter.count(Outcome::Limited);
+            rules.meter().count(Outcome::Limited);
             return None;
         };
-        let ruling = rules.charge(table, slot, clock, cells);
+        let ruling = rules.charge(table, slot, clock, charge);
         self.report(rules, fingerprint, &ruling);
         Some(ruling)
     }
@@ -216,14 +375,43 @@ impl Limiter {
         #[cfg(not(feature = "tracing"))]
         let _ = fingerprint;
     }
+
+    fn fingerprint(&self, key: impl Hash) -> u64 {
+        fingerprint(self.seed().hash_one(key))
+    }
+
+    fn plan_index(&self, name: &str) -> Option<usize> {
+        (1..self.inner.plans.len()).find(|&plan| *self.inner.plans[plan] == *name)
+    }
 }
 
 impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Limiter")
-            .field("rules", &*self.inner.rules.load())
+            .field("rules", &*self.rules())
             .field("table", &self.inner.table)
+            .field("inflight", &self.inner.inflight)
             .finish_non_exhaustive()
+    }
+}
+
+/// The rules of one plan, as they were when they were looked up.
+pub(crate) struct Rules {
+    sets: Guard<Arc<Sets>>,
+    plan: usize,
+}
+
+impl std::ops::Deref for Rules {
+    type Target = Ruleset;
+
+    fn deref(&self) -> &Ruleset {
+        &self.sets.0[self.plan]
+    }
+}
+
+impl Rules {
+    fn keep(&self) -> Arc<Ruleset> {
+        Arc::clone(&self.sets.0[self.plan])
     }
 }
 
@@ -231,9 +419,10 @@ impl fmt::Debug for Limiter {
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct LimiterBuilder {
-    policies: Vec<Policy>,
+    plans: Vec<(Arc<str>, Vec<Policy>)>,
     max_keys: usize,
     on_full: OnFull,
+    max_inflight: Option<u32>,
     clock: Option<ManualClock>,
 }
 
@@ -246,7 +435,34 @@ impl LimiterBuilder {
     /// Adds a policy. A request must be within all of them, and one that is not is charged to
     /// none.
     pub fn policy(mut self, policy: Policy) -> Self {
-        self.policies.push(policy);
+        self.plans[0].1.push(policy);
+        self
+    }
+
+    /// Adds a plan: policies that apply instead of the others to the requests that
+    /// [`RateLimitLayer::plan`](crate::RateLimitLayer::plan) gives `name`, for example those of a
+    /// paying customer or of an expensive route.
+    ///
+    /// A policy of the same name in another plan is the same account with other limits, so a
+    /// customer who changes plans keeps the debt. A policy of another name is another account.
+    ///
+    /// ```
+    /// use rate_limit::{Limiter, MINUTE, Policy, Quota};
+    ///
+    /// let limiter = Limiter::builder()
+    ///     .policy(Policy::new("api", Quota::count(60).per(MINUTE)))
+    ///     .plan("pro", [Policy::new("api", Quota::count(6_000).per(MINUTE))])
+    ///     .build()?;
+    /// assert_eq!(limiter.plan("pro").unwrap().peek("alice"), 6_000);
+    /// # Ok::<(), rate_limit::BuildError>(())
+    /// ```
+    pub fn plan(
+        mut self,
+        name: impl Into<Arc<str>>,
+        policies: impl IntoIterator<Item = Policy>,
+    ) -> Self {
+        self.plans
+            .push((name.into(), policies.into_iter().collect()));
         self
     }
 
@@ -267,6 +483,15 @@ impl LimiterBuilder {
         self
     }
 
+    /// Limits how many requests of a key run at once, from their arrival to the end of the
+    /// response body: "20 in flight per tenant". Those over it are refused, not queued.
+    ///
+    /// Defaults to no limit.
+    pub fn max_inflight(mut self, requests: u32) -> Self {
+        self.max_inflight = Some(requests);
+        self
+    }
+
     /// Measures time by `clock`.
     ///
     /// Defaults to `tokio::time::Instant`, which follows `tokio::time::pause` in tests.
@@ -279,32 +504,78 @@ impl LimiterBuilder {
     ///
     /// # Errors
     ///
-    /// Fails when there is no policy or more than [`MAX_POLICIES`](crate::MAX_POLICIES), when a
-    /// name or a quota is invalid, or when `max_keys` is zero or absurd.
+    /// Fails when there is no policy or more than [`MAX_POLICIES`], when a name or a quota is
+    /// invalid, when `max_keys` is zero or absurd, or when `max_inflight` is zero.
     pub fn build(self) -> Result<Limiter, BuildError> {
         let Self {
-            policies,
+            plans,
             max_keys,
             on_full,
+            max_inflight,
             clock,
         } = self;
-        let rules = compile(&policies)?;
+        let mut columns: Vec<Arc<str>> = Vec::new();
+        for policy in plans.iter().flat_map(|(_, policies)| policies) {
+            if !columns.iter().any(|column| **column == *policy.name()) {
+                columns.push(policy.shared_name());
+            }
+        }
+        let Some(first) = columns.first() else {
+            return Err(BuildError::NoPolicy);
+        };
+        if columns.len() > MAX_POLICIES {
+            return Err(BuildError::TooManyPolicies {
+                count: columns.len(),
+            });
+        }
+        for (index, (name, _)) in plans.iter().enumerate().skip(1) {
+            check_name(name)?;
+            if plans[..index].iter().any(|(earlier, _)| earlier == name) {
+                return Err(BuildError::DuplicateName(Arc::clone(name)));
+            }
+        }
         if max_keys == 0 || max_keys > MAX_KEYS {
             return Err(BuildError::InvalidMaxKeys(max_keys));
         }
+        if max_inflight == Some(0) {
+            return Err(BuildError::ZeroMaxInflight);
+        }
+
+        // Whether the policies are valid is known before the table takes its memory.
         let clock = clock.map_or_else(Clock::tokio, Clock::Manual);
-        let meter = rules[0].meter.clone();
-        let table = Arc::new(Table::new(max_keys, rules.len(), on_full, meter));
-        let rules = Ruleset::new(rules, &table, &clock);
+        let compile = |table: &Arc<Table>| {
+            let sets = plans
+                .iter()
+                .map(|(_, policies)| Ruleset::new(policies, &columns, table, &clock).map(Arc::new));
+            sets.collect::<Result<Box<[_]>, _>>()
+        };
+        compile(&Arc::new(Table::new(
+            1,
+            columns.len(),
+            on_full,
+            Meter::new(first),
+        )))?;
+        let table = Arc::new(Table::new(
+            max_keys,
+            columns.len(),
+            on_full,
+            Meter::new(first),
+        ));
+        let sets = compile(&table)?;
         Ok(Limiter {
             inner: Arc::new(Inner {
                 table,
                 clock,
                 seed: RandomState::new(),
-                rules: ArcSwap::from_pointee(rules),
+                sets: ArcSwap::from_pointee(Sets(sets)),
+                plans: plans.into_iter().map(|(name, _)| name).collect(),
+                columns: columns.into(),
+                changing: Mutex::new(()),
+                inflight: max_inflight.map(InflightCounts::new),
                 #[cfg(feature = "tracing")]
                 denials: crate::events::Sampler::default(),
             }),
+            plan: 0,
         })
     }
 }
@@ -323,15 +594,154 @@ impl Decision {
     }
 }
 
-/// A request over a quota.
+/// Cells charged for work whose cost is not known yet, made by [`Limiter::reserve`].
+///
+/// Dropping it gives everything back, so a future that is cancelled while it holds one costs its
+/// caller nothing.
+#[derive(Debug)]
+#[must_use = "dropping a reservation gives its cells back"]
+pub struct Reservation {
+    receipt: Receipt,
+    cells: u64,
+}
+
+impl Reservation {
+    /// How many cells were charged.
+    #[must_use]
+    pub fn cells(&self) -> u64 {
+        self.cells
+    }
+
+    /// Charges or gives back the difference to the `actual` cost. The debt stops at twice the
+    /// burst, and nobody is credited beyond a full one.
+    pub fn settle(self, actual: u64) {
+        self.receipt.settle_by(|_| Some(actual));
+    }
+
+    /// Keeps what was charged.
+    pub fn keep(self) {
+        let cells = self.cells;
+        self.settle(cells);
+    }
+}
+
+/// What was charged and may be settled; gives it back when dropped before that.
+pub(crate) struct Receipt {
+    limiter: Limiter,
+    rules: Arc<Ruleset>,
+    fingerprint: u64,
+    charge: Charge,
+    which: Settle,
+    open: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Settle {
+    /// Every rule.
+    Everything,
+    /// The rules that learn their cost from the response.
+    ByResponse,
+}
+
+impl Receipt {
+    /// A receipt for what `rules` have charged.
+    pub(crate) fn new(
+        limiter: &Limiter,
+        rules: &Rules,
+        fingerprint: u64,
+        charge: Charge,
+        which: Settle,
+    ) -> Self {
+        let rules = rules.keep();
+        Self {
+            limiter: limiter.clone(),
+            rules,
+            fingerprint,
+            charge,
+            which,
+            open: true,
+        }
+    }
+
+    /// Settles by what the policies make of the response.
+    pub(crate) fn settle(self, response: &ResponseHead<'_>) {
+        let rules = Arc::clone(&self.rules);
+        self.settle_by(|index| rules.rules()[index].policy.settlement()?(response));
+    }
+
+    fn settle_by(mut self, actual: impl Fn(usize) -> Option<u64>) {
+        self.open = false;
+        self.adjust(actual);
+    }
+
+    fn adjust(&self, actual: impl Fn(usize) -> Option<u64>) {
+        let Inner { table, clock, .. } = &*self.limiter.inner;
+        let Some(slot) = table.find(self.fingerprint) else {
+            return;
+        };
+        let now = clock.now();
+        // Asked once for each, not once for each attempt to write.
+        let actual: [_; MAX_POLICIES] = std::array::from_fn(|index| {
+            (index < self.rules.rules().len())
+                .then(|| actual(index))
+                .flatten()
+        });
+        self.rules.adjust(table, slot, |index, rule, tat| {
+            let gcra = self.charge.gcra(index, rule);
+            let charged = self.charge.cells(index);
+            match actual[index] {
+                Some(actual) if actual > charged => gcra.charge_anyway(tat, now, actual - charged),
+                Some(actual) => gcra.refund(tat, now, charged - actual),
+                None => tat,
+            }
+        });
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if self.open {
+            let returns = |index: usize| {
+                self.which == Settle::Everything
+                    || self.rules.rules()[index].policy.settlement().is_some()
+            };
+            self.adjust(|index| returns(index).then_some(0));
+        }
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt")
+            .field("charge", &self.charge)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request over a limit.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LimitError {
+    reason: Reason,
     policy: Option<Arc<str>>,
     retry_after: Option<Duration>,
 }
 
 impl LimitError {
-    /// The first policy that was exceeded; `None` when there was no room for a new key.
+    fn without_policy(reason: Reason) -> Self {
+        Self {
+            reason,
+            policy: None,
+            retry_after: Some(SOON),
+        }
+    }
+
+    /// The kind of limit.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The first policy that was exceeded, if a quota was.
     #[must_use]
     pub fn policy(&self) -> Option<&str> {
         self.policy.as_deref()
@@ -349,7 +759,7 @@ impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.policy {
             Some(policy) => write!(f, "over the quota of policy {policy:?}")?,
-            None => f.write_str("no room for another key")?,
+            None => write!(f, "{}", self.reason)?,
         }
         match self.retry_after {
             Some(wait) => write!(f, ", retry after {wait:?}"),
@@ -360,6 +770,11 @@ impl fmt::Display for LimitError {
 
 impl std::error::Error for LimitError {}
 
+/// The name of a key in the table: its hash, which must not look like an empty place.
+pub(crate) fn fingerprint(hash: u64) -> u64 {
+    hash.max(1)
+}
+
 pub(crate) fn retry_after(excess: Option<Excess>) -> Option<Duration> {
     match excess {
         Some(Excess::Wait(nanos)) => Some(Duration::from_nanos(nanos)),
@@ -367,12 +782,8 @@ pub(crate) fn retry_after(excess: Option<Excess>) -> Option<Duration> {
     }
 }
 
-/// The name of a key in the table: its hash, which must not look like an empty place.
-pub(crate) fn fingerprint(hash: u64) -> u64 {
-    hash.max(1)
-}
-
 const DEFAULT_MAX_KEYS: usize = 65_536;
 
-/// When the table is full there is no telling which of eight debts is paid first.
-pub(crate) const TABLE_FULL_RETRY: Duration = Duration::from_secs(1);
+/// The wait to name when nobody can know it: which of eight debts is paid first, or when one of
+/// the key's own requests ends.
+pub(crate) const SOON: Duration = Duration::from_secs(1);

@@ -6,7 +6,8 @@
 //! | `rate_limit_keys` | gauge | `policy` |
 //! | `rate_limit_live_evictions_total` | counter | `policy` |
 //!
-//! `outcome` is `allowed`, `limited`, `shadow` (over quota, let through), `no_key` or `bypassed`.
+//! `outcome` is `allowed`, `limited`, `shadow` (over quota, let through), `no_key`, `bypassed`
+//! (including the allow list) or `denied` (by the deny list).
 //! What concerns a limiter as a whole carries the name of its first policy.
 //!
 //! Nothing here does anything without the `metrics` feature.
@@ -46,6 +47,7 @@ pub(crate) enum Outcome {
     Shadow,
     NoKey,
     Bypassed,
+    Denied,
 }
 
 /// The counters of one policy. The recorder is looked up at each event, so it may be installed
@@ -77,7 +79,7 @@ mod imp {
 
     #[derive(Debug)]
     pub(crate) struct Keys {
-        outcomes: [Key; 5],
+        outcomes: [Key; 6],
         resident: Key,
         live_evictions: Key,
     }
@@ -87,7 +89,10 @@ mod imp {
     impl Meter {
         pub(crate) fn new(policy: &str) -> Self {
             let policy = Label::new("policy", policy.to_owned());
-            let outcomes = ["allowed", "limited", "shadow", "no_key", "bypassed"].map(|outcome| {
+            let outcomes = [
+                "allowed", "limited", "shadow", "no_key", "bypassed", "denied",
+            ]
+            .map(|outcome| {
                 let labels = vec![policy.clone(), Label::from_static_parts("outcome", outcome)];
                 Key::from_parts(REQUESTS_TOTAL, labels)
             });

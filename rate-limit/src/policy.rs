@@ -1,35 +1,37 @@
-//! A named quota, and several of them decided together.
+//! A named quota, and what each request is charged for it.
 
-use std::{fmt, sync::Arc, sync::atomic::Ordering};
+use std::{fmt, sync::Arc};
 
-use governor::{RateLimiter, middleware::NoOpMiddleware};
+use http::{Extensions, HeaderMap, StatusCode, response};
 
-use crate::{
-    Quota, QuotaError,
-    answer::Problem,
-    clock::Clock,
-    gcra::{Excess, Gcra},
-    metrics::Meter,
-    store::{Probe, Slot, StandingClock, Store, Table, Tick},
-};
+use crate::{Quota, QuotaError, key::RequestHead};
 
 /// A quota with a name: the name goes into metrics, events and answers, never the key.
 ///
 /// ```
-/// use rate_limit::{DAY, Limiter, Policy, Quota, SECOND};
+/// use rate_limit::{DAY, Limiter, Policy, Quota, SECOND, Unit};
 ///
 /// let limiter = Limiter::builder()
 ///     .policy(Policy::new("burst", Quota::count(10).per(SECOND)))
 ///     .policy(Policy::new("daily", Quota::count(50_000).per(DAY)))
+///     .policy(
+///         Policy::new("upload", Quota::count(1 << 20).per(SECOND).unit(Unit::ContentBytes))
+///             .cost(|request| request.content_length().unwrap_or(0)),
+///     )
 ///     .build()?;
 /// # Ok::<(), rate_limit::BuildError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Policy {
     name: Arc<str>,
     quota: Quota,
     shadow: bool,
+    cost: Option<Arc<CostFn>>,
+    settle: Option<Arc<SettleFn>>,
 }
+
+pub(crate) type CostFn = dyn Fn(&RequestHead<'_>) -> u64 + Send + Sync;
+pub(crate) type SettleFn = dyn Fn(&ResponseHead<'_>) -> Option<u64> + Send + Sync;
 
 impl Policy {
     /// A policy that enforces `quota` under `name`.
@@ -42,6 +44,8 @@ impl Policy {
             name: name.into(),
             quota,
             shadow: false,
+            cost: None,
+            settle: None,
         }
     }
 
@@ -51,6 +55,47 @@ impl Policy {
     #[must_use]
     pub fn shadow(mut self, shadow: bool) -> Self {
         self.shadow = shadow;
+        self
+    }
+
+    /// Sets how many cells a request is charged when it arrives. One that costs more than the
+    /// burst is always refused.
+    ///
+    /// Defaults to 1.
+    #[must_use]
+    pub fn cost(mut self, cost: impl Fn(&RequestHead<'_>) -> u64 + Send + Sync + 'static) -> Self {
+        self.cost = Some(Arc::new(cost));
+        self
+    }
+
+    /// Sets how many cells a request turns out to have cost, once the response is known. What was
+    /// charged on arrival is then a reservation: the difference is charged or given back, `None`
+    /// leaves it, and a request that is cancelled before it has a response gets all of it back.
+    /// The debt of a key stops at twice the burst.
+    ///
+    /// Without this, requests keep what they were charged even when they fail or are cancelled.
+    ///
+    /// Defaults to none.
+    ///
+    /// ```
+    /// use rate_limit::{MINUTE, Policy, Quota, Unit};
+    ///
+    /// #[derive(Clone)]
+    /// struct TokensUsed(u64);
+    ///
+    /// let quota = Quota::count(100_000).per(MINUTE).unit(Unit::Custom("tokens"));
+    /// let tokens = Policy::new("tokens", quota)
+    ///     .cost(|_| 2_000)
+    ///     .settle(|response| Some(response.extensions().get::<TokensUsed>()?.0));
+    /// let failures_are_free = Policy::new("requests", Quota::count(60).per(MINUTE))
+    ///     .settle(|response| response.status().is_server_error().then_some(0));
+    /// ```
+    #[must_use]
+    pub fn settle(
+        mut self,
+        settle: impl Fn(&ResponseHead<'_>) -> Option<u64> + Send + Sync + 'static,
+    ) -> Self {
+        self.settle = Some(Arc::new(settle));
         self
     }
 
@@ -75,6 +120,57 @@ impl Policy {
     pub(crate) fn shared_name(&self) -> Arc<str> {
         Arc::clone(&self.name)
     }
+
+    /// What `request` costs; 1 unless the policy says otherwise.
+    pub(crate) fn cost_of(&self, request: &RequestHead<'_>) -> u64 {
+        self.cost.as_ref().map_or(1, |cost| cost(request))
+    }
+
+    pub(crate) fn settlement(&self) -> Option<&SettleFn> {
+        self.settle.as_deref()
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("name", &self.name)
+            .field("quota", &self.quota)
+            .field("shadow", &self.shadow)
+            .field("cost", &self.cost.is_some())
+            .field("settle", &self.settle.is_some())
+            .finish()
+    }
+}
+
+/// A response without its body.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseHead<'a> {
+    parts: &'a response::Parts,
+}
+
+impl<'a> ResponseHead<'a> {
+    pub(crate) fn new(parts: &'a response::Parts) -> Self {
+        Self { parts }
+    }
+
+    /// The status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.parts.status
+    }
+
+    /// The headers.
+    #[must_use]
+    pub fn headers(&self) -> &'a HeaderMap {
+        &self.parts.headers
+    }
+
+    /// The extensions, where handlers can leave what the work has cost.
+    #[must_use]
+    pub fn extensions(&self) -> &'a Extensions {
+        &self.parts.extensions
+    }
 }
 
 /// Policies that cannot be enforced as they are.
@@ -85,15 +181,19 @@ pub enum BuildError {
     NoPolicy,
     /// More policies were given than can be decided together.
     TooManyPolicies {
-        /// How many were given; at most [`MAX_POLICIES`] can be.
+        /// How many names there are over all plans; at most [`MAX_POLICIES`] can be.
         count: usize,
     },
-    /// Two policies have the same name.
+    /// Two policies of a plan, or two plans, have the same name.
     DuplicateName(Arc<str>),
-    /// A name cannot stand in a header as it is.
+    /// A policy, plan or unit has a name that cannot stand in a header as it is.
     InvalidName(Arc<str>),
+    /// A name that a running limiter does not know.
+    UnknownName(Arc<str>),
     /// The table would be empty or would not fit into memory.
     InvalidMaxKeys(usize),
+    /// No request at all could be in flight.
+    ZeroMaxInflight,
     /// A quota means nothing or cannot be kept.
     Quota {
         /// The policy it belongs to.
@@ -111,19 +211,23 @@ impl fmt::Display for BuildError {
                 write!(f, "{count} policies, expected at most {MAX_POLICIES}")
             }
             Self::DuplicateName(name) => {
-                write!(
-                    f,
-                    "two policies are named {name:?}, expected distinct names"
-                )
+                write!(f, "two of the name {name:?}, expected distinct names")
             }
             Self::InvalidName(name) => write!(
                 f,
-                "policy name {name:?}, expected 1 to {MAX_NAME} printable ASCII characters \
-                 without quote and backslash"
+                "name {name:?}, expected 1 to {MAX_NAME} printable ASCII characters without \
+                 quote and backslash"
             ),
+            Self::UnknownName(name) => {
+                write!(
+                    f,
+                    "name {name:?}, expected one that the limiter was built with"
+                )
+            }
             Self::InvalidMaxKeys(keys) => {
                 write!(f, "room for {keys} keys, expected 1 to {MAX_KEYS}")
             }
+            Self::ZeroMaxInflight => f.write_str("0 requests in flight, expected at least 1"),
             Self::Quota { policy, .. } => write!(f, "invalid quota of policy {policy:?}"),
         }
     }
@@ -138,255 +242,17 @@ impl std::error::Error for BuildError {
     }
 }
 
+/// Whether `name` can stand in a structured field, a JSON text and a metric label as it is.
+pub(crate) fn check_name(name: &str) -> Result<(), BuildError> {
+    let printable = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
+    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(printable) {
+        return Err(BuildError::InvalidName(name.into()));
+    }
+    Ok(())
+}
+
 /// How many policies one limiter decides together.
 pub const MAX_POLICIES: usize = 8;
 
 pub(crate) const MAX_KEYS: usize = 1 << 32;
 const MAX_NAME: usize = 64;
-
-/// A policy, ready to decide.
-#[derive(Debug)]
-pub(crate) struct Rule {
-    pub(crate) policy: Policy,
-    pub(crate) gcra: Gcra,
-    pub(crate) problem: Problem,
-    pub(crate) meter: Meter,
-}
-
-/// Policies that are decided together, all or nothing.
-pub(crate) struct Ruleset {
-    rules: Box<[Rule]>,
-    governor: Option<Governor>,
-}
-
-type Governor = RateLimiter<Probe, Store, StandingClock, NoOpMiddleware<Tick>>;
-
-/// What a ruleset decided, and the state it left behind.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ruling {
-    /// The TAT of each rule after the decision.
-    pub(crate) tats: [u64; MAX_POLICIES],
-    /// The rules that limit the request.
-    pub(crate) violated: Mask,
-    /// The rules that would, but are in shadow mode.
-    pub(crate) shadowed: Mask,
-    /// How long until `violated` would be empty.
-    pub(crate) excess: Option<Excess>,
-}
-
-impl Ruling {
-    fn new() -> Self {
-        Self {
-            tats: [0; MAX_POLICIES],
-            violated: Mask::default(),
-            shadowed: Mask::default(),
-            excess: None,
-        }
-    }
-
-    pub(crate) fn admits(&self) -> bool {
-        self.violated.is_empty()
-    }
-
-    fn exceed(&mut self, index: usize, shadow: bool, excess: Excess) {
-        if shadow {
-            self.shadowed.insert(index);
-            return;
-        }
-        self.violated.insert(index);
-        self.excess = match (self.excess, excess) {
-            (Some(Excess::Never), _) | (_, Excess::Never) => Some(Excess::Never),
-            (Some(Excess::Wait(a)), Excess::Wait(b)) => Some(Excess::Wait(a.max(b))),
-            (None, wait) => Some(wait),
-        };
-    }
-}
-
-/// A set of rules, by index.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Mask(u8);
-
-impl Mask {
-    pub(crate) fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    pub(crate) fn contains(self, index: usize) -> bool {
-        self.0 & (1 << index) != 0
-    }
-
-    fn insert(&mut self, index: usize) {
-        self.0 |= 1 << index;
-    }
-}
-
-impl Ruleset {
-    pub(crate) fn new(rules: Box<[Rule]>, table: &Arc<Table>, clock: &Clock) -> Self {
-        let governor = match &rules[..] {
-            [rule] if table.columns() == 1 => rule.gcra.to_governor().map(|quota| {
-                let clock = StandingClock::new(clock.clone());
-                let governor = RateLimiter::new(quota, Store(Arc::clone(table)), clock);
-                governor.clock().start();
-                governor
-            }),
-            _ => None,
-        };
-        Self { rules, governor }
-    }
-
-    pub(crate) fn rules(&self) -> &[Rule] {
-        &self.rules
-    }
-
-    /// What the entry at `slot` owes, in nanoseconds, under the rule where it owes most.
-    pub(crate) fn debt(&self, table: &Table, slot: Slot, now: u64) -> u64 {
-        let debts = self.rules.iter().enumerate();
-        let debt =
-            |(column, rule): (usize, &Rule)| rule.gcra.debt_nanos(table.read(slot, column), now);
-        debts.map(debt).max().unwrap_or(0)
-    }
-
-    /// How many cells could be charged at `now`, given the TAT of each column.
-    pub(crate) fn remaining(&self, tat: impl Fn(usize) -> u64, now: u64) -> u64 {
-        let rules = self.rules.iter().enumerate();
-        rules
-            .map(|(column, rule)| rule.gcra.remaining(tat(column), now))
-            .min()
-            .unwrap_or(0)
-    }
-
-    /// Replaces the TAT of every rule by what `next` makes of it.
-    pub(crate) fn adjust(&self, table: &Table, slot: Slot, next: impl Fn(&Gcra, u64) -> u64) {
-        let _guard = (table.columns() > 1).then(|| table.lock(slot));
-        for (column, rule) in self.rules.iter().enumerate() {
-            let word = table.tat(slot, column);
-            let mut tat = word.load(Ordering::Acquire);
-            while let Err(now) = word.compare_exchange_weak(
-                tat,
-                next(&rule.gcra, tat),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                tat = now;
-            }
-        }
-    }
-
-    /// Charges `cells` to every rule, or to none if one is exceeded.
-    ///
-    /// One cell of one quota is governor's to decide. The rest (several cells, several quotas,
-    /// rates that governor would round) is decided here, on the same entries.
-    pub(crate) fn charge(&self, table: &Table, slot: Slot, clock: &Clock, cells: u64) -> Ruling {
-        match &self.governor {
-            Some(governor) if cells == 1 => self.charge_governor(governor, slot, clock),
-            _ if table.columns() == 1 => self.charge_one(table, slot, clock.now(), cells),
-            _ => self.charge_all(table, slot, clock.now(), cells),
-        }
-    }
-
-    fn charge_governor(&self, governor: &Governor, slot: Slot, clock: &Clock) -> Ruling {
-        let probe = Probe::new(slot);
-        let outcome = governor.check_key(&probe);
-        let mut ruling = Ruling::new();
-        ruling.tats[0] = probe.tat();
-        if let Err(not_until) = outcome {
-            let wait = not_until.earliest_possible().0.saturating_sub(clock.now());
-            // At least 1: this reading is later than governor's, by which it did not conform.
-            ruling.exceed(0, self.rules[0].policy.shadow, Excess::Wait(wait.max(1)));
-        }
-        ruling
-    }
-
-    fn charge_one(&self, table: &Table, slot: Slot, now: u64, cells: u64) -> Ruling {
-        let mut ruling = Ruling::new();
-        let rule = &self.rules[0];
-        let word = table.tat(slot, 0);
-        let mut tat = word.load(Ordering::Acquire);
-        loop {
-            ruling.tats[0] = tat;
-            match rule.gcra.charge(tat, now, cells) {
-                Err(excess) => {
-                    ruling.exceed(0, rule.policy.shadow, excess);
-                    return ruling;
-                }
-                Ok(next) => {
-                    match word.compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Acquire)
-                    {
-                        Ok(_) => {
-                            ruling.tats[0] = next;
-                            return ruling;
-                        }
-                        Err(now) => tat = now,
-                    }
-                }
-            }
-        }
-    }
-
-    fn charge_all(&self, table: &Table, slot: Slot, now: u64, cells: u64) -> Ruling {
-        let mut ruling = Ruling::new();
-        let mut next = [None; MAX_POLICIES];
-        let _guard = table.lock(slot);
-        for (index, rule) in self.rules.iter().enumerate() {
-            let tat = table.read(slot, index);
-            ruling.tats[index] = tat;
-            match rule.gcra.charge(tat, now, cells) {
-                Ok(tat) => next[index] = Some(tat),
-                Err(excess) => ruling.exceed(index, rule.policy.shadow, excess),
-            }
-        }
-        if ruling.admits() {
-            for (index, tat) in next.into_iter().enumerate() {
-                if let Some(tat) = tat {
-                    table.tat(slot, index).store(tat, Ordering::Release);
-                    ruling.tats[index] = tat;
-                }
-            }
-        }
-        ruling
-    }
-}
-
-impl fmt::Debug for Ruleset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ruleset")
-            .field("rules", &self.rules)
-            .field("on_governor", &self.governor.is_some())
-            .finish()
-    }
-}
-
-pub(crate) fn compile(policies: &[Policy]) -> Result<Box<[Rule]>, BuildError> {
-    if policies.is_empty() {
-        return Err(BuildError::NoPolicy);
-    }
-    if policies.len() > MAX_POLICIES {
-        return Err(BuildError::TooManyPolicies {
-            count: policies.len(),
-        });
-    }
-    let compile = |(index, policy): (usize, &Policy)| {
-        let name = policy.name();
-        let printable = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
-        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(printable) {
-            return Err(BuildError::InvalidName(policy.shared_name()));
-        }
-        if policies[..index]
-            .iter()
-            .any(|earlier| earlier.name() == name)
-        {
-            return Err(BuildError::DuplicateName(policy.shared_name()));
-        }
-        let gcra = Gcra::new(&policy.quota).map_err(|error| BuildError::Quota {
-            policy: policy.shared_name(),
-            error,
-        })?;
-        Ok(Rule {
-            policy: policy.clone(),
-            gcra,
-            problem: Problem::quota_exceeded(name),
-            meter: Meter::new(name),
-        })
-    };
-    policies.iter().enumerate().map(compile).collect()
-}

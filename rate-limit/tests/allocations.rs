@@ -15,6 +15,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use rate_limit::{
     HOUR, Limiter, Policy, Quota, RateLimitLayer, SECOND,
+    answer::StandardAnswer,
     key::{self, PeerAddr},
 };
 use tower::{Layer, Service, service_fn};
@@ -72,12 +73,43 @@ fn refused(layer: &RateLimitLayer) -> bool {
 }
 
 #[test]
-fn a_single_quota_allocates_nothing_for_http_and_grpc() {
-    for content_type in ["application/json", "application/grpc"] {
-        let layer = RateLimitLayer::new(Quota::count(2).per(HOUR)).unwrap();
-        assert_allocates_nothing(&layer, content_type);
-        assert!(refused(&layer));
-    }
+fn a_single_quota_allocates_nothing() {
+    let layer = RateLimitLayer::new(Quota::count(2).per(HOUR)).unwrap();
+    assert_allocates_nothing(&layer, "application/json");
+    assert!(refused(&layer));
+}
+
+#[test]
+fn grpc_allocates_nothing_but_its_details() {
+    let answer = StandardAnswer::new().grpc_details(false);
+    let layer = RateLimitLayer::new(Quota::count(2).per(HOUR))
+        .unwrap()
+        .answer(answer);
+    assert_allocates_nothing(&layer, "application/grpc");
+
+    let layer = RateLimitLayer::new(Quota::count(1).per(HOUR)).unwrap();
+    call(&layer, request("application/grpc"));
+    assert_eq!(call(&layer, request("application/grpc")).1, 2);
+}
+
+#[test]
+fn lists_plans_and_costs_allocate_nothing() {
+    let limiter = Limiter::builder()
+        .policy(Policy::new("api", Quota::count(2).per(HOUR)).cost(|_| 1))
+        .plan(
+            "pro",
+            [Policy::new("api", Quota::count(2).per(HOUR)).settle(|_| Some(1))],
+        )
+        .max_inflight(5)
+        .build()
+        .unwrap();
+    let layer = RateLimitLayer::from_limiter(limiter)
+        .key(key::forwarded(key::Trust::hops(1)))
+        .allow(key::AccessList::networks(["10.0.0.0/8"]).unwrap())
+        .deny(key::AccessList::keys(["mallory"]))
+        .plan(|_| Some("pro"));
+    assert_allocates_nothing(&layer, "application/json");
+    assert!(refused(&layer));
 }
 
 #[test]

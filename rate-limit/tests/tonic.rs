@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use rate_limit::{HOUR, Quota, RateLimitLayer, key};
+use rate_limit::{HOUR, Limiter, MINUTE, Policy, Quota, RateLimitLayer, key};
 use tokio::net::TcpListener;
 use tonic::{
     Code, Status,
@@ -12,6 +12,7 @@ use tonic::{
     },
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt;
 
 const CALLS: usize = 40;
 const QUOTA: usize = 5;
@@ -97,6 +98,59 @@ async fn the_trailers_say_when_to_come_back() {
     assert!(
         !status.metadata().contains_key("te"),
         "nothing of the request comes back"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_details_decode_as_rich_errors() {
+    let limiter = Limiter::builder()
+        .policy(Policy::new("burst", Quota::count(1).per(MINUTE)))
+        .policy(Policy::new("hourly", Quota::count(1).per(HOUR)))
+        .build()
+        .unwrap();
+    let layer = RateLimitLayer::from_limiter(limiter).key(key::global());
+    let mut client = connect(serve(layer).await).await;
+    check(&mut client).await.unwrap();
+    let details = check(&mut client).await.unwrap_err().get_error_details();
+
+    let delay = details.retry_info().unwrap().retry_delay.unwrap();
+    assert!((3_500..=3_600).contains(&delay.as_secs()), "{delay:?}");
+    assert!(delay.subsec_nanos() > 0, "exact, not rounded");
+    let violations = &details.quota_failure().unwrap().violations;
+    let told: Vec<_> = violations
+        .iter()
+        .map(|v| (&*v.subject, &*v.description))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("burst", "1 requests per 60s, burst 1"),
+            ("hourly", "1 requests per 3600s, burst 1")
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_can_never_conform_is_told_not_to_retry() {
+    let quota = Policy::new("units", Quota::count(5).per(HOUR)).cost(|_| 6);
+    let limiter = Limiter::builder().policy(quota).build().unwrap();
+    let layer = RateLimitLayer::from_limiter(limiter).key(key::global());
+    let mut client = connect(serve(layer).await).await;
+    let status = check(&mut client).await.unwrap_err();
+    assert_eq!(
+        status.metadata().get("grpc-retry-pushback-ms").unwrap(),
+        "-1"
+    );
+    assert!(status.get_error_details().retry_info().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_caller_gets_permission_denied() {
+    let everyone = key::AccessList::networks(["127.0.0.0/8"]).unwrap();
+    let mut client = connect(serve(layer().deny(everyone)).await).await;
+    assert_eq!(
+        check(&mut client).await.unwrap_err().code(),
+        Code::PermissionDenied
     );
 }
 

@@ -18,6 +18,15 @@ pub(super) fn millis(wait: Duration) -> HeaderValue {
     number(wait.as_nanos().div_ceil(1_000_000).max(1))
 }
 
+/// A number as it is.
+pub(super) fn small(value: u8) -> HeaderValue {
+    if value == 0 {
+        HeaderValue::from_static("0")
+    } else {
+        number(value.into())
+    }
+}
+
 fn number(number: u128) -> HeaderValue {
     let (mut leading, mut zeros) = (number, 0);
     while leading > LARGEST as u128 {

@@ -6,17 +6,12 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use super::{Limited, Reason, digits};
 use crate::RateLimitBody;
 
-/// A problem document (RFC 9457), rendered once. The type is the one registered for exceeded
-/// quotas by draft-ietf-httpapi-ratelimit-headers.
-#[derive(Clone, Debug)]
-pub(crate) struct Problem(Bytes);
-
-impl Problem {
-    /// The document for one violated policy. Its name needs no escaping, see `policy::compile`.
-    pub(crate) fn quota_exceeded(policy: &str) -> Self {
-        // `from_owner`: unlike a `Bytes` made from a `String`, its first clone allocates nothing.
-        Self(Bytes::from_owner(render(&format!("\"{policy}\""))))
-    }
+/// The problem document (RFC 9457) for one violated policy. The type is the one registered for
+/// exceeded quotas by draft-ietf-httpapi-ratelimit-headers. The name needs no escaping, see
+/// `policy::check_name`.
+pub(crate) fn problem(policy: &str) -> Bytes {
+    // `from_owner`: unlike a `Bytes` made from a `String`, its first clone allocates nothing.
+    Bytes::from_owner(render(&format!("\"{policy}\"")))
 }
 
 fn render(names: &str) -> String {
@@ -30,14 +25,40 @@ fn render(names: &str) -> String {
 pub(super) fn answer<B>(
     limited: &Limited<'_>,
     mut headers: HeaderMap,
+    plain: bool,
 ) -> Response<RateLimitBody<B>> {
-    let (status, body) = match limited.reason() {
-        Reason::Quota => (StatusCode::TOO_MANY_REQUESTS, violation(limited)),
-        Reason::NoRoom => (StatusCode::TOO_MANY_REQUESTS, Bytes::from_static(NO_ROOM)),
-        Reason::NoKey => (StatusCode::BAD_REQUEST, Bytes::from_static(NO_KEY)),
+    let (status, problem, line): (_, &'static str, &'static str) = match limited.reason() {
+        Reason::Quota => (StatusCode::TOO_MANY_REQUESTS, "", "quota exceeded\n"),
+        Reason::Inflight => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "{\"title\":\"too many requests in flight\",\"status\":429}",
+            "too many requests in flight\n",
+        ),
+        Reason::NoRoom => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "{\"title\":\"too many clients\",\"status\":429}",
+            "too many clients\n",
+        ),
+        Reason::NoKey => (
+            StatusCode::BAD_REQUEST,
+            "{\"title\":\"the request has nothing to be limited by\",\"status\":400}",
+            "the request has nothing to be limited by\n",
+        ),
+        Reason::Denied => (
+            StatusCode::FORBIDDEN,
+            "{\"title\":\"not allowed\",\"status\":403}",
+            "not allowed\n",
+        ),
+    };
+    let (content_type, body) = if plain {
+        (PLAIN, Bytes::from_static(line.as_bytes()))
+    } else if limited.reason() == Reason::Quota {
+        (PROBLEM_JSON, violation(limited))
+    } else {
+        (PROBLEM_JSON, Bytes::from_static(problem.as_bytes()))
     };
     headers.clear();
-    headers.insert(header::CONTENT_TYPE, PROBLEM_JSON);
+    headers.insert(header::CONTENT_TYPE, content_type);
     if let Some(wait) = limited.retry_after() {
         headers.insert(header::RETRY_AFTER, digits::seconds(wait));
     }
@@ -50,7 +71,7 @@ pub(super) fn answer<B>(
 fn violation(limited: &Limited<'_>) -> Bytes {
     let mut rules = limited.violated_rules();
     match (rules.next(), rules.next()) {
-        (Some(rule), None) => rule.problem.0.clone(),
+        (Some(rule), None) => rule.problem.clone(),
         _ => {
             let names: Vec<_> = limited
                 .violated()
@@ -62,5 +83,4 @@ fn violation(limited: &Limited<'_>) -> Bytes {
 }
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
-const NO_ROOM: &[u8] = b"{\"title\":\"too many clients\",\"status\":429}";
-const NO_KEY: &[u8] = b"{\"title\":\"the request has nothing to be limited by\",\"status\":400}";
+const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");

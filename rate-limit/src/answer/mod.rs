@@ -1,29 +1,44 @@
 //! What a refused caller gets.
 //!
-//! | request | status | headers | body |
-//! |---|---|---|---|
-//! | HTTP | 429 | `retry-after` in whole seconds, rounded up | problem+json (RFC 9457) |
-//! | gRPC | 200, `grpc-status: 8` | `grpc-retry-pushback-ms` | none (trailers-only) |
+//! | refused because of | HTTP | gRPC |
+//! |---|---|---|
+//! | a quota, [`max_inflight`](crate::LimiterBuilder::max_inflight) or a full table | 429 | `RESOURCE_EXHAUSTED` (8) |
+//! | [`MissingKey::Deny`](crate::key::MissingKey) | 400 | `INVALID_ARGUMENT` (3) |
+//! | the [deny list](crate::RateLimitLayer::deny) | 403 | `PERMISSION_DENIED` (7) |
 //!
-//! A refusal allocates nothing: the request's own header map is emptied and sent back, bodies are
-//! rendered when the limiter is built, and the digits of a wait are a slice of a constant.
+//! HTTP callers get `retry-after` in whole seconds, rounded up and at least 1, and a problem
+//! document (RFC 9457) that names the violated policies. gRPC callers get a trailers-only response
+//! with `grpc-retry-pushback-ms` and, in `grpc-status-details-bin`, a `RetryInfo` and a
+//! `QuotaFailure`.
+//!
+//! A refusal over HTTP allocates nothing: the request's own header map is emptied and sent back,
+//! bodies are rendered when the limiter is built, and the digits of a wait are a slice of a
+//! constant. gRPC details take two small allocations.
 //!
 //! Everything can be replaced, see [`RateLimitLayer::on_limited`](crate::RateLimitLayer::on_limited).
+//! [`QuotaHeaders`] adds headers to all responses.
 
 mod digits;
 mod grpc;
 mod http;
+mod quota_headers;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use ::http::{Response, request};
 
-pub(crate) use self::http::Problem;
+pub(crate) use self::quota_headers::Stamp;
+pub use self::quota_headers::{Draft, QuotaHeaders, Reset};
+pub(crate) use self::{
+    grpc::{is_grpc, violation},
+    http::problem,
+    quota_headers::policy_field,
+};
 use crate::{
     Policy, RateLimitBody,
     gcra::Excess,
-    limiter::{TABLE_FULL_RETRY, retry_after},
-    policy::{Rule, Ruleset, Ruling},
+    limiter::{SOON, retry_after},
+    rules::{Rule, Ruleset, Ruling},
 };
 
 /// Turns a refusal into a response. Implemented by [`StandardAnswer`] and by [`Hook`].
@@ -33,16 +48,53 @@ pub trait Answer<B> {
 }
 
 /// The answers of the [module's table](self).
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct StandardAnswer {}
+#[derive(Clone, Debug)]
+pub struct StandardAnswer {
+    plain: bool,
+    grpc_details: bool,
+}
+
+impl StandardAnswer {
+    /// Problem documents and gRPC details.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            plain: false,
+            grpc_details: true,
+        }
+    }
+
+    /// Answers with one line of text instead of a problem document.
+    ///
+    /// Defaults to `false`.
+    #[must_use]
+    pub fn plain(mut self, plain: bool) -> Self {
+        self.plain = plain;
+        self
+    }
+
+    /// Sends `grpc-status-details-bin` with gRPC refusals.
+    ///
+    /// Defaults to `true`.
+    #[must_use]
+    pub fn grpc_details(mut self, details: bool) -> Self {
+        self.grpc_details = details;
+        self
+    }
+}
+
+impl Default for StandardAnswer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl<B> Answer<B> for StandardAnswer {
     fn answer(&self, limited: &Limited<'_>, request: request::Parts) -> Response<RateLimitBody<B>> {
-        if grpc::is_grpc(&request.headers) {
-            grpc::answer(limited, request.headers)
+        if is_grpc(&request.headers) {
+            grpc::answer(limited, request.headers, self.grpc_details)
         } else {
-            http::answer(limited, request.headers)
+            http::answer(limited, request.headers, self.plain)
         }
     }
 }
@@ -72,8 +124,8 @@ impl<F> Clone for Hook<F> {
     }
 }
 
-impl<F> std::fmt::Debug for Hook<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<F> fmt::Debug for Hook<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hook")
     }
 }
@@ -81,65 +133,69 @@ impl<F> std::fmt::Debug for Hook<F> {
 /// Why a request is refused, and the numbers.
 #[derive(Debug)]
 pub struct Limited<'a> {
-    why: Why<'a>,
-}
-
-#[derive(Debug)]
-enum Why<'a> {
-    Quota {
-        rules: &'a Ruleset,
-        ruling: &'a Ruling,
-    },
-    NoRoom,
-    NoKey,
+    reason: Reason,
+    quota: Option<(&'a Ruleset, &'a Ruling)>,
 }
 
 /// The kinds of refusal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// A quota is used up: 429, or `RESOURCE_EXHAUSTED`.
+    /// A quota is used up.
     Quota,
-    /// The table is full and new keys are refused: 429, or `RESOURCE_EXHAUSTED`.
+    /// As many requests of the key are in flight as may be.
+    Inflight,
+    /// The table is full and new keys are refused.
     NoRoom,
-    /// The request has no key and such requests are refused: 400, or `INVALID_ARGUMENT`.
+    /// The request has no key and such requests are refused.
     NoKey,
+    /// The caller is on the deny list.
+    Denied,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Quota => "quota exceeded",
+            Self::Inflight => "too many requests in flight",
+            Self::NoRoom => "too many clients",
+            Self::NoKey => "the request has nothing to be limited by",
+            Self::Denied => "not allowed",
+        })
+    }
 }
 
 impl<'a> Limited<'a> {
     pub(crate) fn quota(rules: &'a Ruleset, ruling: &'a Ruling) -> Self {
         Self {
-            why: Why::Quota { rules, ruling },
+            reason: Reason::Quota,
+            quota: Some((rules, ruling)),
         }
     }
 
-    pub(crate) fn no_room() -> Self {
-        Self { why: Why::NoRoom }
-    }
-
-    pub(crate) fn no_key() -> Self {
-        Self { why: Why::NoKey }
+    pub(crate) fn other(reason: Reason) -> Self {
+        Self {
+            reason,
+            quota: None,
+        }
     }
 
     /// The kind of refusal.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        match self.why {
-            Why::Quota { .. } => Reason::Quota,
-            Why::NoRoom => Reason::NoRoom,
-            Why::NoKey => Reason::NoKey,
-        }
+        self.reason
     }
 
     /// After how long the same request would conform; `None` when waiting does not help.
     ///
-    /// This is exact to the nanosecond. In a `retry-after` header it must be rounded *up*.
+    /// For quotas this is exact to the nanosecond; in a `retry-after` header it must be rounded
+    /// *up*. For the rest it is one second.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        match self.why {
-            Why::Quota { ruling, .. } => retry_after(ruling.excess),
-            Why::NoRoom => Some(TABLE_FULL_RETRY),
-            Why::NoKey => None,
+        match (self.quota, self.reason) {
+            (Some((_, ruling)), _) => retry_after(ruling.excess),
+            (None, Reason::NoKey | Reason::Denied) => None,
+            (None, _) => Some(SOON),
         }
     }
 
@@ -149,29 +205,20 @@ impl<'a> Limited<'a> {
     }
 
     fn violated_rules(&self) -> impl Iterator<Item = &'a Rule> {
-        let (rules, violated) = match self.why {
-            Why::Quota { rules, ruling } => (rules.rules(), ruling.violated),
-            Why::NoRoom | Why::NoKey => (&[][..], Default::default()),
-        };
-        let violates = move |(index, _): &(usize, &Rule)| violated.contains(*index);
-        rules
-            .iter()
-            .enumerate()
-            .filter(violates)
-            .map(|(_, rule)| rule)
+        self.quota.into_iter().flat_map(|(rules, ruling)| {
+            let violates = |(index, _): &(usize, _)| ruling.violated.contains(*index);
+            rules
+                .rules()
+                .iter()
+                .enumerate()
+                .filter(violates)
+                .map(|(_, rule)| rule)
+        })
     }
 
     /// Whether no wait would help, because the request is larger than a burst.
     fn never_conforms(&self) -> bool {
-        matches!(
-            self.why,
-            Why::Quota {
-                ruling: Ruling {
-                    excess: Some(Excess::Never),
-                    ..
-                },
-                ..
-            }
-        )
+        self.quota
+            .is_some_and(|(_, ruling)| ruling.excess == Some(Excess::Never))
     }
 }

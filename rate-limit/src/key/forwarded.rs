@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{
     Key, Network, NetworkError, RequestHead,
-    peer::{DEFAULT_IPV6_PREFIX, FindIp, found_peer, hash_ip},
+    peer::{DEFAULT_IPV6_PREFIX, FindIp, found_peer},
 };
 
 /// The address of the client, found through the proxies that `trust` names.
@@ -156,9 +156,11 @@ impl ForwardedKey {
 impl From<ForwardedKey> for Key {
     fn from(forwarded: ForwardedKey) -> Self {
         let ipv6_prefix = forwarded.ipv6_prefix;
-        Self::new("forwarded", move |head, seed| {
-            Some(hash_ip(forwarded.client_ip(head)?, ipv6_prefix, seed))
-        })
+        Self::by_ip(
+            "forwarded",
+            ipv6_prefix,
+            Arc::new(move |head| forwarded.client_ip(head)),
+        )
     }
 }
 

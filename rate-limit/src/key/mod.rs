@@ -16,6 +16,7 @@
 
 mod forwarded;
 mod header;
+mod list;
 mod network;
 mod peer;
 mod resolve;
@@ -23,14 +24,18 @@ mod resolve;
 use std::{
     fmt,
     hash::{BuildHasher, Hash, Hasher, RandomState},
+    net::IpAddr,
     sync::Arc,
 };
 
-use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version, header::CONTENT_LENGTH};
 
+pub(crate) use self::list::CompiledList;
+use self::peer::{FindIp, hash_ip};
 pub use self::{
     forwarded::{ForwardedHeader, ForwardedKey, Trust, forwarded},
     header::header,
+    list::AccessList,
     network::{Network, NetworkError},
     peer::{PeerAddr, PeerKey, peer, peer_from},
     resolve::{Resolve, ResolveFuture, ResolveLayer},
@@ -41,6 +46,7 @@ pub use self::{
 pub struct Key {
     find: Arc<FindKey>,
     what: Arc<str>,
+    ip: Option<Arc<FindIp>>,
 }
 
 type FindKey = dyn Fn(&RequestHead<'_>, &RandomState) -> Option<u64> + Send + Sync;
@@ -52,9 +58,14 @@ impl Key {
     pub fn and(self, other: impl Into<Self>) -> Self {
         let other = other.into();
         let what = format!("{} and {}", self.what, other.what);
-        Self::new(what, move |head, seed| {
+        let ip = self.ip.clone().or_else(|| other.ip.clone());
+        let find = move |head: &RequestHead<'_>, seed: &RandomState| {
             Some(seed.hash_one((self.find(head, seed)?, other.find(head, seed)?)))
-        })
+        };
+        Self {
+            ip,
+            ..Self::new(what, find)
+        }
     }
 
     /// This key, or `other` where this one is missing. Equal values of the two are different
@@ -63,10 +74,15 @@ impl Key {
     pub fn or(self, other: impl Into<Self>) -> Self {
         let other = other.into();
         let what = format!("{} or {}", self.what, other.what);
-        Self::new(what, move |head, seed| {
+        let ip = self.ip.clone().or_else(|| other.ip.clone());
+        let find = move |head: &RequestHead<'_>, seed: &RandomState| {
             self.find(head, seed)
                 .or_else(|| Some(seed.hash_one(other.find(head, seed)?)))
-        })
+        };
+        Self {
+            ip,
+            ..Self::new(what, find)
+        }
     }
 
     fn new(
@@ -76,7 +92,25 @@ impl Key {
         Self {
             find: Arc::new(find),
             what: what.into(),
+            ip: None,
         }
+    }
+
+    /// A key by the group of the address that `find` returns.
+    fn by_ip(what: &str, ipv6_prefix: u8, find: Arc<FindIp>) -> Self {
+        let ip = Arc::clone(&find);
+        let hash = move |head: &RequestHead<'_>, seed: &RandomState| {
+            Some(hash_ip(find(head)?, ipv6_prefix, seed))
+        };
+        Self {
+            ip: Some(ip),
+            ..Self::new(what, hash)
+        }
+    }
+
+    /// The client's address, if the key is made of it.
+    pub(crate) fn client_ip(&self, head: &RequestHead<'_>) -> Option<IpAddr> {
+        self.ip.as_ref()?(head)
     }
 
     /// The hash of the key; `None` when the request has none.
@@ -223,6 +257,17 @@ impl<'a> RequestHead<'a> {
     #[must_use]
     pub fn headers(&self) -> &'a HeaderMap {
         self.headers
+    }
+
+    /// The length that the client declared for the body, if it declared a valid one.
+    #[must_use]
+    pub fn content_length(&self) -> Option<u64> {
+        self.headers
+            .get(CONTENT_LENGTH)?
+            .to_str()
+            .ok()?
+            .parse()
+            .ok()
     }
 
     /// The extensions, where servers leave the peer address and middleware its findings.

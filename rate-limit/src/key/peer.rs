@@ -80,10 +80,7 @@ impl PeerKey {
 
 impl From<PeerKey> for Key {
     fn from(peer: PeerKey) -> Self {
-        let PeerKey { find, ipv6_prefix } = peer;
-        Self::new("peer", move |head, seed| {
-            Some(hash_ip(find(head)?, ipv6_prefix, seed))
-        })
+        Self::by_ip("peer", peer.ipv6_prefix, peer.find)
     }
 }
 

@@ -1,11 +1,13 @@
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+
+use crate::Inflight;
 
 pin_project! {
     /// The response body of [`RateLimit`](crate::RateLimit): the inner service's, or a refusal.
@@ -21,17 +23,22 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<B> {
-        Inner { #[pin] body: B },
+        Inner { #[pin] body: B, inflight: Option<Inflight> },
         Refusal { bytes: Option<Bytes> },
     }
 }
 
 impl<B> RateLimitBody<B> {
-    /// The body of a response of the inner service, or of the service's own refusal.
+    /// A body that passes as it is, for an [`Answer`](crate::answer::Answer) of your own.
     #[must_use]
     pub fn inner(body: B) -> Self {
+        Self::admitted(body, None)
+    }
+
+    /// The body of the inner service's response; keeps `inflight` until it ends.
+    pub(super) fn admitted(body: B, inflight: Option<Inflight>) -> Self {
         Self {
-            state: State::Inner { body },
+            state: State::Inner { body, inflight },
         }
     }
 
@@ -58,7 +65,13 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.project().state.project() {
-            StateProj::Inner { body } => body.poll_frame(cx),
+            StateProj::Inner { body, inflight } => {
+                let frame = ready!(body.poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) {
+                    *inflight = None;
+                }
+                Poll::Ready(frame)
+            }
             StateProj::Refusal { bytes } => {
                 Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes.into()))))
             }
@@ -67,14 +80,14 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            State::Inner { body } => body.is_end_stream(),
+            State::Inner { body, .. } => body.is_end_stream(),
             State::Refusal { bytes } => bytes.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.state {
-            State::Inner { body } => body.size_hint(),
+            State::Inner { body, .. } => body.size_hint(),
             State::Refusal { bytes } => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }

@@ -6,10 +6,17 @@ use std::{
 use http::Response;
 use pin_project_lite::pin_project;
 
-use super::RateLimitBody;
+use super::{RateLimitBody, service::Pass};
+use crate::policy::ResponseHead;
 
 pin_project! {
     /// The response future of [`RateLimit`](crate::RateLimit).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it before it is ready gives back what policies with
+    /// [`settle`](crate::Policy::settle) have charged, and the count in flight. What other policies
+    /// have charged stays charged.
     pub struct RateLimitFuture<F, B> {
         #[pin]
         state: State<F, B>,
@@ -19,15 +26,15 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
-        Admitted { #[pin] future: F },
+        Admitted { #[pin] future: F, pass: Pass },
         Refused { response: Option<Response<RateLimitBody<B>>> },
     }
 }
 
 impl<F, B> RateLimitFuture<F, B> {
-    pub(super) fn admitted(future: F) -> Self {
+    pub(super) fn admitted(future: F, pass: Pass) -> Self {
         Self {
-            state: State::Admitted { future },
+            state: State::Admitted { future, pass },
         }
     }
 
@@ -48,15 +55,44 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Admitted { future } => {
-                let response = ready!(future.poll(cx))?;
-                Poll::Ready(Ok(response.map(RateLimitBody::inner)))
+            StateProj::Admitted { future, pass } => {
+                let response = match ready!(future.poll(cx)) {
+                    Ok(response) => response,
+                    Err(error) => {
+                        // Without a response there is nothing to settle by: a reservation goes
+                        // back, as it does when this future is dropped.
+                        *pass = Pass::default();
+                        return Poll::Ready(Err(error));
+                    }
+                };
+                Poll::Ready(Ok(finish(response, std::mem::take(pass))))
             }
             StateProj::Refused { response } => Poll::Ready(Ok(response
                 .take()
                 .expect("RateLimitFuture polled after completion"))),
         }
     }
+}
+
+fn finish<B>(response: Response<B>, pass: Pass) -> Response<RateLimitBody<B>> {
+    let Pass {
+        receipt,
+        inflight,
+        stamp,
+        stamp_redirects,
+    } = pass;
+    let (mut parts, body) = response.into_parts();
+    if let Some(receipt) = receipt {
+        receipt.settle(&ResponseHead::new(&parts));
+    }
+    if let Some(stamp) = stamp
+        && (stamp_redirects || !parts.status.is_redirection())
+    {
+        for (name, value) in &stamp.headers {
+            parts.headers.append(name, value.clone());
+        }
+    }
+    Response::from_parts(parts, RateLimitBody::admitted(body, inflight))
 }
 
 impl<F, B> std::fmt::Debug for RateLimitFuture<F, B> {

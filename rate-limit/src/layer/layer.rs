@@ -6,8 +6,8 @@ use tower_layer::Layer;
 use super::RateLimit;
 use crate::{
     BuildError, Limiter, Quota,
-    answer::{Hook, Limited, StandardAnswer},
-    key::{self, Key, MissingKey, RequestHead},
+    answer::{Hook, Limited, QuotaHeaders, StandardAnswer},
+    key::{self, AccessList, CompiledList, Key, MissingKey, RequestHead},
 };
 
 /// Limits how often each caller may ask, and answers 429 to the rest.
@@ -38,8 +38,16 @@ pub(super) struct Settings {
     pub(super) missing_key: MissingKey,
     pub(super) bypass: Option<Arc<Predicate>>,
     pub(super) shadow: bool,
+    pub(super) plan: Option<Arc<PlanFn>>,
+    pub(super) own_quota: Option<Arc<QuotaFn>>,
+    pub(super) headers: Option<QuotaHeaders>,
+    pub(super) allow: CompiledList,
+    pub(super) deny: CompiledList,
+    has_lists: bool,
 }
 
+type PlanFn = dyn for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync;
+type QuotaFn = dyn Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync;
 type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
 
 impl RateLimitLayer {
@@ -61,6 +69,12 @@ impl RateLimitLayer {
             missing_key: MissingKey::default(),
             bypass: None,
             shadow: false,
+            plan: None,
+            own_quota: None,
+            headers: None,
+            allow: CompiledList::default(),
+            deny: CompiledList::default(),
+            has_lists: false,
         };
         Self {
             settings: Arc::new(settings),
@@ -98,6 +112,76 @@ impl<A> RateLimitLayer<A> {
         self.with(|settings| settings.bypass = Some(Arc::new(predicate)))
     }
 
+    /// Lets the callers on `list` through unlimited and uncharged.
+    ///
+    /// Defaults to nobody.
+    #[must_use]
+    pub fn allow(self, list: AccessList) -> Self {
+        self.with(|settings| {
+            settings.allow = list.compile(settings.limiter.seed());
+            settings.has_lists = true;
+        })
+    }
+
+    /// Refuses the callers on `list`, even those on the other list: 403, or `PERMISSION_DENIED`
+    /// for gRPC.
+    ///
+    /// Defaults to nobody.
+    #[must_use]
+    pub fn deny(self, list: AccessList) -> Self {
+        self.with(|settings| {
+            settings.deny = list.compile(settings.limiter.seed());
+            settings.has_lists = true;
+        })
+    }
+
+    /// Chooses the [plan](crate::LimiterBuilder::plan) that a request is decided by: by route, by
+    /// what a customer pays for. `None`, or a name that is no plan, is the limiter's own policies.
+    ///
+    /// Defaults to none.
+    ///
+    /// ```
+    /// use rate_limit::{Limiter, MINUTE, Policy, Quota, RateLimitLayer};
+    ///
+    /// let limiter = Limiter::builder()
+    ///     .policy(Policy::new("api", Quota::count(600).per(MINUTE)))
+    ///     .plan("search", [Policy::new("search", Quota::count(30).per(MINUTE))])
+    ///     .build()?;
+    /// let layer = RateLimitLayer::from_limiter(limiter)
+    ///     .plan(|request| request.uri().path().starts_with("/search").then_some("search"));
+    /// # Ok::<(), rate_limit::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn plan(
+        self,
+        plan: impl for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|settings| settings.plan = Some(Arc::new(plan)))
+    }
+
+    /// Gives requests a quota of their own in place of the first policy's, for example from the
+    /// claims of a token. `None`, or a quota that cannot be kept, is the policy's.
+    ///
+    /// All requests of a key should have the same quota: the key has one debt, whatever quota it
+    /// was run up under.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub fn quota_from(
+        self,
+        quota: impl Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|settings| settings.own_quota = Some(Arc::new(quota)))
+    }
+
+    /// Adds headers to responses that tell callers where they stand.
+    ///
+    /// Defaults to none but `retry-after` on refusals.
+    #[must_use]
+    pub fn headers(self, headers: QuotaHeaders) -> Self {
+        self.with(|settings| settings.headers = Some(headers))
+    }
+
     /// Decides, counts and reports, but lets every request through: for trying out a quota on
     /// live traffic. [`Policy::shadow`](crate::Policy::shadow) does so for one policy.
     ///
@@ -133,6 +217,17 @@ impl<A> RateLimitLayer<A> {
         }
     }
 
+    /// Replaces the answer by one of a type that can be named.
+    ///
+    /// Defaults to [`StandardAnswer::new`].
+    #[must_use]
+    pub fn answer<B>(self, answer: B) -> RateLimitLayer<B> {
+        RateLimitLayer {
+            settings: self.settings,
+            answer,
+        }
+    }
+
     /// The limiter that the layer asks.
     #[must_use]
     pub fn limiter(&self) -> &Limiter {
@@ -142,6 +237,29 @@ impl<A> RateLimitLayer<A> {
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
         set(Arc::make_mut(&mut self.settings));
         self
+    }
+}
+
+impl Settings {
+    pub(super) fn has_lists(&self) -> bool {
+        self.has_lists
+    }
+
+    /// Whether the caller is on `list`, by address or by key.
+    pub(super) fn lists(
+        &self,
+        list: &CompiledList,
+        head: &RequestHead<'_>,
+        key: Option<u64>,
+    ) -> bool {
+        let by_ip = || {
+            list.has_networks()
+                && self
+                    .key
+                    .client_ip(head)
+                    .is_some_and(|ip| list.contains_ip(ip))
+        };
+        key.is_some_and(|key| list.contains_key(key)) || by_ip()
     }
 }
 
@@ -179,6 +297,11 @@ impl fmt::Debug for Settings {
             .field("missing_key", &self.missing_key)
             .field("bypass", &self.bypass.is_some())
             .field("shadow", &self.shadow)
+            .field("plan", &self.plan.is_some())
+            .field("quota_from", &self.own_quota.is_some())
+            .field("headers", &self.headers)
+            .field("allow", &self.allow)
+            .field("deny", &self.deny)
             .finish()
     }
 }

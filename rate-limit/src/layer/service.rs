@@ -4,15 +4,18 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::RETRY_AFTER};
 use tower_service::Service;
 
 use super::{RateLimitBody, RateLimitFuture, layer::Settings};
 use crate::{
-    answer::{Answer, Limited, StandardAnswer},
+    Inflight,
+    answer::{Answer, Limited, Reason, Stamp, StandardAnswer, is_grpc},
+    gcra::Gcra,
     key::{MissingKey, RequestHead},
-    limiter::fingerprint,
+    limiter::{Receipt, Settle, fingerprint},
     metrics::Outcome,
+    rules::Charge,
 };
 
 /// The service made by [`RateLimitLayer`](crate::RateLimitLayer).
@@ -52,59 +55,6 @@ impl<S, A> RateLimit<S, A> {
     pub fn into_inner(self) -> S {
         self.inner
     }
-
-    /// The response to `request` if it is refused; the request itself if it is not.
-    #[expect(
-        clippy::result_large_err,
-        reason = "both move straight on into the future"
-    )]
-    fn decide<ReqBody, ResBody>(
-        &self,
-        request: Request<ReqBody>,
-    ) -> Result<Request<ReqBody>, Response<RateLimitBody<ResBody>>>
-    where
-        A: Answer<ResBody>,
-    {
-        let Settings {
-            limiter,
-            key,
-            missing_key,
-            bypass,
-            shadow,
-        } = &*self.settings;
-        let head = RequestHead::of(&request);
-        let rules = limiter.rules();
-        let count = |outcome| rules.rules()[0].meter.count(outcome);
-        let refuse = |limited: &Limited<'_>, request: Request<ReqBody>| {
-            if *shadow {
-                return Ok(request);
-            }
-            let (parts, _body) = request.into_parts();
-            Err(self.answer.answer(limited, parts))
-        };
-
-        if bypass.as_ref().is_some_and(|bypass| bypass(&head)) {
-            count(Outcome::Bypassed);
-            return Ok(request);
-        }
-        let seed = limiter.seed();
-        let key = match key.find(&head, seed) {
-            Some(key) => key,
-            None => {
-                count(Outcome::NoKey);
-                match missing_key {
-                    MissingKey::Share => seed.hash_one(NO_KEY),
-                    MissingKey::Allow => return Ok(request),
-                    MissingKey::Deny => return refuse(&Limited::no_key(), request),
-                }
-            }
-        };
-        match limiter.charge(&rules, fingerprint(key), 1) {
-            Some(ruling) if ruling.admits() => Ok(request),
-            Some(ruling) => refuse(&Limited::quota(&rules, &ruling), request),
-            None => refuse(&Limited::no_room(), request),
-        }
-    }
 }
 
 impl<S, A, ReqBody, ResBody> Service<Request<ReqBody>> for RateLimit<S, A>
@@ -122,9 +72,135 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         match self.decide(request) {
-            Ok(request) => RateLimitFuture::admitted(self.inner.call(request)),
+            Ok((request, pass)) => RateLimitFuture::admitted(self.inner.call(request), pass),
             Err(response) => RateLimitFuture::refused(response),
         }
+    }
+}
+
+/// What an admitted request takes along.
+#[derive(Debug, Default)]
+pub(super) struct Pass {
+    /// What was charged and may be settled once the response is known.
+    pub(super) receipt: Option<Receipt>,
+    /// The count of this request among those of its key in flight.
+    pub(super) inflight: Option<Inflight>,
+    /// Headers for the response.
+    pub(super) stamp: Option<Box<Stamp>>,
+    /// Whether they go on redirects too.
+    pub(super) stamp_redirects: bool,
+}
+
+impl<S, A> RateLimit<S, A> {
+    /// The response to `request` if it is refused; the request itself if it is not.
+    #[expect(
+        clippy::result_large_err,
+        reason = "both move straight on into the future"
+    )]
+    fn decide<ReqBody, ResBody>(
+        &self,
+        request: Request<ReqBody>,
+    ) -> Result<(Request<ReqBody>, Pass), Response<RateLimitBody<ResBody>>>
+    where
+        A: Answer<ResBody>,
+    {
+        let settings = &*self.settings;
+        let limiter = &settings.limiter;
+        let head = RequestHead::of(&request);
+        let rules = match &settings.plan {
+            Some(plan) => limiter.rules_of(plan(&head)),
+            None => limiter.rules(),
+        };
+        let count = |outcome| rules.meter().count(outcome);
+        let refuse = |request: Request<ReqBody>, limited: &Limited<'_>, stamp: Option<&Stamp>| {
+            if settings.shadow {
+                return Ok((request, Pass::default()));
+            }
+            let (parts, _body) = request.into_parts();
+            let mut response = self.answer.answer(limited, parts);
+            if let Some(stamp) = stamp {
+                stamp_refusal(&mut response, stamp);
+            }
+            Err(response)
+        };
+        let refuse_for = |request, reason| refuse(request, &Limited::other(reason), None);
+
+        if settings.bypass.as_ref().is_some_and(|bypass| bypass(&head)) {
+            count(Outcome::Bypassed);
+            return Ok((request, Pass::default()));
+        }
+        let seed = limiter.seed();
+        let key = settings.key.find(&head, seed);
+        if settings.has_lists() {
+            if settings.lists(&settings.deny, &head, key) {
+                count(Outcome::Denied);
+                return refuse_for(request, Reason::Denied);
+            }
+            if settings.lists(&settings.allow, &head, key) {
+                count(Outcome::Bypassed);
+                return Ok((request, Pass::default()));
+            }
+        }
+        let key = match key {
+            Some(key) => key,
+            None => {
+                count(Outcome::NoKey);
+                match settings.missing_key {
+                    MissingKey::Share => seed.hash_one(NO_KEY),
+                    MissingKey::Allow => return Ok((request, Pass::default())),
+                    MissingKey::Deny => return refuse_for(request, Reason::NoKey),
+                }
+            }
+        };
+        let fingerprint = fingerprint(key);
+
+        let mut pass = Pass::default();
+        if let Some(counts) = limiter.inflight_counts() {
+            pass.inflight = counts.enter(fingerprint);
+            if pass.inflight.is_none() {
+                count(Outcome::Limited);
+                return refuse_for(request, Reason::Inflight);
+            }
+        }
+        // A quota that cannot be kept does not replace the policy's.
+        let own = settings.own_quota.as_ref().and_then(|own| own(&head));
+        let charge = Charge::of(&rules, &head, own.and_then(|quota| Gcra::new(&quota).ok()));
+        let Some(ruling) = limiter.charge(&rules, fingerprint, &charge) else {
+            return refuse_for(request, Reason::NoRoom);
+        };
+        let stamp = match &settings.headers {
+            Some(headers) if !is_grpc(head.headers()) => {
+                Some(headers.render(limiter, &rules, &ruling, &charge, fingerprint))
+            }
+            _ => None,
+        };
+        if !ruling.admits() {
+            return refuse(request, &Limited::quota(&rules, &ruling), stamp.as_ref());
+        }
+        if rules.settles() {
+            let charge = charge.waive(ruling.shadowed);
+            let receipt = Receipt::new(limiter, &rules, fingerprint, charge, Settle::ByResponse);
+            pass.receipt = Some(receipt);
+        }
+        pass.stamp = stamp.map(Box::new);
+        pass.stamp_redirects = settings
+            .headers
+            .as_ref()
+            .is_some_and(|h| h.also_on_redirects());
+        Ok((request, pass))
+    }
+}
+
+fn stamp_refusal<B>(response: &mut Response<B>, stamp: &Stamp) {
+    let headers = response.headers_mut();
+    for (name, value) in &stamp.headers {
+        headers.append(name, value.clone());
+    }
+    let wait = headers
+        .get(RETRY_AFTER)
+        .and_then(|wait| wait.to_str().ok()?.parse::<u64>().ok());
+    if wait.is_some_and(|wait| wait < stamp.retry_after) {
+        headers.insert(RETRY_AFTER, HeaderValue::from(stamp.retry_after));
     }
 }
 

@@ -161,6 +161,19 @@ impl Table {
         self.lock_set(slot.0 / (WAYS * (1 + self.columns)))
     }
 
+    /// Calls `visit` with every entry in use.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(Slot)) {
+        for set in 0..=self.sets {
+            for way in 0..WAYS {
+                // The shared entry has no fingerprint.
+                let shared = set == self.sets && way == 0;
+                if shared || self.fingerprint(set, way).load(Ordering::Acquire) != EMPTY {
+                    visit(self.slot(set, way));
+                }
+            }
+        }
+    }
+
     pub(crate) fn columns(&self) -> usize {
         self.columns
     }

@@ -1,0 +1,386 @@
+//! Policies, compiled: what decides.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bytes::Bytes;
+use governor::{RateLimiter, middleware::NoOpMiddleware};
+use http::HeaderValue;
+
+use crate::{
+    BuildError, MAX_POLICIES, Policy, answer,
+    clock::Clock,
+    gcra::{Excess, Gcra},
+    key::RequestHead,
+    metrics::Meter,
+    policy::check_name,
+    store::{Probe, Slot, StandingClock, Store, Table, Tick},
+};
+
+/// A policy, ready to decide.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    pub(crate) policy: Policy,
+    pub(crate) gcra: Gcra,
+    /// Where in an entry the TAT is. Policies of the same name share it over all plans.
+    column: usize,
+    /// The problem document that names this policy alone.
+    pub(crate) problem: Bytes,
+    /// The same as a `google.rpc.QuotaFailure.Violation`.
+    pub(crate) violation: Bytes,
+    pub(crate) meter: Meter,
+}
+
+/// The policies of a plan, decided together, all or nothing.
+pub(crate) struct Ruleset {
+    rules: Box<[Rule]>,
+    governor: Option<Governor>,
+    /// The `ratelimit-policy` field value.
+    pub(crate) policy_field: HeaderValue,
+    settles: bool,
+}
+
+type Governor = RateLimiter<Probe, Store, StandingClock, NoOpMiddleware<Tick>>;
+
+/// What to charge for one request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Charge {
+    cells: [u64; MAX_POLICIES],
+    /// A quota of this key's own, in place of the first rule's.
+    own: Option<Gcra>,
+}
+
+impl Charge {
+    /// The same number of cells for every rule.
+    pub(crate) fn each(cells: u64) -> Self {
+        Self {
+            cells: [cells; MAX_POLICIES],
+            own: None,
+        }
+    }
+
+    /// What `rules` say that `request` costs.
+    pub(crate) fn of(rules: &Ruleset, request: &RequestHead<'_>, own: Option<Gcra>) -> Self {
+        let mut charge = Self {
+            own,
+            ..Self::each(1)
+        };
+        for (cells, rule) in charge.cells.iter_mut().zip(&rules.rules) {
+            *cells = rule.policy.cost_of(request);
+        }
+        charge
+    }
+
+    /// The same without the rules that let the request through without charging it.
+    pub(crate) fn waive(mut self, waived: Mask) -> Self {
+        for (index, cells) in self.cells.iter_mut().enumerate() {
+            if waived.contains(index) {
+                *cells = 0;
+            }
+        }
+        self
+    }
+
+    pub(crate) fn gcra<'a>(&'a self, index: usize, rule: &'a Rule) -> &'a Gcra {
+        match &self.own {
+            Some(own) if index == 0 => own,
+            _ => &rule.gcra,
+        }
+    }
+
+    pub(crate) fn cells(&self, index: usize) -> u64 {
+        self.cells[index]
+    }
+}
+
+/// What a ruleset decided, and the state it left behind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ruling {
+    /// The TAT of each rule after the decision.
+    pub(crate) tats: [u64; MAX_POLICIES],
+    /// The rules that limit the request.
+    pub(crate) violated: Mask,
+    /// The rules that would, but are in shadow mode.
+    pub(crate) shadowed: Mask,
+    /// How long until `violated` would be empty.
+    pub(crate) excess: Option<Excess>,
+}
+
+impl Ruling {
+    fn new() -> Self {
+        Self {
+            tats: [0; MAX_POLICIES],
+            violated: Mask::default(),
+            shadowed: Mask::default(),
+            excess: None,
+        }
+    }
+
+    pub(crate) fn admits(&self) -> bool {
+        self.violated.is_empty()
+    }
+
+    fn exceed(&mut self, index: usize, rule: &Rule, excess: Excess) {
+        if rule.policy.is_shadow() {
+            self.shadowed.insert(index);
+            return;
+        }
+        self.violated.insert(index);
+        self.excess = match (self.excess, excess) {
+            (Some(Excess::Never), _) | (_, Excess::Never) => Some(Excess::Never),
+            (Some(Excess::Wait(a)), Excess::Wait(b)) => Some(Excess::Wait(a.max(b))),
+            (None, wait) => Some(wait),
+        };
+    }
+}
+
+/// A set of rules, by index.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Mask(u8);
+
+impl Mask {
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) fn contains(self, index: usize) -> bool {
+        self.0 & (1 << index) != 0
+    }
+
+    fn insert(&mut self, index: usize) {
+        self.0 |= 1 << index;
+    }
+}
+
+impl Ruleset {
+    /// Compiles `policies`; `columns` are the names that a table has room for, in order.
+    pub(crate) fn new(
+        policies: &[Policy],
+        columns: &[Arc<str>],
+        table: &Arc<Table>,
+        clock: &Clock,
+    ) -> Result<Self, BuildError> {
+        if policies.is_empty() {
+            return Err(BuildError::NoPolicy);
+        }
+        let rules: Box<[Rule]> = policies
+            .iter()
+            .map(|policy| compile(policy, columns))
+            .collect::<Result<_, _>>()?;
+        for (index, rule) in rules.iter().enumerate() {
+            if rules[..index]
+                .iter()
+                .any(|earlier| earlier.column == rule.column)
+            {
+                return Err(BuildError::DuplicateName(rule.policy.shared_name()));
+            }
+        }
+        let governor = match &rules[..] {
+            [rule] if columns.len() == 1 => rule.gcra.to_governor().map(|quota| {
+                let clock = StandingClock::new(clock.clone());
+                let governor = RateLimiter::new(quota, Store(Arc::clone(table)), clock);
+                governor.clock().start();
+                governor
+            }),
+            _ => None,
+        };
+        let policy_field = answer::policy_field(&rules, None);
+        let settles = rules.iter().any(|rule| rule.policy.settlement().is_some());
+        Ok(Self {
+            rules,
+            governor,
+            policy_field,
+            settles,
+        })
+    }
+
+    pub(crate) fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Whether any rule learns its cost from the response.
+    pub(crate) fn settles(&self) -> bool {
+        self.settles
+    }
+
+    /// The counters for what concerns no policy in particular.
+    pub(crate) fn meter(&self) -> &Meter {
+        // There is at least one rule, see `new`.
+        &self.rules[0].meter
+    }
+
+    /// What the entry at `slot` owes, in nanoseconds, under the rule where it owes most.
+    pub(crate) fn debt(&self, table: &Table, slot: Slot, now: u64) -> u64 {
+        let debt = |rule: &Rule| rule.gcra.debt_nanos(table.read(slot, rule.column), now);
+        self.rules.iter().map(debt).max().unwrap_or(0)
+    }
+
+    /// How many cells `slot` could use at `now` under the tightest rule.
+    pub(crate) fn remaining(&self, table: &Table, slot: Option<Slot>, now: u64) -> u64 {
+        let remaining = |rule: &Rule| {
+            rule.gcra
+                .remaining(slot.map_or(0, |slot| table.read(slot, rule.column)), now)
+        };
+        self.rules.iter().map(remaining).min().unwrap_or(0)
+    }
+
+    /// Replaces the TAT of every rule by what `next` makes of it.
+    pub(crate) fn adjust(
+        &self,
+        table: &Table,
+        slot: Slot,
+        next: impl Fn(usize, &Rule, u64) -> u64,
+    ) {
+        let _guard = (table.columns() > 1).then(|| table.lock(slot));
+        for (index, rule) in self.rules.iter().enumerate() {
+            let word = table.tat(slot, rule.column);
+            let mut tat = word.load(Ordering::Acquire);
+            while let Err(now) = word.compare_exchange_weak(
+                tat,
+                next(index, rule, tat),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                tat = now;
+            }
+        }
+    }
+
+    /// Turns the debts that were run up under `old` into debts under these rules: those that get
+    /// larger `before` these rules decide, the others after. Read in the wrong scale meanwhile, a
+    /// debt is too large rather than too small.
+    pub(crate) fn take_over(&self, old: &Self, table: &Table, now: u64, before: bool) {
+        let predecessor = |rule: &Rule| {
+            let old = old.rules.iter().find(|old| old.column == rule.column)?;
+            let grows = rule.gcra.nanos_for(1) > old.gcra.nanos_for(1);
+            (old.gcra != rule.gcra && grows == before).then_some(old.gcra)
+        };
+        let old: Vec<_> = self.rules.iter().map(predecessor).collect();
+        if old.iter().all(Option::is_none) {
+            return;
+        }
+        table.for_each(|slot| {
+            self.adjust(table, slot, |index, rule, tat| match &old[index] {
+                Some(old) => rule.gcra.convert(old, tat, now),
+                None => tat,
+            });
+        });
+    }
+
+    /// Charges every rule, or none if one is exceeded.
+    ///
+    /// One cell of one quota is governor's to decide. The rest (several cells, several quotas,
+    /// quotas of a key's own, rates that governor would round) is decided here, on the same
+    /// entries.
+    pub(crate) fn charge(
+        &self,
+        table: &Table,
+        slot: Slot,
+        clock: &Clock,
+        charge: &Charge,
+    ) -> Ruling {
+        match &self.governor {
+            Some(governor) if charge.cells[0] == 1 && charge.own.is_none() => {
+                self.charge_governor(governor, slot, clock)
+            }
+            _ if table.columns() == 1 => self.charge_one(table, slot, clock.now(), charge),
+            _ => self.charge_all(table, slot, clock.now(), charge),
+        }
+    }
+
+    fn charge_governor(&self, governor: &Governor, slot: Slot, clock: &Clock) -> Ruling {
+        let probe = Probe::new(slot);
+        let outcome = governor.check_key(&probe);
+        let mut ruling = Ruling::new();
+        ruling.tats[0] = probe.tat();
+        if let Err(not_until) = outcome {
+            let wait = not_until.earliest_possible().0.saturating_sub(clock.now());
+            // At least 1: this reading is later than governor's, by which it did not conform.
+            ruling.exceed(0, &self.rules[0], Excess::Wait(wait.max(1)));
+        }
+        ruling
+    }
+
+    fn charge_one(&self, table: &Table, slot: Slot, now: u64, charge: &Charge) -> Ruling {
+        let mut ruling = Ruling::new();
+        let rule = &self.rules[0];
+        let gcra = charge.gcra(0, rule);
+        let word = table.tat(slot, rule.column);
+        let mut tat = word.load(Ordering::Acquire);
+        loop {
+            ruling.tats[0] = tat;
+            let next = match gcra.charge(tat, now, charge.cells[0]) {
+                Ok(next) => next,
+                Err(excess) => {
+                    ruling.exceed(0, rule, excess);
+                    return ruling;
+                }
+            };
+            match word.compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    ruling.tats[0] = next;
+                    return ruling;
+                }
+                Err(now) => tat = now,
+            }
+        }
+    }
+
+    fn charge_all(&self, table: &Table, slot: Slot, now: u64, charge: &Charge) -> Ruling {
+        let mut ruling = Ruling::new();
+        let mut next = [None; MAX_POLICIES];
+        let _guard = table.lock(slot);
+        for (index, rule) in self.rules.iter().enumerate() {
+            let tat = table.read(slot, rule.column);
+            ruling.tats[index] = tat;
+            match charge
+                .gcra(index, rule)
+                .charge(tat, now, charge.cells[index])
+            {
+                Ok(tat) => next[index] = Some(tat),
+                Err(excess) => ruling.exceed(index, rule, excess),
+            }
+        }
+        if ruling.admits() {
+            for (index, rule) in self.rules.iter().enumerate() {
+                if let Some(tat) = next[index] {
+                    table.tat(slot, rule.column).store(tat, Ordering::Release);
+                    ruling.tats[index] = tat;
+                }
+            }
+        }
+        ruling
+    }
+}
+
+impl fmt::Debug for Ruleset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ruleset")
+            .field("rules", &self.rules)
+            .field("on_governor", &self.governor.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+fn compile(policy: &Policy, columns: &[Arc<str>]) -> Result<Rule, BuildError> {
+    let name = policy.name();
+    check_name(name)?;
+    check_name(policy.quota().cell_unit().as_str())?;
+    let Some(column) = columns.iter().position(|column| **column == *name) else {
+        return Err(BuildError::UnknownName(policy.shared_name()));
+    };
+    let gcra = Gcra::new(&policy.quota()).map_err(|error| BuildError::Quota {
+        policy: policy.shared_name(),
+        error,
+    })?;
+    Ok(Rule {
+        policy: policy.clone(),
+        gcra,
+        column,
+        problem: answer::problem(name),
+        violation: answer::violation(policy),
+        meter: Meter::new(name),
+    })
+}
