@@ -159,6 +159,13 @@ impl Gcra {
         self.ticks(now).wrapping_add(debt as u64)
     }
 
+    /// The TAT that leaves a single cell at `at`, and the rest at the pace of the quota; a debt
+    /// that is larger stays.
+    pub(crate) fn leave_one_at(&self, tat: u64, at: u64) -> u64 {
+        let owed = self.debt(tat, at).max(self.capacity - self.interval);
+        self.ticks(at).wrapping_add(owed)
+    }
+
     /// How many cells may be used at once.
     pub(crate) fn burst(&self) -> u64 {
         self.burst

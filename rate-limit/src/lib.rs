@@ -87,6 +87,7 @@ pub mod metrics;
 mod policy;
 mod quota;
 mod rules;
+pub mod shaper;
 mod store;
 
 pub use self::{

@@ -1,0 +1,45 @@
+//! The client's side: staying within somebody else's limits.
+//!
+//! An API that allows "50 requests a minute and 10 at once" answers 429 to more, and some ban
+//! clients that keep trying. [`ShaperLayer`] goes around the client that calls it and lets
+//! requests wait for their turn: first come, first served, in a line of bounded length.
+//!
+//! ```
+//! use rate_limit::{MINUTE, Quota, shaper::{Shaper, ShaperLayer}};
+//!
+//! let shaper = Shaper::builder()
+//!     .quota(Quota::count(50).per(MINUTE))
+//!     .concurrency(10)
+//!     .build()?;
+//! let layer = ShaperLayer::new(shaper);
+//! // tower::ServiceBuilder::new().layer(layer).service(http_client)
+//! # Ok::<(), rate_limit::shaper::ShaperError>(())
+//! ```
+//!
+//! * Whoever would have to wait longer than [`max_wait`](ShaperBuilder::max_wait) or than its own
+//!   deadline is refused when it arrives, not when it has waited for nothing.
+//! * A request is charged when its turn comes. One that is dropped while it waits has cost
+//!   nothing, and the line moves up.
+//! * The shaper listens: `retry-after` and `ratelimit` (of 429, 503 and, for the latter, of every
+//!   response), `grpc-retry-pushback-ms`, and whatever
+//!   [`feedback`](ShaperLayer::feedback) makes of a vendor's own headers. It slows down below its
+//!   quotas when told to, and never goes above them.
+//!
+//! The server measures when requests arrive, not when they leave. Where the network delays some
+//! of them more than others, a client at the very limit of its quota will be over it now and
+//! then; give it a burst a little below the server's.
+
+mod body;
+mod feedback;
+mod future;
+mod layer;
+mod line;
+mod service;
+
+pub use self::{
+    body::ShapedBody,
+    future::ShapedFuture,
+    layer::ShaperLayer,
+    line::{Shaper, ShaperBuilder, ShaperError},
+    service::{Shaped, ShapedError, WaitRefused},
+};
