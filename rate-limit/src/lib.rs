@@ -89,6 +89,7 @@ mod quota;
 mod rules;
 pub mod shaper;
 mod store;
+mod warning;
 
 pub use self::{
     clock::ManualClock,
@@ -98,4 +99,5 @@ pub use self::{
     policy::{BuildError, MAX_POLICIES, Policy, ResponseHead},
     quota::{DAY, HOUR, MINUTE, Quota, QuotaCount, QuotaError, SECOND, Unit},
     store::OnFull,
+    warning::Warning,
 };

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     hash::{BuildHasher, Hash, RandomState},
+    panic::Location,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -19,6 +20,7 @@ use crate::{
     policy::{MAX_KEYS, ResponseHead, check_name},
     rules::{Charge, Ruleset, Ruling},
     store::Table,
+    warning::{Warning, WarningHook, Watch, built_too_often_at},
 };
 
 /// Decides, per key, whether another request is within its quotas.
@@ -61,6 +63,7 @@ struct Inner {
     /// Held while the policies change.
     changing: Mutex<()>,
     inflight: Option<Arc<InflightCounts>>,
+    watch: Watch,
     #[cfg(feature = "tracing")]
     denials: crate::events::Sampler,
 }
@@ -75,6 +78,7 @@ impl Limiter {
     /// # Errors
     ///
     /// Fails when the quota means nothing or cannot be kept, see [`Quota::validate`].
+    #[track_caller]
     pub fn new(quota: Quota) -> Result<Self, BuildError> {
         Self::builder().quota(quota).build()
     }
@@ -87,6 +91,7 @@ impl Limiter {
             on_full: OnFull::default(),
             max_inflight: None,
             clock: None,
+            on_warning: None,
         }
     }
 
@@ -304,6 +309,12 @@ impl Limiter {
         self.inner.table.live_evictions()
     }
 
+    /// The mistakes in the setup that traffic has shown so far, each once.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.inner.watch.raised()
+    }
+
     /// Whether `other` is a handle to the same limiter.
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
@@ -332,6 +343,10 @@ impl Limiter {
     /// The secret that keys are hashed with.
     pub(crate) fn seed(&self) -> &RandomState {
         &self.inner.seed
+    }
+
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.inner.watch
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -416,7 +431,7 @@ impl Rules {
 }
 
 /// Builds a [`Limiter`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct LimiterBuilder {
     plans: Vec<(Arc<str>, Vec<Policy>)>,
@@ -424,6 +439,7 @@ pub struct LimiterBuilder {
     on_full: OnFull,
     max_inflight: Option<u32>,
     clock: Option<ManualClock>,
+    on_warning: Option<WarningHook>,
 }
 
 impl LimiterBuilder {
@@ -500,19 +516,34 @@ impl LimiterBuilder {
         self
     }
 
+    /// Calls `hook` when traffic shows a mistake in the setup, once for each kind. With the
+    /// `tracing` feature they are logged at `warn` in any case.
+    ///
+    /// Defaults to none.
+    pub fn on_warning(mut self, hook: impl Fn(Warning) + Send + Sync + 'static) -> Self {
+        self.on_warning = Some(Arc::new(hook));
+        self
+    }
+
     /// Builds the limiter.
     ///
     /// # Errors
     ///
     /// Fails when there is no policy or more than [`MAX_POLICIES`], when a name or a quota is
     /// invalid, when `max_keys` is zero or absurd, or when `max_inflight` is zero.
+    #[track_caller]
     pub fn build(self) -> Result<Limiter, BuildError> {
+        let watch = Watch::new(self.on_warning.clone());
+        if built_too_often_at(Location::caller()) {
+            watch.raise(Warning::BuiltRepeatedly);
+        }
         let Self {
             plans,
             max_keys,
             on_full,
             max_inflight,
             clock,
+            ..
         } = self;
         let mut columns: Vec<Arc<str>> = Vec::new();
         for policy in plans.iter().flat_map(|(_, policies)| policies) {
@@ -572,11 +603,25 @@ impl LimiterBuilder {
                 columns: columns.into(),
                 changing: Mutex::new(()),
                 inflight: max_inflight.map(InflightCounts::new),
+                watch,
                 #[cfg(feature = "tracing")]
                 denials: crate::events::Sampler::default(),
             }),
             plan: 0,
         })
+    }
+}
+
+impl fmt::Debug for LimiterBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LimiterBuilder")
+            .field("plans", &self.plans)
+            .field("max_keys", &self.max_keys)
+            .field("on_full", &self.on_full)
+            .field("max_inflight", &self.max_inflight)
+            .field("clock", &self.clock)
+            .field("on_warning", &self.on_warning.is_some())
+            .finish()
     }
 }
 

@@ -40,6 +40,7 @@ pub use self::{
     peer::{PeerAddr, PeerKey, peer, peer_from},
     resolve::{Resolve, ResolveFuture, ResolveLayer},
 };
+use crate::warning::KeyedBy;
 
 /// Finds the key in a request, see the [module](self).
 #[derive(Clone)]
@@ -47,6 +48,7 @@ pub struct Key {
     find: Arc<FindKey>,
     what: Arc<str>,
     ip: Option<Arc<FindIp>>,
+    keyed_by: KeyedBy,
 }
 
 type FindKey = dyn Fn(&RequestHead<'_>, &RandomState) -> Option<u64> + Send + Sync;
@@ -93,6 +95,7 @@ impl Key {
             find: Arc::new(find),
             what: what.into(),
             ip: None,
+            keyed_by: KeyedBy::Other,
         }
     }
 
@@ -106,6 +109,10 @@ impl Key {
             ip: Some(ip),
             ..Self::new(what, hash)
         }
+    }
+
+    pub(crate) fn keyed_by(&self) -> KeyedBy {
+        self.keyed_by
     }
 
     /// The client's address, if the key is made of it.
@@ -128,7 +135,10 @@ impl fmt::Debug for Key {
 /// The same quota for every request.
 #[must_use]
 pub fn global() -> Key {
-    Key::new("global", |_, seed| Some(seed.hash_one(())))
+    Key {
+        keyed_by: KeyedBy::Nothing,
+        ..Key::new("global", |_, seed| Some(seed.hash_one(())))
+    }
 }
 
 /// The path of the request, without its query. With axum, prefer the matched route through

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Key, RequestHead, network::masked};
+use crate::warning::KeyedBy;
 
 /// The address at the other end of the connection, as a request extension. Whoever accepts the
 /// connection puts it there.
@@ -80,7 +81,11 @@ impl PeerKey {
 
 impl From<PeerKey> for Key {
     fn from(peer: PeerKey) -> Self {
-        Self::by_ip("peer", peer.ipv6_prefix, peer.find)
+        let key = Self::by_ip("peer", peer.ipv6_prefix, peer.find);
+        Self {
+            keyed_by: KeyedBy::Peer,
+            ..key
+        }
     }
 }
 

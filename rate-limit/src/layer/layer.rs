@@ -56,6 +56,7 @@ impl RateLimitLayer {
     /// # Errors
     ///
     /// Fails when the quota means nothing or cannot be kept, see [`Quota::validate`].
+    #[track_caller]
     pub fn new(quota: Quota) -> Result<Self, BuildError> {
         Ok(Self::from_limiter(Limiter::new(quota)?))
     }

@@ -141,6 +141,12 @@ impl<S, A> RateLimit<S, A> {
                 return Ok((request, Pass::default()));
             }
         }
+        limiter.watch().request(
+            settings.key.keyed_by(),
+            &head,
+            || settings.key.client_ip(&head),
+            key.unwrap_or(0),
+        );
         let key = match key {
             Some(key) => key,
             None => {
