@@ -1,6 +1,6 @@
 //! What a response says about capacity.
 
-use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, response};
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 
 use crate::Outcome;
 
@@ -24,13 +24,13 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 /// | gRPC with another status but `OK` | [`Ignored`](Outcome::Ignored) |
 /// | anything else | [`Success`](Outcome::Success) |
 #[must_use]
-pub fn by_status(parts: &response::Parts) -> Outcome {
-    if is_grpc(&parts.headers)
-        && let Some(outcome) = by_grpc_status(&parts.headers)
+pub fn by_status(status: StatusCode, headers: &HeaderMap) -> Outcome {
+    if is_grpc(headers)
+        && let Some(outcome) = by_grpc_status(headers)
     {
         return outcome;
     }
-    match parts.status {
+    match status {
         StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED => Outcome::Ignored,
         StatusCode::REQUEST_TIMEOUT => Outcome::Dropped,
         status if status.is_server_error() => Outcome::Dropped,
@@ -51,12 +51,13 @@ pub(crate) fn by_grpc_status(headers: &HeaderMap) -> Option<Outcome> {
 
 #[cfg(test)]
 mod tests {
-    use http::Response;
+    use http::response;
 
     use super::*;
 
     fn outcome(response: response::Builder) -> Outcome {
-        by_status(&response.body(()).unwrap().into_parts().0)
+        let response = response.body(()).unwrap();
+        by_status(response.status(), response.headers())
     }
 
     #[test]
@@ -72,7 +73,7 @@ mod tests {
             (503, Outcome::Dropped),
         ] {
             assert_eq!(
-                outcome(Response::builder().status(status)),
+                outcome(http::Response::builder().status(status)),
                 expected,
                 "{status}"
             );
@@ -87,7 +88,7 @@ mod tests {
             ("4", Outcome::Dropped),
             ("14", Outcome::Dropped),
         ] {
-            let response = Response::builder()
+            let response = http::Response::builder()
                 .header("content-type", "application/grpc+proto")
                 .header("grpc-status", status);
             assert_eq!(outcome(response), expected, "grpc-status {status}");
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_grpc_response_without_status_is_a_success_until_its_trailers() {
-        let response = Response::builder().header("content-type", "application/grpc");
+        let response = http::Response::builder().header("content-type", "application/grpc");
         assert_eq!(outcome(response), Outcome::Success);
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub use crate::accounting::Outcome;
 use crate::{
     accounting::{Accounting, Stamp, Totals},
-    gate::{self, Acquire, Gate, GateConfig, Permit, Refused},
+    gate::{self, Acquire, Gate, GateConfig, GateSnapshot, Permit, Refused},
     limit::{Explanation, Limit, VerifiedGradient, Window},
     metrics::Metrics,
     sync::lock,
@@ -155,16 +155,8 @@ impl Limiter {
     ///
     /// [`Refused`] says why, and what the limit was.
     pub fn try_admit(&self) -> Result<Admission, Refused> {
-        self.account(self.shared.gate.try_acquire())
-    }
-
-    /// Admits now, or says why not without counting a refusal: the request may still wait.
-    #[cfg(feature = "layer")]
-    pub(crate) fn try_enter(&self) -> Result<Admission, Refused> {
-        self.shared
-            .gate
-            .try_acquire()
-            .map(|permit| self.enter(permit))
+        self.try_enter()
+            .inspect_err(|refused| self.note_refusal(refused))
     }
 
     /// Admits, after a wait in the bounded waiting room if need be.
@@ -192,7 +184,8 @@ impl Limiter {
         if let Err(refused) = &would {
             self.note_refusal(refused);
         }
-        (self.enter(permit), would)
+        let entered = permit.entered();
+        (self.admission(Some(permit), entered), would)
     }
 
     /// Reads the state of the limiter.
@@ -305,16 +298,6 @@ impl Limiter {
         lock(&self.shared.control).history.iter().cloned().collect()
     }
 
-    fn account(&self, admitted: Result<Permit, Refused>) -> Result<Admission, Refused> {
-        match admitted {
-            Ok(permit) => Ok(self.enter(permit)),
-            Err(refused) => {
-                self.note_refusal(&refused);
-                Err(refused)
-            }
-        }
-    }
-
     pub(crate) fn note_refusal(&self, refused: &Refused) {
         self.shared.accounting.refuse();
         self.shared.metrics.shed(refused.reason());
@@ -329,24 +312,31 @@ impl Limiter {
         );
     }
 
-    fn enter(&self, permit: Permit) -> Admission {
+    /// Admits now, or says why not without counting a refusal: the request may still wait.
+    pub(crate) fn try_enter(&self) -> Result<Admission, Refused> {
+        let entered = self.shared.gate.enter()?;
+        Ok(self.admission(None, entered))
+    }
+
+    /// Counts a request that has just entered.
+    fn admission(&self, permit: Option<Permit>, entered: GateSnapshot) -> Admission {
         let shared = &self.shared;
         // Within 5 % of the limit, so that a law also sees a limit that is only just reached.
-        let limit = permit.limit_on_entry();
-        if permit.inflight_on_entry() + limit / 20 >= limit {
+        let limit = entered.limit();
+        if entered.inflight() + limit / 20 >= limit {
             shared.accounting.set_limited();
         }
         let stamp = shared.accounting.enter();
         if let Some(stamp) = stamp
-            && permit.inflight_on_entry() == 1
+            && entered.inflight() == 1
             && stamp.at >= shared.stale_at.load(Relaxed)
         {
             self.restart_window(stamp.at);
         }
         shared.metrics.admitted();
         Admission {
-            permit,
             limiter: self.clone(),
+            permit,
             stamp,
             state: AdmissionState::Running,
         }
@@ -689,18 +679,25 @@ impl Future for Admit {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let entered = match this.acquire.poll(cx) {
-            Poll::Ready(entered) => entered,
-            Poll::Pending => {
-                this.limiter.shared.accounting.set_limited();
-                this.waiting_since.get_or_insert_with(Instant::now);
-                return Poll::Pending;
-            }
+        let limiter = &*this.limiter;
+        let Poll::Ready(acquired) = this.acquire.poll(cx) else {
+            limiter.shared.accounting.set_limited();
+            this.waiting_since.get_or_insert_with(Instant::now);
+            return Poll::Pending;
         };
         if let Some(since) = this.waiting_since {
-            this.limiter.shared.metrics.waited(since.elapsed());
+            limiter.shared.metrics.waited(since.elapsed());
         }
-        Poll::Ready(this.limiter.account(entered))
+        Poll::Ready(match acquired {
+            Ok(permit) => {
+                let entered = permit.entered();
+                Ok(limiter.admission(Some(permit), entered))
+            }
+            Err(refused) => {
+                limiter.note_refusal(&refused);
+                Err(refused)
+            }
+        })
     }
 }
 
@@ -712,8 +709,9 @@ impl Future for Admit {
 #[derive(Debug)]
 #[must_use = "dropping an admission returns its permit"]
 pub struct Admission {
-    permit: Permit,
     limiter: Limiter,
+    /// `None` if the request entered without one: then the gate is told when it leaves.
+    permit: Option<Permit>,
     stamp: Option<Stamp>,
     state: AdmissionState,
 }
@@ -747,11 +745,6 @@ impl Admission {
         }
     }
 
-    /// The permit that the admission holds.
-    pub const fn permit(&self) -> &Permit {
-        &self.permit
-    }
-
     /// The limiter that admitted the request.
     #[must_use]
     pub const fn limiter(&self) -> &Limiter {
@@ -769,13 +762,16 @@ impl Drop for Admission {
             shared.accounting.leave(stamp);
         }
         shared.metrics.left();
+        if self.permit.is_none() {
+            shared.gate.leave();
+        }
     }
 }
 
 /// The state of a [`Limiter`] at one moment.
 #[derive(Clone, Debug)]
 pub struct LimiterSnapshot {
-    gate: gate::GateSnapshot,
+    gate: GateSnapshot,
     law: &'static str,
     explanation: Explanation,
     bounds: RangeInclusive<usize>,

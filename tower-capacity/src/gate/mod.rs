@@ -193,6 +193,18 @@ impl Gate {
         }
     }
 
+    /// Enters as [`try_acquire`](Self::try_acquire) does, for an owner of the gate that returns the
+    /// permit itself with [`leave`](Self::leave) and so needs no handle for each.
+    pub(crate) fn enter(&self) -> Result<GateSnapshot, Refused> {
+        let entered = self.shared.word.try_enter().map(GateSnapshot);
+        entered.map_err(|word| Refused::now(word, RefusedReason::Full))
+    }
+
+    /// Returns what [`enter`](Self::enter) gave.
+    pub(crate) fn leave(&self) {
+        self.shared.leave();
+    }
+
     /// Moves the limit, at most to [`MAX_LIMIT`](Self::MAX_LIMIT).
     ///
     /// A higher limit admits waiters at once, in order. A lower one revokes nothing: see

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Gate, word::Word};
+use super::{Gate, GateSnapshot, word::Word};
 
 /// The right of one request to be inside a [`Gate`].
 ///
@@ -24,16 +24,10 @@ impl Permit {
         &self.gate
     }
 
-    /// Requests inside when this one had just entered, itself included.
+    /// The gate as it stood when this request had just entered.
     #[must_use]
-    pub const fn inflight_on_entry(&self) -> usize {
-        self.entered.inflight()
-    }
-
-    /// The limit when this request entered.
-    #[must_use]
-    pub const fn limit_on_entry(&self) -> usize {
-        self.entered.limit()
+    pub const fn entered(&self) -> GateSnapshot {
+        GateSnapshot(self.entered)
     }
 }
 

@@ -11,7 +11,11 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::{CapacityBody, layer::Config, upgrade::Held};
+use super::{
+    CapacityBody,
+    layer::{Config, ResponseConfig},
+    upgrade::Held,
+};
 use crate::{Admission, Admit, Outcome, classify::is_grpc, reject::Reject};
 
 pin_project! {
@@ -28,20 +32,27 @@ pin_project! {
         ResBody: Body,
     {
         #[pin]
-        state: State<S, S::Future, ReqBody, CapacityBody<ResBody>>,
-        config: Arc<Config<R>>,
+        state: State<S, R, S::Future, ReqBody, CapacityBody<ResBody>>,
     }
 }
 
 pin_project! {
     #[project = StateProjection]
-    enum State<S, F, ReqBody, B> {
-        /// In the waiting room, with the inner service that was polled ready.
-        Waiting { #[pin] admit: Admit, waiting: Option<(S, Request<ReqBody>)> },
+    enum State<S, R, F, ReqBody, B> {
+        /// In the waiting room.
+        Waiting { #[pin] admit: Admit, waiting: Option<Waiting<S, R, ReqBody>> },
         /// Inside; without a permit if bypassed.
-        Running { #[pin] future: F, held: Option<Held> },
+        Running { #[pin] future: F, held: Option<Held>, response: ResponseConfig },
         Refused { response: Option<Response<B>> },
     }
+}
+
+/// What a request that waits needs once it is admitted or refused.
+struct Waiting<S, R, ReqBody> {
+    /// The inner service that was polled ready.
+    service: S,
+    request: Request<ReqBody>,
+    config: Arc<Config<R>>,
 }
 
 impl<S, R, ReqBody, ResBody> CapacityFuture<S, R, ReqBody, ResBody>
@@ -49,54 +60,59 @@ where
     S: Service<Request<ReqBody>>,
     ResBody: Body,
 {
-    pub(super) fn bypassed(future: S::Future, config: &Arc<Config<R>>) -> Self {
-        Self::new(State::Running { future, held: None }, config)
+    pub(super) const fn bypassed(future: S::Future) -> Self {
+        Self {
+            state: State::Running {
+                future,
+                held: None,
+                response: ResponseConfig::bypassed(),
+            },
+        }
     }
 
     pub(super) fn admitted(
         service: &mut S,
         request: Request<ReqBody>,
         admission: Admission,
-        config: &Arc<Config<R>>,
-    ) -> Self {
-        Self::new(start(service, request, admission), config)
-    }
-
-    pub(super) fn waiting(
-        ready: S,
-        request: Request<ReqBody>,
-        admit: Admit,
-        config: &Arc<Config<R>>,
-    ) -> Self {
-        let waiting = Some((ready, request));
-        Self::new(State::Waiting { admit, waiting }, config)
-    }
-
-    pub(super) fn refused(
-        response: Response<CapacityBody<ResBody>>,
-        config: &Arc<Config<R>>,
-    ) -> Self {
-        let response = Some(response);
-        Self::new(State::Refused { response }, config)
-    }
-
-    fn new(
-        state: State<S, S::Future, ReqBody, CapacityBody<ResBody>>,
-        config: &Arc<Config<R>>,
+        config: &Config<R>,
     ) -> Self {
         Self {
-            state,
-            config: Arc::clone(config),
+            state: start(service, request, admission, config),
+        }
+    }
+
+    pub(super) const fn waiting(
+        service: S,
+        request: Request<ReqBody>,
+        admit: Admit,
+        config: Arc<Config<R>>,
+    ) -> Self {
+        let waiting = Some(Waiting {
+            service,
+            request,
+            config,
+        });
+        Self {
+            state: State::Waiting { admit, waiting },
+        }
+    }
+
+    pub(super) const fn refused(response: Response<CapacityBody<ResBody>>) -> Self {
+        Self {
+            state: State::Refused {
+                response: Some(response),
+            },
         }
     }
 }
 
 /// Calls the inner service, which holds its permit from here on.
-fn start<S, ReqBody, B>(
+fn start<S, R, ReqBody, B>(
     service: &mut S,
     mut request: Request<ReqBody>,
     admission: Admission,
-) -> State<S, S::Future, ReqBody, B>
+    config: &Config<R>,
+) -> State<S, R, S::Future, ReqBody, B>
 where
     S: Service<Request<ReqBody>>,
 {
@@ -104,6 +120,7 @@ where
     State::Running {
         future: service.call(request),
         held,
+        response: config.response.clone(),
     }
 }
 
@@ -117,24 +134,30 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         const POLLED_AGAIN: &str = "`CapacityFuture` polled after it had answered";
-        let mut this = self.project();
+        let mut state = self.project().state;
         loop {
-            match this.state.as_mut().project() {
+            match state.as_mut().project() {
                 StateProjection::Waiting { admit, waiting } => {
                     let admitted = ready!(admit.poll(cx));
-                    let (mut service, request) = waiting.take().expect(POLLED_AGAIN);
+                    let Waiting {
+                        mut service,
+                        request,
+                        config,
+                    } = waiting.take().expect(POLLED_AGAIN);
                     match admitted {
                         Ok(admission) => {
-                            this.state.set(start(&mut service, request, admission));
+                            state.set(start(&mut service, request, admission, &config));
                         }
-                        Err(refused) => {
-                            return Poll::Ready(Ok(this.config.answer(refused, request)));
-                        }
+                        Err(refused) => return Poll::Ready(Ok(config.answer(refused, request))),
                     }
                 }
-                StateProjection::Running { future, held } => {
+                StateProjection::Running {
+                    future,
+                    held,
+                    response,
+                } => {
                     let result = ready!(future.poll(cx));
-                    return Poll::Ready(finish(result, held.take(), this.config));
+                    return Poll::Ready(finish(result, held.take(), response));
                 }
                 StateProjection::Refused { response } => {
                     return Poll::Ready(Ok(response.take().expect(POLLED_AGAIN)));
@@ -145,29 +168,27 @@ where
 }
 
 /// Says how the request ended, and passes the permit on to the body.
-fn finish<R, B: Body, E>(
+fn finish<B: Body, E>(
     result: Result<Response<B>, E>,
-    mut held: Option<Held>,
-    config: &Config<R>,
+    held: Option<Held>,
+    config: &ResponseConfig,
 ) -> Result<Response<CapacityBody<B>>, E> {
-    let response = match result {
+    let Some(mut held) = held else {
+        return result.map(|response| response.map(CapacityBody::unlimited));
+    };
+    let mut response = match result {
         Ok(response) => response,
         Err(error) => {
-            if let Some(held) = &mut held {
-                held.complete(Outcome::Dropped);
-            }
+            held.complete(Outcome::Dropped);
             return Err(error);
         }
     };
-    let (parts, body) = response.into_parts();
-    if let Some(held) = &mut held {
-        held.complete(config.outcome(&parts));
-    }
-    if config.release_on_headers {
-        held = None;
-    }
-    let body = CapacityBody::new(body, held, is_grpc(&parts.headers));
-    Ok(Response::from_parts(parts, body))
+    let outcome;
+    (response, outcome) = config.outcome(response);
+    held.complete(outcome);
+    let held = (!config.release_on_headers).then_some(held);
+    let is_grpc = is_grpc(response.headers());
+    Ok(response.map(|body| CapacityBody::new(body, held, is_grpc)))
 }
 
 impl<S, R, ReqBody, ResBody> fmt::Debug for CapacityFuture<S, R, ReqBody, ResBody>

@@ -30,14 +30,20 @@ pub struct CapacityLayer<R = DefaultReject> {
     pub(super) config: Config<R>,
 }
 
-/// What the services of a layer and their futures share.
+/// What the services of a layer share.
 #[derive(Clone)]
 pub(super) struct Config<R> {
     pub(super) limiter: Limiter,
     pub(super) reject: R,
     pub(super) bypass: Option<Arc<Bypass>>,
-    pub(super) classify: Option<Arc<Classify>>,
     pub(super) shadow: bool,
+    pub(super) response: ResponseConfig,
+}
+
+/// What a future needs of it once its request was admitted; a copy costs nothing by default.
+#[derive(Clone)]
+pub(super) struct ResponseConfig {
+    pub(super) classify: Option<Arc<Classify>>,
     pub(super) release_on_headers: bool,
 }
 
@@ -57,9 +63,8 @@ impl CapacityLayer {
                 limiter,
                 reject: DefaultReject,
                 bypass: None,
-                classify: None,
                 shadow: false,
-                release_on_headers: false,
+                response: ResponseConfig::bypassed(),
             },
         }
     }
@@ -97,7 +102,7 @@ impl<R> CapacityLayer<R> {
     /// For services whose bodies cost nothing to send: otherwise a stream is inside until it ends.
     /// Defaults to off.
     pub const fn release_on_headers(mut self, release: bool) -> Self {
-        self.config.release_on_headers = release;
+        self.config.response.release_on_headers = release;
         self
     }
 
@@ -108,7 +113,7 @@ impl<R> CapacityLayer<R> {
         mut self,
         classify: impl Fn(&response::Parts) -> Outcome + Send + Sync + 'static,
     ) -> Self {
-        self.config.classify = Some(Arc::new(classify));
+        self.config.response.classify = Some(Arc::new(classify));
         self
     }
 
@@ -138,18 +143,16 @@ impl<R> CapacityLayer<R> {
             limiter,
             reject: _,
             bypass,
-            classify,
             shadow,
-            release_on_headers,
+            response,
         } = self.config;
         CapacityLayer {
             config: Config {
                 limiter,
                 reject: ShedHook::new(hook),
                 bypass,
-                classify,
                 shadow,
-                release_on_headers,
+                response,
             },
         }
     }
@@ -167,12 +170,25 @@ impl<R> Config<R> {
     pub(super) fn bypasses(&self, request: &request::Parts) -> bool {
         self.bypass.as_ref().is_some_and(|bypass| bypass(request))
     }
+}
 
-    pub(super) fn outcome(&self, response: &response::Parts) -> Outcome {
-        match &self.classify {
-            Some(classify) => classify(response),
-            None => classify::by_status(response),
+impl ResponseConfig {
+    /// That of a request without a permit, and of a layer that was told nothing else.
+    pub(super) const fn bypassed() -> Self {
+        Self {
+            classify: None,
+            release_on_headers: false,
         }
+    }
+
+    pub(super) fn outcome<B>(&self, response: Response<B>) -> (Response<B>, Outcome) {
+        let Some(classify) = &self.classify else {
+            let outcome = classify::by_status(response.status(), response.headers());
+            return (response, outcome);
+        };
+        let (parts, body) = response.into_parts();
+        let outcome = classify(&parts);
+        (Response::from_parts(parts, body), outcome)
     }
 }
 
@@ -182,9 +198,9 @@ impl<R: fmt::Debug> fmt::Debug for Config<R> {
             .field("limiter", &self.limiter)
             .field("reject", &self.reject)
             .field("bypass", &self.bypass.is_some())
-            .field("classify", &self.classify.is_some())
             .field("shadow", &self.shadow)
-            .field("release_on_headers", &self.release_on_headers)
+            .field("classify", &self.response.classify.is_some())
+            .field("release_on_headers", &self.response.release_on_headers)
             .finish()
     }
 }

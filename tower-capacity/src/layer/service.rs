@@ -69,7 +69,7 @@ where
             let bypasses = self.config.bypasses(&parts);
             request = Request::from_parts(parts, body);
             if bypasses {
-                return CapacityFuture::bypassed(self.inner.call(request), &self.config);
+                return CapacityFuture::bypassed(self.inner.call(request));
             }
         }
         let limiter = &self.config.limiter;
@@ -85,11 +85,11 @@ where
                 // The instance that was polled ready goes into the future, not a clone of it.
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
-                CapacityFuture::waiting(ready, request, limiter.admit(), &self.config)
+                CapacityFuture::waiting(ready, request, limiter.admit(), Arc::clone(&self.config))
             }
             Err(refused) => {
                 limiter.note_refusal(&refused);
-                CapacityFuture::refused(self.config.answer(refused, request), &self.config)
+                CapacityFuture::refused(self.config.answer(refused, request))
             }
         }
     }
