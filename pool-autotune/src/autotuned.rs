@@ -16,10 +16,11 @@ use tower_capacity::gate::{Gate, Permit, Refused, RefusedReason};
 
 use crate::adapter::{Adapter, Checked, PutBack};
 use crate::driver::Control;
+use crate::holders::{Holders, Slot};
 use crate::metrics::Recorder;
 use crate::stats::{Stats, WaitEnd};
-use crate::tuner::Decision;
-use crate::{Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot};
+use crate::tuner::{Decision, Verdict};
+use crate::{Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, events};
 
 /// A connection pool that sizes itself.
 ///
@@ -91,6 +92,12 @@ impl<P: Adapter> Autotuned<P> {
         self.shared.control().decisions.iter().cloned().collect()
     }
 
+    /// What is the matter with the pool, if anything.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        self.shared.verdict(Instant::now())
+    }
+
     /// How hard the pool is pressed, from 0 to 1.
     ///
     /// Up to ½ it is half the part of the limit that is in use. Above ½ everything is in use and
@@ -160,6 +167,7 @@ pub struct Checkout<P: Adapter> {
     permit: Option<Permit>,
     since: Instant,
     call_site: &'static Location<'static>,
+    slot: Slot,
     shared: Arc<Shared<P>>,
 }
 
@@ -207,6 +215,7 @@ impl<P: Adapter> Drop for Checkout<P> {
         };
         let now = Instant::now();
         self.shared.recorder.used(now - self.since);
+        self.shared.holders.leave(self.slot);
         let ceiling = self.shared.ceiling();
         match self.shared.adapter.put_back(connection) {
             PutBack::Done => self.shared.put_back(permit, ceiling, self.since, now),
@@ -244,6 +253,7 @@ pub(crate) struct Shared<P> {
     pub(crate) adapter: P,
     pub(crate) gate: Gate,
     pub(crate) stats: Stats,
+    pub(crate) holders: Holders,
     pub(crate) recorder: Recorder,
     pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
@@ -268,7 +278,7 @@ impl<P: Adapter> Shared<P> {
         self.stats.arrived();
         let (permit, admitted) = match self.gate.try_acquire() {
             Ok(permit) => (permit, start),
-            Err(_) => (self.wait(start).await?, Instant::now()),
+            Err(_) => (self.wait(start, call_site).await?, Instant::now()),
         };
         self.recorder.waited(admitted - start);
 
@@ -283,17 +293,23 @@ impl<P: Adapter> Shared<P> {
             Err(_) => return Err(Error::OpenTimeout(self.open_timeout)),
         };
         self.stats.taken(since);
+        let slot = self.holders.enter(call_site, since);
         let (connection, permit) = (Some(connection), Some(permit));
         Ok(Checkout {
             connection,
             permit,
             since,
             call_site,
+            slot,
             shared: self,
         })
     }
 
-    async fn wait(&self, start: Instant) -> Result<Permit, Error<P::Error>> {
+    async fn wait(
+        &self,
+        start: Instant,
+        call_site: &'static Location<'static>,
+    ) -> Result<Permit, Error<P::Error>> {
         let mut waiting = Waiting {
             shared: self,
             since: start,
@@ -301,6 +317,11 @@ impl<P: Adapter> Shared<P> {
         };
         self.stats.queued(start);
         let mut entry = pin!(self.gate.acquire_within(self.wait_timeout));
+        let nested = self.holders.wait(call_site, self.gate.limit());
+        if let Some((_, Some(deadlock))) = &nested {
+            events::nested(&self.name, deadlock);
+            self.control().nested = Some((start, *deadlock));
+        }
         let mut told = false;
         let entered = poll_fn(|cx| {
             let polled = entry.as_mut().poll(cx);
@@ -325,6 +346,7 @@ impl<P: Adapter> Shared<P> {
     fn opened(&self, admitted: Instant) -> Instant {
         let now = Instant::now();
         self.recorder.opened(now - admitted);
+        self.stats.opened(now - admitted);
         self.tell_if_below_target();
         now
     }

@@ -12,6 +12,7 @@ use tower_capacity::gate::{Gate, GateConfig};
 use crate::adapter::Adapter;
 use crate::autotuned::Shared;
 use crate::driver::{self, Control};
+use crate::holders::Holders;
 use crate::metrics::Recorder;
 use crate::stats::Stats;
 use crate::tuner::{DialBudget, DialState, Tuner, TunerConfig};
@@ -200,6 +201,7 @@ impl<P: Adapter> Builder<P> {
             open_timeout,
             target: AtomicUsize::new(tuner.target()),
             ceiling: AtomicUsize::new(limit),
+            holders: Holders::new(pool_max),
             news: Arc::clone(&news),
             control: Mutex::new(Control::new(tuner, dial, &stats, now)),
             stats,

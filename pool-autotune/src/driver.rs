@@ -15,7 +15,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::adapter::Adapter;
 use crate::autotuned::{Shared, keep_decision};
 use crate::stats::{Stats, Waits, WindowReader};
-use crate::tuner::{Decision, DialBudget, DialState, PoolWindow, Reason, Tuner};
+use crate::tuner::{
+    Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Tuner, Verdict,
+};
 use crate::{Bounds, Mode, PoolSnapshot, events};
 
 /// How often a window is closed: the fast path acts within this time.
@@ -40,6 +42,10 @@ pub(crate) struct Control {
     capacity: Duration,
     limit_since: Instant,
     recent: Recent,
+    /// The last time that all connections were held by tasks waiting for another.
+    pub(crate) nested: Option<(Instant, NestedAcquire)>,
+    /// Since when checkouts wait for connections that are allowed and do not open.
+    opening_since: Option<Instant>,
 }
 
 impl Control {
@@ -53,6 +59,8 @@ impl Control {
             capacity: Duration::ZERO,
             limit_since: now,
             recent: Recent::default(),
+            nested: None,
+            opening_since: None,
         }
     }
 
@@ -123,6 +131,35 @@ impl<P: Adapter> Shared<P> {
         }
     }
 
+    pub(crate) fn verdict(&self, now: Instant) -> Verdict {
+        /// A deadlock that formed so recently is worth telling before anything else.
+        const NESTED_FOR: Duration = Duration::from_secs(60);
+        /// A pool that waits so long for connections to open waits for nothing else.
+        const OPENING_FOR: Duration = Duration::from_secs(5);
+        let control = self.control();
+        if let Some((at, nested)) = control.nested
+            && now.saturating_duration_since(at) < NESTED_FOR
+        {
+            return Verdict::NestedAcquire(nested);
+        }
+        let usual = control
+            .recent
+            .merged()
+            .0
+            .mean_use_time()
+            .map(Duration::from_secs_f64);
+        if let Some(leak) = self.holders.leak(now, usual) {
+            return Verdict::Leaking(leak);
+        }
+        if control
+            .opening_since
+            .is_some_and(|since| now - since >= OPENING_FOR)
+        {
+            return Verdict::ConnectBound;
+        }
+        control.tuner.verdict()
+    }
+
     fn close_window(&self, control: &mut Control, now: Instant) {
         let gate = self.gate.snapshot();
         control.count_capacity(now, gate.limit());
@@ -176,6 +213,8 @@ impl<P: Adapter> Shared<P> {
         if limit != self.gate.limit() {
             self.gate.set_limit(limit);
         }
+        let opening = raised < target && gate.queued() > 0;
+        control.opening_since = opening.then(|| control.opening_since.unwrap_or(now));
         // A pool that puts connections back late leaves some to be closed later.
         let gate = self.gate.snapshot();
         let surplus = self

@@ -1,7 +1,7 @@
 //! What is told through `tracing`: every resize, and every change of the reason not to.
 
 use crate::Mode;
-use crate::tuner::Decision;
+use crate::tuner::{Decision, NestedAcquire};
 
 #[cfg(feature = "tracing")]
 pub(crate) fn decided(pool: &str, mode: Mode, decision: &Decision) {
@@ -36,3 +36,12 @@ pub(crate) fn decided(pool: &str, mode: Mode, decision: &Decision) {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn decided(_pool: &str, _mode: Mode, _decision: &Decision) {}
+
+#[cfg(feature = "tracing")]
+pub(crate) fn nested(pool: &str, nested: &NestedAcquire) {
+    let (holds, asks) = (nested.holds(), nested.asks());
+    tracing::warn!(pool, %holds, %asks, "every connection is held by a task that waits for another");
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn nested(_pool: &str, _nested: &NestedAcquire) {}

@@ -82,6 +82,7 @@ mod builder;
 mod driver;
 mod error;
 mod events;
+mod holders;
 pub mod metrics;
 mod snapshot;
 mod stats;

@@ -24,6 +24,8 @@ pub(crate) struct Stats {
     wait_us: AtomicU64,
     use_ns: AtomicU64,
     use_us_squared: AtomicU64,
+    dials: AtomicU64,
+    dial_us: AtomicU64,
     busy: TimeIntegral,
     queueing: TimeIntegral,
     waits: WaitHistogram,
@@ -43,6 +45,8 @@ impl Stats {
             wait_us: AtomicU64::new(0),
             use_ns: AtomicU64::new(0),
             use_us_squared: AtomicU64::new(0),
+            dials: AtomicU64::new(0),
+            dial_us: AtomicU64::new(0),
             busy: TimeIntegral::default(),
             queueing: TimeIntegral::default(),
             waits: WaitHistogram::default(),
@@ -72,6 +76,11 @@ impl Stats {
             WaitEnd::Shed => _ = self.shed.fetch_add(1, Relaxed),
             WaitEnd::Cancelled => _ = self.cancelled.fetch_add(1, Relaxed),
         }
+    }
+
+    pub(crate) fn opened(&self, took: Duration) {
+        self.dial_us.fetch_add(took.as_micros() as u64, Relaxed);
+        self.dials.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn taken(&self, since: Instant) {
@@ -112,6 +121,8 @@ impl Stats {
             wait_us: self.wait_us.load(Relaxed),
             use_ns: self.use_ns.load(Relaxed),
             use_us_squared: self.use_us_squared.load(Relaxed),
+            dials: self.dials.load(Relaxed),
+            dial_us: self.dial_us.load(Relaxed),
             busy_us: self.busy.read(at),
             queueing_us: self.queueing.read(at),
             waits: self.waits.read(),
@@ -142,6 +153,8 @@ struct Totals {
     wait_us: u64,
     use_ns: u64,
     use_us_squared: u64,
+    dials: u64,
+    dial_us: u64,
     busy_us: u64,
     queueing_us: u64,
     waits: [u64; BUCKETS],
@@ -185,6 +198,8 @@ impl WindowReader {
             use_time: Duration::from_nanos(totals.use_ns.wrapping_sub(last.use_ns)),
             use_time_squared: totals.use_us_squared.wrapping_sub(last.use_us_squared) as f64
                 * 1e-12,
+            dials: totals.dials - last.dials,
+            dial_time: us(totals.dial_us, last.dial_us),
             busy: TimeIntegral::between(last.busy_us, totals.busy_us),
             queueing: TimeIntegral::between(last.queueing_us, totals.queueing_us),
             capacity: duration.saturating_mul(limit.try_into().unwrap_or(u32::MAX)),

@@ -38,11 +38,13 @@ mod decision;
 mod demand;
 mod dial;
 mod knee;
+mod verdict;
 mod window;
 
 pub use self::decision::{Decision, Inputs, Reason};
 pub use self::dial::{DialBudget, DialConfig, DialState};
 pub use self::knee::{Elasticity, KneeConfig};
+pub use self::verdict::{Cause, Leak, NestedAcquire, Verdict};
 pub use self::window::PoolWindow;
 
 use std::time::Duration;
@@ -137,6 +139,10 @@ pub struct Tuner {
     knee: Knee,
     /// Windows in a row with use times far above their base.
     alarming: u32,
+    verdict: Verdict,
+    /// The fastest mean time to open a connection.
+    base_dial: Option<f64>,
+    cause: Cause,
     grown: Option<Instant>,
     shrunk: Option<Instant>,
 }
@@ -154,6 +160,9 @@ impl Tuner {
             peak: PeakDemand::new(config.shrink_horizon, now),
             knee: Knee::new(config.knee, now),
             alarming: 0,
+            verdict: Verdict::Healthy,
+            base_dial: None,
+            cause: Cause::Unknown,
             grown: None,
             shrunk: None,
         }
@@ -169,6 +178,13 @@ impl Tuner {
     #[must_use]
     pub fn admitted(&self) -> usize {
         self.knee.admitted(self.target)
+    }
+
+    /// What the last whole window says is the matter. [`Verdict::ConnectBound`] and those about
+    /// single checkouts are not the tuner's to see.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        self.verdict.clone()
     }
 
     /// K: the most connections worth having, if an experiment found it.
@@ -283,7 +299,10 @@ impl Tuner {
                     None => self.decide(now, Reason::Paid, self.target, inputs),
                 };
             }
-            Outcome::Revert(to, seen) => (Reason::NoGain, to, Some(seen)),
+            Outcome::Revert(to, seen) => {
+                self.cause = self.cause_of(&gathered);
+                (Reason::NoGain, to, Some(seen))
+            }
             Outcome::Useless(to, seen) => (Reason::Useless, to, Some(seen)),
             Outcome::Useful(seen, after) => {
                 self.base.rebase(&after);
@@ -309,8 +328,37 @@ impl Tuner {
             || (window.duration >= self.config.min_window && enough)
     }
 
+    /// Why a growth on trial did not pay, from the time it took to open its connections.
+    fn cause_of(&self, trial: &PoolWindow) -> Cause {
+        /// Dialling that takes this many times its base is slow.
+        const SLOW: f64 = 2.0;
+        match (trial.mean_dial_time(), self.base_dial) {
+            (Some(seen), Some(base)) if seen > SLOW * base => Cause::Cpu,
+            (Some(_), Some(_)) => Cause::Lock,
+            _ => Cause::Unknown,
+        }
+    }
+
+    fn judge(&self, saturated: bool) -> Verdict {
+        if !saturated {
+            Verdict::Healthy
+        } else if self.knee.cap().is_some() {
+            Verdict::AtKnee(self.cause)
+        } else if self.target == self.bounds.max() {
+            Verdict::BudgetBound
+        } else {
+            Verdict::Underprovisioned
+        }
+    }
+
     fn on_whole_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
         let saturated = self.is_saturated(window);
+        if !saturated {
+            self.base_dial = match (window.mean_dial_time(), self.base_dial) {
+                (Some(seen), Some(base)) => Some(seen.min(base)),
+                (seen, base) => base.or(seen),
+            };
+        }
         self.knee.observe(now, saturated);
         self.base.learn(window, saturated);
         let demand = self.demand(window);
@@ -479,6 +527,9 @@ impl Tuner {
 
     fn decide(&mut self, at: Instant, reason: Reason, to: usize, inputs: Inputs) -> Decision {
         let from = std::mem::replace(&mut self.target, to);
+        if !matches!(reason, Reason::Gathering | Reason::Bounds) {
+            self.verdict = self.judge(inputs.saturated);
+        }
         Decision {
             at,
             from,

@@ -30,6 +30,10 @@ pub struct PoolWindow {
     pub use_time: Duration,
     /// Sum of squared use times, in square seconds.
     pub use_time_squared: f64,
+    /// Connections opened.
+    pub dials: u64,
+    /// Sum of the times it took to open them.
+    pub dial_time: Duration,
     /// Time integral of connections in use: 3 connections held for 2 s are 6 s.
     pub busy: Duration,
     /// Time integral of waiting checkouts.
@@ -55,6 +59,8 @@ impl PoolWindow {
         self.wait_time = self.wait_time.saturating_add(later.wait_time);
         self.use_time = self.use_time.saturating_add(later.use_time);
         self.use_time_squared += later.use_time_squared;
+        self.dials += later.dials;
+        self.dial_time = self.dial_time.saturating_add(later.dial_time);
         self.busy = self.busy.saturating_add(later.busy);
         self.queueing = self.queueing.saturating_add(later.queueing);
         self.capacity = self.capacity.saturating_add(later.capacity);
@@ -78,6 +84,12 @@ impl PoolWindow {
     #[must_use]
     pub fn mean_use_time(&self) -> Option<f64> {
         (self.completions > 0).then(|| self.use_time.as_secs_f64() / self.completions as f64)
+    }
+
+    /// Mean time to open a connection in seconds, if any was opened.
+    #[must_use]
+    pub fn mean_dial_time(&self) -> Option<f64> {
+        (self.dials > 0).then(|| self.dial_time.as_secs_f64() / self.dials as f64)
     }
 
     /// W: mean wait time in seconds over all arrivals, zero without any.

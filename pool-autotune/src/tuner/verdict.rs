@@ -1,0 +1,138 @@
+use std::fmt;
+use std::panic::Location;
+use std::time::Duration;
+
+/// What is the matter with a pool, and so what an operator can do about it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Nothing: the pool meets its demand.
+    Healthy,
+    /// It is saturated, and larger sizes are being opened or tried.
+    Underprovisioned,
+    /// The database serves no more with more connections. Add capacity to the database, or send it
+    /// less: shed requests before they line up here.
+    AtKnee(Cause),
+    /// More connections would help, and the bounds do not allow them.
+    BudgetBound,
+    /// Connections are wanted and allowed, and have not opened for five seconds.
+    ConnectBound,
+    /// A connection was not given back for far longer than is usual.
+    Leaking(Leak),
+    /// Every connection was held by a task that waits for another one: they can only wait until
+    /// they time out. Take both at once, or fewer, or raise the minimum.
+    NestedAcquire(NestedAcquire),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Healthy => f.write_str("healthy"),
+            Self::Underprovisioned => f.write_str("underprovisioned: larger sizes are being tried"),
+            Self::AtKnee(cause) => write!(f, "at the knee of the database ({cause})"),
+            Self::BudgetBound => f.write_str("bound by its maximum: more connections would help"),
+            Self::ConnectBound => f.write_str("bound by connecting: new connections do not open"),
+            Self::Leaking(leak) => write!(f, "leaking: {leak}"),
+            Self::NestedAcquire(nested) => write!(f, "nested checkouts: {nested}"),
+        }
+    }
+}
+
+/// Why the database does no more at its knee.
+///
+/// Told apart by a canary that needs no connection of its own: a growth on trial dials, and dialling
+/// takes CPU. Where dialling was slow too the database's processors are busy; where it was not, its
+/// connections wait for one another.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Its processors (or disks) are busy.
+    Cpu,
+    /// Its connections wait for one another: a hot row, a lock, a latch.
+    Lock,
+    /// The trial opened no connection, so there is no telling.
+    Unknown,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Lock => "lock",
+            Self::Unknown => "unknown cause",
+        })
+    }
+}
+
+/// A connection that was not given back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Leak {
+    pub(crate) call_site: &'static Location<'static>,
+    pub(crate) held_for: Duration,
+    pub(crate) count: usize,
+}
+
+impl Leak {
+    /// Where it was checked out.
+    #[must_use]
+    pub fn call_site(&self) -> &'static Location<'static> {
+        self.call_site
+    }
+
+    /// How long it has been out, the longest if there are several.
+    #[must_use]
+    pub fn held_for(&self) -> Duration {
+        self.held_for
+    }
+
+    /// How many from this call site have been out too long.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
+impl fmt::Display for Leak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            call_site,
+            held_for,
+            count,
+        } = self;
+        write!(
+            f,
+            "{count} checked out at {call_site} and not back after {held_for:.0?}"
+        )
+    }
+}
+
+/// Tasks that hold a connection and wait for another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NestedAcquire {
+    pub(crate) holds: &'static Location<'static>,
+    pub(crate) asks: &'static Location<'static>,
+}
+
+impl NestedAcquire {
+    /// Where the connection that one of them holds was checked out.
+    #[must_use]
+    pub fn holds(&self) -> &'static Location<'static> {
+        self.holds
+    }
+
+    /// Where it asks for another.
+    #[must_use]
+    pub fn asks(&self) -> &'static Location<'static> {
+        self.asks
+    }
+}
+
+impl fmt::Display for NestedAcquire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "a task holds one from {} and waits for another at {}",
+            self.holds, self.asks
+        )
+    }
+}
