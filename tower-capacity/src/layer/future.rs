@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    CapacityBody,
+    CapacityBody, UpgradePermit,
     layer::{Config, ResponseConfig},
     upgrade::Held,
 };
@@ -52,6 +52,7 @@ struct Waiting<S, R, ReqBody> {
     /// The inner service that was polled ready.
     service: S,
     request: Request<ReqBody>,
+    upgrade: Option<UpgradePermit>,
     config: Arc<Config<R>>,
 }
 
@@ -74,22 +75,25 @@ where
         service: &mut S,
         request: Request<ReqBody>,
         admission: Admission,
+        upgrade: Option<UpgradePermit>,
         config: &Config<R>,
     ) -> Self {
         Self {
-            state: start(service, request, admission, config),
+            state: start(service, request, admission, upgrade, config),
         }
     }
 
-    pub(super) const fn waiting(
+    pub(super) fn waiting(
         service: S,
         request: Request<ReqBody>,
-        admit: Admit,
+        upgrade: Option<UpgradePermit>,
         config: Arc<Config<R>>,
     ) -> Self {
+        let admit = config.limiter.admit();
         let waiting = Some(Waiting {
             service,
             request,
+            upgrade,
             config,
         });
         Self {
@@ -111,12 +115,13 @@ fn start<S, R, ReqBody, B>(
     service: &mut S,
     mut request: Request<ReqBody>,
     admission: Admission,
+    upgrade: Option<UpgradePermit>,
     config: &Config<R>,
 ) -> State<S, R, S::Future, ReqBody, B>
 where
     S: Service<Request<ReqBody>>,
 {
-    let held = Some(Held::new(admission, &mut request));
+    let held = Some(Held::new(admission, upgrade, &mut request));
     State::Running {
         future: service.call(request),
         held,
@@ -142,11 +147,12 @@ where
                     let Waiting {
                         mut service,
                         request,
+                        upgrade,
                         config,
                     } = waiting.take().expect(POLLED_AGAIN);
                     match admitted {
                         Ok(admission) => {
-                            state.set(start(&mut service, request, admission, &config));
+                            state.set(start(&mut service, request, admission, upgrade, &config));
                         }
                         Err(refused) => return Poll::Ready(Ok(config.answer(refused, request))),
                     }
@@ -186,6 +192,7 @@ fn finish<B: Body, E>(
     let outcome;
     (response, outcome) = config.outcome(response);
     held.complete(outcome);
+    held.answered(response.status());
     let held = (!config.release_on_headers).then_some(held);
     let is_grpc = is_grpc(response.headers());
     Ok(response.map(|body| CapacityBody::new(body, held, is_grpc)))

@@ -34,6 +34,7 @@ pub struct CapacityLayer<R = DefaultReject> {
 #[derive(Clone)]
 pub(super) struct Config<R> {
     pub(super) limiter: Limiter,
+    pub(super) upgrades: Option<Limiter>,
     pub(super) reject: R,
     pub(super) bypass: Option<Arc<Bypass>>,
     pub(super) shadow: bool,
@@ -61,6 +62,7 @@ impl CapacityLayer {
         Self {
             config: Config {
                 limiter,
+                upgrades: None,
                 reject: DefaultReject,
                 bypass: None,
                 shadow: false,
@@ -106,6 +108,36 @@ impl<R> CapacityLayer<R> {
         self
     }
 
+    /// Counts upgraded connections, WebSockets above all, with a limiter of their own, so that they
+    /// do not use up the limit on requests.
+    ///
+    /// A handshake is a request like any other until it is answered. It also needs a permit of
+    /// `limiter`, and is refused at once without one: room comes when a socket closes, which is
+    /// nothing to wait for. When the answer upgrades the connection, the permit of the request
+    /// returns, and that of the socket stays out as long as the handler keeps its
+    /// [`UpgradePermit`](crate::UpgradePermit).
+    ///
+    /// The two limiters drain apart. [`drain`](Limiter::drain) on the limiter of requests refuses
+    /// new handshakes too, but does not wait for sockets, which may stay open for days; to wait for
+    /// them as well, drain `limiter`.
+    ///
+    /// Defaults to none: a socket that keeps its guard keeps the permit of its request.
+    ///
+    /// ```
+    /// use tower_capacity::{CapacityLayer, Limiter, limit::Fixed};
+    ///
+    /// let sockets = Limiter::builder()
+    ///     .law(Fixed::new(2_000))
+    ///     .name("sockets")
+    ///     .build()?;
+    /// let layer = CapacityLayer::adaptive().upgrades(sockets.clone());
+    /// # Ok::<(), tower_capacity::ConfigError>(())
+    /// ```
+    pub fn upgrades(mut self, limiter: Limiter) -> Self {
+        self.config.upgrades = Some(limiter);
+        self
+    }
+
     /// Says what a response means for the limit. Defaults to [`by_status`](crate::by_status).
     ///
     /// A gRPC status that arrives in trailers is read in any case.
@@ -141,6 +173,7 @@ impl<R> CapacityLayer<R> {
     ) -> CapacityLayer<ShedHook<B>> {
         let Config {
             limiter,
+            upgrades,
             reject: _,
             bypass,
             shadow,
@@ -149,6 +182,7 @@ impl<R> CapacityLayer<R> {
         CapacityLayer {
             config: Config {
                 limiter,
+                upgrades,
                 reject: ShedHook::new(hook),
                 bypass,
                 shadow,
@@ -196,6 +230,7 @@ impl<R: fmt::Debug> fmt::Debug for Config<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("limiter", &self.limiter)
+            .field("upgrades", &self.upgrades)
             .field("reject", &self.reject)
             .field("bypass", &self.bypass.is_some())
             .field("shadow", &self.shadow)

@@ -8,8 +8,11 @@ use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::{CapacityBody, CapacityFuture, layer::Config};
+use super::{
+    CapacityBody, CapacityFuture, UpgradePermit, layer::Config, upgrade::asks_for_upgrade,
+};
 use crate::{
+    Limiter,
     gate::{Refused, RefusedReason},
     reject::{Reject, Shed},
 };
@@ -72,30 +75,53 @@ where
                 return CapacityFuture::bypassed(self.inner.call(request));
             }
         }
-        let limiter = &self.config.limiter;
-        if self.config.shadow {
-            let (admission, _would) = limiter.admit_anyway();
-            return CapacityFuture::admitted(&mut self.inner, request, admission, &self.config);
+        let upgrade = match self.config.admit_upgrade(&request) {
+            Ok(upgrade) => upgrade,
+            Err(shed) => return CapacityFuture::refused(self.config.reject(&shed, request)),
+        };
+        let config = &self.config;
+        if config.shadow {
+            let (admission, _would) = config.limiter.admit_anyway();
+            return CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config);
         }
-        match limiter.try_enter() {
+        match config.limiter.try_enter() {
             Ok(admission) => {
-                CapacityFuture::admitted(&mut self.inner, request, admission, &self.config)
+                CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config)
             }
             Err(refused) if refused.reason() == RefusedReason::Full => {
                 // The instance that was polled ready goes into the future, not a clone of it.
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
-                CapacityFuture::waiting(ready, request, limiter.admit(), Arc::clone(&self.config))
+                CapacityFuture::waiting(ready, request, upgrade, Arc::clone(config))
             }
             Err(refused) => {
-                limiter.note_refusal(&refused);
-                CapacityFuture::refused(self.config.answer(refused, request))
+                config.limiter.note_refusal(&refused);
+                CapacityFuture::refused(config.answer(refused, request))
             }
         }
     }
 }
 
 impl<R> Config<R> {
+    /// Admits the connection that the request wants upgraded, if such are counted apart.
+    fn admit_upgrade<B>(&self, request: &Request<B>) -> Result<Option<UpgradePermit>, Shed> {
+        let Some(upgrades) = &self.upgrades else {
+            return Ok(None);
+        };
+        if !asks_for_upgrade(request) {
+            return Ok(None);
+        }
+        let admitted = if self.shadow {
+            Ok(upgrades.admit_anyway().0)
+        } else {
+            upgrades.try_admit()
+        };
+        match admitted {
+            Ok(admission) => Ok(Some(UpgradePermit::new(admission))),
+            Err(refused) => Err(shed_by(upgrades, refused)),
+        }
+    }
+
     /// Answers a request that was refused.
     pub(super) fn answer<ReqBody, ResBody>(
         &self,
@@ -106,11 +132,26 @@ impl<R> Config<R> {
         ResBody: Body,
         R: Reject<ResBody>,
     {
-        let ahead = refused.inflight() + refused.queued();
-        let shed = Shed::new(refused, self.limiter.expected_drain(ahead));
-        let (parts, _body) = request.into_parts();
-        self.reject.reject(&shed, &parts)
+        self.reject(&shed_by(&self.limiter, refused), request)
     }
+
+    fn reject<ReqBody, ResBody>(
+        &self,
+        shed: &Shed,
+        request: Request<ReqBody>,
+    ) -> Response<CapacityBody<ResBody>>
+    where
+        ResBody: Body,
+        R: Reject<ResBody>,
+    {
+        let (parts, _body) = request.into_parts();
+        self.reject.reject(shed, &parts)
+    }
+}
+
+fn shed_by(limiter: &Limiter, refused: Refused) -> Shed {
+    let ahead = refused.inflight() + refused.queued();
+    Shed::new(refused, limiter.expected_drain(ahead))
 }
 
 impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for Capacity<S, R> {

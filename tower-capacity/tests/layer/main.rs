@@ -5,3 +5,4 @@ mod axum;
 mod contract;
 mod support;
 mod tonic;
+mod upgrades;
