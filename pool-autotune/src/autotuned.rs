@@ -128,6 +128,17 @@ impl<P: Adapter> Autotuned<P> {
         Ok(())
     }
 
+    /// Closes every connection opened until now, the idle ones at once and those in use as they come
+    /// back, and starts anew with half the target.
+    ///
+    /// To be called when the server has changed under connections that look alive: a primary that
+    /// became read-only (SQLSTATE 25006), an address that now leads elsewhere. Connections that
+    /// *are* dead need no call: the pool behind finds them out. New ones are opened within the dial
+    /// budget, and the tuner forgets what it learned and decides nothing for ten seconds.
+    pub fn failover(&self) {
+        self.shared.failover();
+    }
+
     /// Refuses every checkout from now on. Those in line and those checked out are not affected.
     pub fn close(&self) {
         self.shared.gate.close();
@@ -168,6 +179,7 @@ pub struct Checkout<P: Adapter> {
     since: Instant,
     call_site: &'static Location<'static>,
     slot: Slot,
+    generation: usize,
     shared: Arc<Shared<P>>,
 }
 
@@ -217,6 +229,11 @@ impl<P: Adapter> Drop for Checkout<P> {
         self.shared.recorder.used(now - self.since);
         self.shared.holders.leave(self.slot);
         let ceiling = self.shared.ceiling();
+        if self.generation != self.shared.generation.load(Ordering::Acquire) {
+            let since = self.shared.control().generation_since;
+            self.shared.adapter.discard(connection, since);
+            return self.shared.put_back(permit, ceiling, self.since, now);
+        }
         match self.shared.adapter.put_back(connection) {
             PutBack::Done => self.shared.put_back(permit, ceiling, self.since, now),
             PutBack::Later(back) => {
@@ -264,6 +281,8 @@ pub(crate) struct Shared<P> {
     /// How many connections may exist. The limit of the gate, or more while the tuner tries with an
     /// open pool whether fewer would do.
     pub(crate) ceiling: AtomicUsize,
+    /// Counts failovers.
+    pub(crate) generation: AtomicUsize,
     /// Wakes the task that drives the tuner.
     pub(crate) news: Arc<Notify>,
     pub(crate) control: Mutex<Control>,
@@ -282,6 +301,8 @@ impl<P: Adapter> Shared<P> {
         };
         self.recorder.waited(admitted - start);
 
+        // Read before: a connection opened while the server changes counts as one from before.
+        let generation = self.generation.load(Ordering::Acquire);
         let opening = timeout_at(
             deadline(admitted, self.open_timeout),
             self.adapter.checkout(),
@@ -289,8 +310,14 @@ impl<P: Adapter> Shared<P> {
         let (connection, since) = match opening.await {
             Ok(Ok(Checked::Reused(connection))) => (connection, admitted),
             Ok(Ok(Checked::Opened(connection))) => (connection, self.opened(admitted)),
-            Ok(Err(error)) => return Err(Error::Backend(error)),
-            Err(_) => return Err(Error::OpenTimeout(self.open_timeout)),
+            Ok(Err(error)) => {
+                self.dial_failed();
+                return Err(Error::Backend(error));
+            }
+            Err(_) => {
+                self.dial_failed();
+                return Err(Error::OpenTimeout(self.open_timeout));
+            }
         };
         self.stats.taken(since);
         let slot = self.holders.enter(call_site, since);
@@ -301,6 +328,7 @@ impl<P: Adapter> Shared<P> {
             since,
             call_site,
             slot,
+            generation,
             shared: self,
         })
     }
@@ -347,6 +375,7 @@ impl<P: Adapter> Shared<P> {
         let now = Instant::now();
         self.recorder.opened(now - admitted);
         self.stats.opened(now - admitted);
+        self.control().dial.succeeded();
         self.tell_if_below_target();
         now
     }
@@ -396,6 +425,13 @@ impl<P: Adapter> Shared<P> {
 
     pub(crate) fn ceiling(&self) -> usize {
         self.ceiling.load(Ordering::Acquire)
+    }
+
+    /// Closes the idle connections whose permits are free.
+    pub(crate) fn close_all_idle(&self) {
+        let cover: Vec<Permit> = iter::from_fn(|| self.gate.try_acquire().ok()).collect();
+        self.adapter.close_idle(cover.len());
+        drop(cover);
     }
 
     /// Closes idle connections above the limit, as far as there are any.

@@ -201,6 +201,7 @@ impl<P: Adapter> Builder<P> {
             open_timeout,
             target: AtomicUsize::new(tuner.target()),
             ceiling: AtomicUsize::new(limit),
+            generation: AtomicUsize::new(0),
             holders: Holders::new(pool_max),
             news: Arc::clone(&news),
             control: Mutex::new(Control::new(tuner, dial, &stats, now)),

@@ -5,7 +5,7 @@
 //! connection was opened, while the limit is below its target. It ends with the last handle.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub(crate) struct Control {
     recent: Recent,
     /// The last time that all connections were held by tasks waiting for another.
     pub(crate) nested: Option<(Instant, NestedAcquire)>,
+    /// Connections opened before are from before the last failover.
+    pub(crate) generation_since: Instant,
     /// Since when checkouts wait for connections that are allowed and do not open.
     opening_since: Option<Instant>,
 }
@@ -60,6 +62,7 @@ impl Control {
             limit_since: now,
             recent: Recent::default(),
             nested: None,
+            generation_since: now,
             opening_since: None,
         }
     }
@@ -129,6 +132,25 @@ impl<P: Adapter> Shared<P> {
             wait_p95: waits.quantile(0.95),
             use_mean: window.mean_use_time().map(Duration::from_secs_f64),
         }
+    }
+
+    pub(crate) fn failover(&self) {
+        let now = Instant::now();
+        let mut control = self.control();
+        control.generation_since = now;
+        self.generation.fetch_add(1, AcqRel);
+        self.close_all_idle();
+        let decision = control.tuner.failover(now);
+        self.record(&mut control, decision);
+        self.apply(&mut control, now);
+    }
+
+    /// A dial failed: for a while, the pool lives on what it has.
+    pub(crate) fn dial_failed(&self) {
+        let now = Instant::now();
+        let mut control = self.control();
+        control.dial.failed(now);
+        self.apply(&mut control, now);
     }
 
     pub(crate) fn verdict(&self, now: Instant) -> Verdict {

@@ -374,3 +374,58 @@ async fn the_driver_ends_with_the_last_handle() {
     tokio::task::yield_now().await;
     assert_eq!(metrics.num_alive_tasks(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failover_closes_idle_connections_at_once_and_used_ones_on_return() {
+    let pool = warm(8).await;
+    let held = join_all((0..3).map(|_| pool.get())).await;
+    let old = pool.inner().opened();
+    pool.failover();
+    assert_eq!(pool.snapshot().size(), 3, "five idle ones are gone");
+    drop(held);
+    assert_eq!(pool.snapshot().size(), 0, "and three that were in use");
+    let fresh = pool.get().await.expect("it opens");
+    assert!(fresh.id > old);
+    drop(fresh);
+    assert_eq!(pool.snapshot().size(), 1, "which stays");
+    assert!(
+        pool.decisions()
+            .iter()
+            .any(|decision| decision.reason() == Reason::Failover)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_free_slots_is_not_dialled_again_while_there_are_connections() {
+    let memory = Memory::new(8, DIAL);
+    let mut tuner = TunerConfig::default();
+    tuner.dial.freeze = Duration::from_secs(30);
+    let builder = Autotuned::builder(memory.clone())
+        .bounds(8..=8)
+        .tuner(tuner);
+    let pool = builder.build().expect("valid settings");
+    drop(join_all((0..2).map(|_| pool.get())).await);
+    memory.refuse(true);
+    let users = (0..20).map(|_| async {
+        let mut failed = 0;
+        for _ in 0..10 {
+            match pool.get().await {
+                Ok(_connection) => sleep(ms(5)).await,
+                Err(Error::Backend(_)) => failed += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        failed
+    });
+    let failed: usize = join_all(users).await.into_iter().sum();
+    assert!(
+        (1..=2).contains(&failed),
+        "two were on their way: {failed} of 200"
+    );
+    assert_eq!(pool.snapshot().size(), 2);
+
+    memory.refuse(false);
+    sleep(Duration::from_secs(30)).await;
+    drop(join_all((0..8).map(|_| pool.get())).await);
+    assert!(pool.snapshot().size() > 2, "it dials again");
+}

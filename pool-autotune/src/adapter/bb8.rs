@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use bb8::{AddError, Builder, ManageConnection, Pool, PooledConnection};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::{Adapter, Checked};
 
@@ -154,6 +155,10 @@ where
             connection.close();
         }
         self.open().await.map(Checked::Opened)
+    }
+
+    fn discard(&self, connection: Connection<M>, _before: Instant) {
+        connection.close();
     }
 
     fn close_idle(&self, count: usize) -> usize {

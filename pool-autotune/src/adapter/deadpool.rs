@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use deadpool::managed::{Manager, Object, Pool, PoolError, Timeouts};
 
+use tokio::time::Instant;
+
 use super::{Adapter, Checked};
 
 impl<M, W> Adapter for Pool<M, W>
@@ -46,6 +48,13 @@ where
         } else {
             Checked::Reused(connection)
         })
+    }
+
+    fn discard(&self, connection: W, before: Instant) {
+        // Back first, since a wrapper hides the object that could be taken out.
+        drop(connection);
+        let before = before.into_std();
+        self.retain(|_, metrics| metrics.created >= before);
     }
 
     fn close_idle(&self, count: usize) -> usize {

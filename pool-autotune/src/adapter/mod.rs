@@ -25,6 +25,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 #[cfg(feature = "bb8")]
 pub mod bb8;
 #[cfg(feature = "deadpool")]
@@ -56,6 +58,15 @@ pub trait Adapter: Send + Sync + 'static {
     fn put_back(&self, connection: Self::Connection) -> PutBack {
         drop(connection);
         PutBack::Done
+    }
+
+    /// Closes a connection that comes back, and may close idle ones opened before `before` as well.
+    /// The default puts it back and closes all that are idle.
+    fn discard(&self, connection: Self::Connection, before: Instant) {
+        let _ = before;
+        // Whether it is back at once or not: what is idle by then is closed.
+        drop(connection);
+        self.close_idle(usize::MAX);
     }
 
     /// Closes up to `count` idle connections, best the longest idle, and returns how many it closed.

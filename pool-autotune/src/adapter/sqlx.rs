@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use sqlx::pool::{Pool, PoolConnection};
 use sqlx::{Database, Error};
+use tokio::time::Instant;
 
 use super::{Adapter, Checked, PutBack};
 
@@ -56,6 +57,10 @@ impl<DB: Database> Adapter for Pool<DB> {
     fn put_back(&self, mut connection: PoolConnection<DB>) -> PutBack {
         // What its `Drop` would spawn.
         PutBack::Later(Box::pin(connection.return_to_pool()))
+    }
+
+    fn discard(&self, connection: PoolConnection<DB>, _before: Instant) {
+        drop(connection.detach());
     }
 
     fn close_idle(&self, count: usize) -> usize {

@@ -69,7 +69,10 @@ impl fmt::Display for Decision {
             std::cmp::Ordering::Equal => write!(f, "keep {to}: {reason}")?,
             std::cmp::Ordering::Greater => write!(f, "shrink {from} -> {to}: {reason}")?,
         }
-        if matches!(reason, Reason::Bounds | Reason::Gathering) {
+        if matches!(
+            reason,
+            Reason::Bounds | Reason::Failover | Reason::Gathering
+        ) {
             return Ok(());
         }
         write!(f, " ({inputs})")
@@ -102,6 +105,8 @@ pub enum Reason {
     Surplus,
     /// The bounds were changed.
     Bounds,
+    /// The server changed, and all connections with it.
+    Failover,
     /// The target fits.
     Steady,
     /// The pool is saturated, but by use times above their base: the database is slower, and more
@@ -131,6 +136,7 @@ impl Reason {
             Self::AtKnee => "at_knee",
             Self::Surplus => "surplus",
             Self::Bounds => "bounds",
+            Self::Failover => "failover",
             Self::Steady => "steady",
             Self::Slower => "slower",
             Self::AtMaximum => "at_maximum",
@@ -156,6 +162,7 @@ impl fmt::Display for Reason {
             }
             Self::Surplus => "more than the demand of the last minutes",
             Self::Bounds => "the bounds were changed",
+            Self::Failover => "the server changed",
             Self::Steady => "steady",
             Self::Slower => "saturated, but the database is slower, not the pool too small",
             Self::AtMaximum => "saturated at the configured maximum",

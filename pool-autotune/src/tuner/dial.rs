@@ -15,6 +15,9 @@ pub struct DialBudget {
     config: DialConfig,
     tokens: f64,
     at: Instant,
+    /// After a failed dial: until when none is made that can be done without, and for how long
+    /// after the next failure.
+    frozen: Option<(Instant, Duration)>,
 }
 
 /// The bounds of a [`DialBudget`].
@@ -28,6 +31,10 @@ pub struct DialConfig {
     pub per_second: f64,
     /// Connections that may be opened at once after a calm while. Defaults to 4.
     pub burst: f64,
+    /// How long no further connection is opened after a dial failed, as long as there is one at all.
+    /// Defaults to 1 s, and doubles with every failure up to 30 s: a server that has no slot left
+    /// (SQLSTATE 53300) is served best by those who have one.
+    pub freeze: Duration,
     /// Dials under way at the same time. Defaults to 2: a server that answers slowly, because many
     /// dial it at once, is dialled more slowly.
     pub at_once: usize,
@@ -38,6 +45,7 @@ impl Default for DialConfig {
         Self {
             per_second: 50.0,
             burst: 4.0,
+            freeze: Duration::from_secs(1),
             at_once: 2,
         }
     }
@@ -78,7 +86,20 @@ impl DialBudget {
             tokens: config.burst,
             config,
             at: now,
+            frozen: None,
         }
+    }
+
+    /// A dial failed.
+    pub fn failed(&mut self, now: Instant) {
+        const LONGEST: Duration = Duration::from_secs(30);
+        let freeze = self.frozen.map_or(self.config.freeze, |(_, next)| next);
+        self.frozen = Some((now + freeze, (2 * freeze).min(LONGEST)));
+    }
+
+    /// A dial succeeded.
+    pub fn succeeded(&mut self) {
+        self.frozen = None;
     }
 
     /// The limit to put in force now.
@@ -91,9 +112,12 @@ impl DialBudget {
         self.tokens = (self.tokens + earned).min(self.config.burst);
         self.at = now;
 
-        let ceiling = state
-            .target
-            .min(state.size.saturating_add(self.config.at_once));
+        let at_once = match self.frozen {
+            // Somebody has to try, if there is nothing to live on.
+            Some((until, _)) if now < until => usize::from(state.size == 0),
+            _ => self.config.at_once,
+        };
+        let ceiling = state.target.min(state.size.saturating_add(at_once));
         if state.limit >= ceiling {
             return ceiling;
         }
@@ -182,6 +206,26 @@ mod tests {
         assert_eq!(budget.limit(now, DialState::new(20, 8, 20, 0)), 8);
         // The server went away with all connections: twenty clients must not dial it at once.
         assert_eq!(budget.limit(now, DialState::new(20, 20, 0, 50)), 2);
+    }
+
+    #[test]
+    fn after_a_failed_dial_the_pool_lives_on_what_it_has() {
+        let second = Duration::from_secs(1);
+        let start = Instant::now();
+        let mut budget = DialBudget::new(DialConfig::default(), start);
+        let mut limit = |after: Duration, size, failed| {
+            if failed {
+                budget.failed(start + after);
+            }
+            budget.limit(start + after, DialState::new(5, 40, size, 9))
+        };
+        assert_eq!(limit(Duration::ZERO, 5, true), 5);
+        assert_eq!(limit(second / 2, 5, false), 5);
+        assert_eq!(limit(second, 5, false), 7);
+        assert_eq!(limit(2 * second, 5, true), 5, "for two seconds now");
+        assert_eq!(limit(3 * second, 5, false), 5);
+        assert_eq!(limit(3 * second, 0, false), 1, "one has to try");
+        assert_eq!(limit(4 * second, 5, false), 7);
     }
 
     #[test]

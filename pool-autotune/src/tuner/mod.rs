@@ -143,6 +143,7 @@ pub struct Tuner {
     /// The fastest mean time to open a connection.
     base_dial: Option<f64>,
     cause: Cause,
+    frozen_until: Option<Instant>,
     grown: Option<Instant>,
     shrunk: Option<Instant>,
 }
@@ -163,6 +164,7 @@ impl Tuner {
             verdict: Verdict::Healthy,
             base_dial: None,
             cause: Cause::Unknown,
+            frozen_until: None,
             grown: None,
             shrunk: None,
         }
@@ -211,9 +213,26 @@ impl Tuner {
         )
     }
 
+    /// The server is another one, or the same one anew: what was learned about it is forgotten, the
+    /// target halved, and nothing decided for ten seconds.
+    pub fn failover(&mut self, now: Instant) -> Decision {
+        /// The first moments after a failover are about connecting and cold caches.
+        const FROZEN: Duration = Duration::from_secs(10);
+        let half = self.bounds.clamp(self.target.div_ceil(2));
+        let afresh = Self::new(self.config, self.bounds, self.target, now);
+        *self = Self {
+            frozen_until: Some(now + FROZEN),
+            ..afresh
+        };
+        self.decide(now, Reason::Failover, half, Inputs::default())
+    }
+
     /// Takes in what happened since the last call. Best called every 250 ms: a backlog is acted on
     /// at once, everything else when enough was seen.
     pub fn on_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
+        if self.frozen_until.is_some_and(|until| now < until) {
+            return self.decide(now, Reason::Gathering, self.target, Inputs::default());
+        }
         self.gathered.merge(window);
         if let Some(decision) = self.on_backlog(now, window) {
             self.gathered = PoolWindow::default();
@@ -527,7 +546,10 @@ impl Tuner {
 
     fn decide(&mut self, at: Instant, reason: Reason, to: usize, inputs: Inputs) -> Decision {
         let from = std::mem::replace(&mut self.target, to);
-        if !matches!(reason, Reason::Gathering | Reason::Bounds) {
+        if !matches!(
+            reason,
+            Reason::Gathering | Reason::Bounds | Reason::Failover
+        ) {
             self.verdict = self.judge(inputs.saturated);
         }
         Decision {

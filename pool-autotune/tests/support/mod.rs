@@ -2,10 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::convert::Infallible;
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use pool_autotune::adapter::{Adapter, Checked};
 pub(crate) struct Memory {
     max_size: usize,
     dial: Duration,
+    refusing: Arc<AtomicBool>,
     state: Arc<Mutex<MemoryState>>,
 }
 
@@ -34,12 +34,18 @@ impl Memory {
         Self {
             max_size,
             dial,
+            refusing: Arc::default(),
             state: Arc::default(),
         }
     }
 
     pub(crate) fn opened(&self) -> usize {
         self.state.lock().unwrap().opened
+    }
+
+    /// From now on refuses to open connections, or not.
+    pub(crate) fn refuse(&self, refuse: bool) {
+        self.refusing.store(refuse, Ordering::SeqCst);
     }
 
     pub(crate) fn peak_dialing(&self) -> usize {
@@ -49,7 +55,7 @@ impl Memory {
 
 impl Adapter for Memory {
     type Connection = MemoryConnection;
-    type Error = Infallible;
+    type Error = std::io::Error;
 
     fn max_size(&self) -> usize {
         self.max_size
@@ -60,7 +66,7 @@ impl Adapter for Memory {
         state.opened - state.closed
     }
 
-    async fn checkout(&self) -> Result<Checked<MemoryConnection>, Infallible> {
+    async fn checkout(&self) -> Result<Checked<MemoryConnection>, std::io::Error> {
         let connection = |id| MemoryConnection {
             id,
             state: Arc::clone(&self.state),
@@ -72,6 +78,9 @@ impl Adapter for Memory {
         let dial = Dial::begin(&self.state);
         tokio::time::sleep(self.dial).await;
         drop(dial);
+        if self.refusing.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::ConnectionRefused.into());
+        }
         let mut state = self.state.lock().unwrap();
         state.opened += 1;
         Ok(Checked::Opened(connection(state.opened)))
