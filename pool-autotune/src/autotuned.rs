@@ -20,7 +20,7 @@ use crate::holders::{Holders, Slot};
 use crate::metrics::Recorder;
 use crate::stats::{Stats, WaitEnd};
 use crate::tuner::{Decision, Verdict};
-use crate::{Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, events};
+use crate::{Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, events};
 
 /// A connection pool that sizes itself.
 ///
@@ -90,6 +90,13 @@ impl<P: Adapter> Autotuned<P> {
     #[must_use]
     pub fn decisions(&self) -> Vec<Decision> {
         self.shared.control().decisions.iter().cloned().collect()
+    }
+
+    /// One paragraph for an operator: the size the pool should have, why, and what it would take.
+    /// Meant for [`Mode::Recommend`], true in both.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report::new(&self.snapshot(), &self.verdict(), self.shared.peak_demand())
     }
 
     /// What is the matter with the pool, if anything.

@@ -1,6 +1,7 @@
 use std::error::Error;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 /// The smallest and the largest size a pool may be given. At least 1, and `min <= max`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,6 +45,82 @@ impl Bounds {
             });
         }
         Ok(Self { min, max })
+    }
+
+    /// Does the arithmetic of a capacity plan: the connections that a peak of
+    /// `requests_per_second`, each holding one for `mean_service_time`, keeps busy (Little's law),
+    /// times `headroom`, within this process's share of what the server allows.
+    ///
+    /// `server_max` is the server's limit on connections less those it reserves and those of other
+    /// services; `instances` is how many processes share it, counting those that a rollout adds.
+    /// The request rate is that of one process. The minimum is 2, or the share if that is 1.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pool_autotune::{Bounds, Plan};
+    ///
+    /// // 400 requests per second of 25 ms each, half as much again, 8 pods on 180 connections.
+    /// let bounds = Bounds::from_capacity(Plan {
+    ///     requests_per_second: 400.0,
+    ///     mean_service_time: Duration::from_millis(25),
+    ///     headroom: 1.5,
+    ///     server_max: 180,
+    ///     instances: 8,
+    /// })?;
+    /// assert_eq!((bounds.min(), bounds.max()), (2, 15));
+    /// # Ok::<(), pool_autotune::PlanError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Names the input that cannot hold: a rate, time or headroom that is no positive number, a
+    /// headroom below 1, no instances, or a peak that needs more connections than the share.
+    pub fn from_capacity(plan: Plan) -> Result<Self, PlanError> {
+        let Plan {
+            requests_per_second,
+            mean_service_time,
+            headroom,
+            server_max,
+            instances,
+        } = plan;
+        let refuse = |message: String| Err(PlanError { message });
+        if !(requests_per_second.is_finite() && requests_per_second > 0.0) {
+            return refuse(format!(
+                "requests_per_second is {requests_per_second}: expected above 0"
+            ));
+        }
+        if mean_service_time.is_zero() {
+            return refuse("mean_service_time is 0 s: expected above 0".to_owned());
+        }
+        if !(headroom.is_finite() && headroom >= 1.0) {
+            return refuse(format!(
+                "headroom is {headroom}: expected a factor of at least 1"
+            ));
+        }
+        if instances == 0 {
+            return refuse("instances is 0: expected at least 1".to_owned());
+        }
+        let share = server_max / instances;
+        if share == 0 {
+            return refuse(format!(
+                "server_max is {server_max}: not one connection for each of {instances} instances"
+            ));
+        }
+        let busy = requests_per_second * mean_service_time.as_secs_f64();
+        let needed = (busy * headroom).ceil() as usize;
+        if needed > share {
+            return refuse(format!(
+                "server_max is {server_max}: {requests_per_second} requests/s of \
+                 {mean_service_time:?} with headroom {headroom} need {needed} connections, and each \
+                 of {instances} instances may have {share}"
+            ));
+        }
+        let max = needed.max(2).min(share);
+        Ok(Self {
+            min: max.min(2),
+            max,
+        })
     }
 
     /// The smallest size.
@@ -115,3 +192,115 @@ impl fmt::Display for BoundsError {
 }
 
 impl Error for BoundsError {}
+
+/// The inputs of [`Bounds::from_capacity`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "written out by its users: nothing has a default"
+)]
+pub struct Plan {
+    /// Requests per second that one process serves at its peak.
+    pub requests_per_second: f64,
+    /// How long one of them holds a connection, on average.
+    pub mean_service_time: Duration,
+    /// Factor on top of what the peak needs, at least 1. Capacity documents often use 1.5.
+    pub headroom: f64,
+    /// Connections that the server has for this service.
+    pub server_max: usize,
+    /// Processes that share them.
+    pub instances: usize,
+}
+
+/// Why a plan does not add up; the message names the input.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PlanError {
+    message: String,
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for PlanError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAN: Plan = Plan {
+        requests_per_second: 400.0,
+        mean_service_time: Duration::from_millis(25),
+        headroom: 1.5,
+        server_max: 180,
+        instances: 8,
+    };
+
+    #[test]
+    fn a_plan_that_does_not_add_up_names_the_input() {
+        let refused = |plan| {
+            Bounds::from_capacity(plan)
+                .expect_err("it cannot be")
+                .to_string()
+        };
+        assert_eq!(
+            refused(Plan {
+                instances: 13,
+                ..PLAN
+            }),
+            "server_max is 180: 400 requests/s of 25ms with headroom 1.5 need 15 connections, and \
+             each of 13 instances may have 13"
+        );
+        assert_eq!(
+            refused(Plan {
+                server_max: 5,
+                ..PLAN
+            }),
+            "server_max is 5: not one connection for each of 8 instances"
+        );
+        assert!(
+            refused(Plan {
+                requests_per_second: f64::NAN,
+                ..PLAN
+            })
+            .starts_with("requests_per")
+        );
+        assert!(
+            refused(Plan {
+                mean_service_time: Duration::ZERO,
+                ..PLAN
+            })
+            .starts_with("mean_serv")
+        );
+        assert!(
+            refused(Plan {
+                headroom: 0.5,
+                ..PLAN
+            })
+            .starts_with("headroom is 0.5")
+        );
+        assert!(
+            refused(Plan {
+                instances: 0,
+                ..PLAN
+            })
+            .starts_with("instances is 0")
+        );
+    }
+
+    #[test]
+    fn a_small_plan_still_leaves_room_for_a_nested_checkout() {
+        let small = Plan {
+            requests_per_second: 1.0,
+            ..PLAN
+        };
+        assert_eq!(Bounds::from_capacity(small), Ok(Bounds { min: 2, max: 2 }));
+        let single = Plan {
+            server_max: 8,
+            ..small
+        };
+        assert_eq!(Bounds::from_capacity(single), Ok(Bounds { min: 1, max: 1 }));
+    }
+}

@@ -134,6 +134,10 @@ impl<P: Adapter> Shared<P> {
         }
     }
 
+    pub(crate) fn peak_demand(&self) -> Option<usize> {
+        self.control().tuner.peak_demand()
+    }
+
     pub(crate) fn failover(&self) {
         let now = Instant::now();
         let mut control = self.control();

@@ -9,7 +9,8 @@
 //!
 //! [`Autotuned`] puts one fair, bounded line in front of a pool you already have, measures how long
 //! checkouts wait and how long they use their connection, and keeps as many connections as the
-//! demand needs: not as the waits suggest. See [`tuner`] for the rules.
+//! demand needs and the database makes use of: not as the waits suggest. See [`tuner`] for the
+//! rules.
 //!
 //! ```
 //! use std::time::Duration;
@@ -47,7 +48,8 @@
 //!
 //! OpenTelemetry's `db.client.connection.*` metrics plus the target and its changes (see
 //! [`metrics`]); a `tracing` event for every decision; [`Autotuned::decisions`] with the numbers
-//! each was based on. [`Autotuned::pressure`] says how hard the pool is pressed, for a limiter
+//! each was based on; [`Autotuned::verdict`] with what is the matter, and [`Autotuned::report`] with
+//! both in a paragraph. [`Autotuned::pressure`] says how hard the pool is pressed, for a limiter
 //! upstream to shed a request before it lines up for a connection it will not get.
 //!
 //! # When not to use it
@@ -84,12 +86,14 @@ mod error;
 mod events;
 mod holders;
 pub mod metrics;
+mod report;
 mod snapshot;
 mod stats;
 pub mod tuner;
 
 pub use crate::autotuned::{Autotuned, Checkout};
-pub use crate::bounds::{Bounds, BoundsError};
+pub use crate::bounds::{Bounds, BoundsError, Plan, PlanError};
 pub use crate::builder::{Builder, Mode};
 pub use crate::error::{BuildError, Error, Overload};
+pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;

@@ -288,6 +288,13 @@ async fn recommend_mode_only_reports() {
     );
     assert!(now.target() > 4, "and the size it should have: {now:?}");
     assert!(pool.decisions().iter().any(|decision| decision.to() > 4));
+    let report = pool.report();
+    assert_eq!(report.target(), now.target());
+    let text = report.to_string();
+    assert!(text.starts_with("Pool orders should have "), "{text}");
+    assert!(text.contains("connections, not 4. Why: "), "{text}");
+    assert!(text.contains("more connections on the server"), "{text}");
+    assert!(!text.contains('\n'), "{text}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,6 +100,11 @@ impl PeakDemand {
         }
     }
 
+    /// The peak of what was seen.
+    pub(super) fn so_far(&self) -> Option<usize> {
+        self.falling.front().map(|&(_, demand)| demand)
+    }
+
     /// The peak, once a whole horizon was seen.
     pub(super) fn get(&self, now: Instant) -> Option<usize> {
         if now - self.since < self.horizon {

@@ -195,6 +195,12 @@ impl Tuner {
         self.knee.cap()
     }
 
+    /// The highest demand of the last 300 s, or of the time there was.
+    #[must_use]
+    pub fn peak_demand(&self) -> Option<usize> {
+        self.peak.so_far()
+    }
+
     /// The bounds it keeps to.
     #[must_use]
     pub fn bounds(&self) -> Bounds {
