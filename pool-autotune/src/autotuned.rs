@@ -19,7 +19,7 @@ use crate::driver::Control;
 use crate::holders::{Holders, Slot};
 use crate::metrics::Recorder;
 use crate::stats::{Stats, WaitEnd};
-use crate::tuner::{Decision, Verdict};
+use crate::tuner::{Decision, Recording, Verdict};
 use crate::{Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, events};
 
 /// A connection pool that sizes itself.
@@ -90,6 +90,12 @@ impl<P: Adapter> Autotuned<P> {
     #[must_use]
     pub fn decisions(&self) -> Vec<Decision> {
         self.shared.control().decisions.iter().cloned().collect()
+    }
+
+    /// What the tuner was given in the last ten minutes, from which its decisions can be made again.
+    #[must_use]
+    pub fn recording(&self) -> Recording {
+        self.shared.control().recording.clone()
     }
 
     /// One paragraph for an operator: the size the pool should have, why, and what it would take.

@@ -16,7 +16,7 @@ use crate::adapter::Adapter;
 use crate::autotuned::{Shared, keep_decision};
 use crate::stats::{Stats, Waits, WindowReader};
 use crate::tuner::{
-    Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Tuner, Verdict,
+    Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Recording, Tuner, Verdict,
 };
 use crate::{Bounds, Mode, PoolSnapshot, events};
 
@@ -36,6 +36,7 @@ pub(crate) struct Control {
     pub(crate) tuner: Tuner,
     pub(crate) dial: DialBudget,
     pub(crate) decisions: VecDeque<Decision>,
+    pub(crate) recording: Recording,
     reader: WindowReader,
     next_window: Instant,
     /// Time integral of the limit since the last window.
@@ -53,6 +54,7 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn new(tuner: Tuner, dial: DialBudget, stats: &Stats, now: Instant) -> Self {
         Self {
+            recording: Recording::new(tuner.clone()),
             tuner,
             dial,
             decisions: VecDeque::new(),
@@ -111,6 +113,7 @@ impl<P: Adapter> Shared<P> {
         let now = Instant::now();
         let mut control = self.control();
         let decision = control.tuner.set_bounds(now, bounds);
+        control.recording.bounds(now, bounds);
         self.record(&mut control, decision);
         self.apply(&mut control, now);
     }
@@ -145,6 +148,7 @@ impl<P: Adapter> Shared<P> {
         self.generation.fetch_add(1, AcqRel);
         self.close_all_idle();
         let decision = control.tuner.failover(now);
+        control.recording.failover(now);
         self.record(&mut control, decision);
         self.apply(&mut control, now);
     }
@@ -197,6 +201,7 @@ impl<P: Adapter> Shared<P> {
         let decision = control.tuner.on_window(now, &window);
         self.record(control, decision);
         control.recent.push(&window, &waits);
+        control.recording.window(now, window);
         let size = self.adapter.size();
         let max = match self.mode {
             Mode::Enforce => control.tuner.target(),

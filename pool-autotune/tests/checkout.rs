@@ -436,3 +436,39 @@ async fn a_server_without_free_slots_is_not_dialled_again_while_there_are_connec
     drop(join_all((0..8).map(|_| pool.get())).await);
     assert!(pool.snapshot().size() > 2, "it dials again");
 }
+
+#[tokio::test(start_paused = true)]
+async fn replaying_a_recording_makes_the_same_decisions() {
+    let memory = Memory::new(50, DIAL);
+    let pool = Autotuned::builder(memory)
+        .bounds(2..=50)
+        .build()
+        .expect("valid settings");
+    for users in [2, 30, 5] {
+        let load = (0..users).map(|_| async {
+            for _ in 0..400 {
+                let connection = pool.get().await.expect("in time");
+                sleep(ms(20)).await;
+                drop(connection);
+            }
+        });
+        join_all(load).await;
+    }
+    pool.set_bounds(3..=20).expect("within the maximum");
+    pool.failover();
+    // More than is kept: the beginning is gone, and what it led to is not.
+    sleep(Duration::from_secs(700)).await;
+
+    let replayed = pool.recording().replay();
+    assert_eq!(replayed.len(), 2_400);
+    let since = replayed[0].at();
+    let resizes = |decisions: Vec<pool_autotune::tuner::Decision>| -> Vec<_> {
+        let kept = |decision: &pool_autotune::tuner::Decision| {
+            decision.is_resize() && decision.at() >= since
+        };
+        decisions.into_iter().filter(kept).collect()
+    };
+    let (lived, replayed) = (resizes(pool.decisions()), resizes(replayed));
+    assert!(!lived.is_empty());
+    assert_eq!(lived, replayed);
+}

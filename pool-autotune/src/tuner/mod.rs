@@ -38,12 +38,14 @@ mod decision;
 mod demand;
 mod dial;
 mod knee;
+mod recording;
 mod verdict;
 mod window;
 
 pub use self::decision::{Decision, Inputs, Reason};
 pub use self::dial::{DialBudget, DialConfig, DialState};
 pub use self::knee::{Elasticity, KneeConfig};
+pub use self::recording::Recording;
 pub use self::verdict::{Cause, Leak, NestedAcquire, Verdict};
 pub use self::window::PoolWindow;
 
