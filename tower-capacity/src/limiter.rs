@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub use crate::accounting::Outcome;
 use crate::{
     accounting::{Accounting, Stamp, Totals},
-    gate::{self, Acquire, Gate, GateConfig, GateSnapshot, Permit, Refused},
+    gate::{self, Acquire, Gate, GateConfig, GateSnapshot, Permit, Priority, Refused},
     limit::{Explanation, Limit, VerifiedGradient, Window},
     metrics::Metrics,
     sync::lock,
@@ -314,7 +314,7 @@ impl Limiter {
 
     /// Admits now, or says why not without counting a refusal: the request may still wait.
     pub(crate) fn try_enter(&self) -> Result<Admission, Refused> {
-        let entered = self.shared.gate.enter()?;
+        let entered = self.shared.gate.enter(Priority::Default)?;
         Ok(self.admission(None, entered))
     }
 

@@ -12,8 +12,8 @@ pub mod names {
     pub const LIMIT: &str = "tower_capacity_limit";
     /// Gauge: requests inside.
     pub const INFLIGHT: &str = "tower_capacity_inflight";
-    /// Counter of requests, by `decision` (`admitted`, `shed`) and `reason` (`none`, `full`,
-    /// `queue_full`, `wait_timeout`, `closed`).
+    /// Counter of requests, by `decision` (`admitted`, `shed`) and `reason` (`none`, or a
+    /// [`RefusedReason`](crate::gate::RefusedReason) in snake case).
     pub const REQUESTS: &str = "tower_capacity_requests_total";
     /// Histogram: how long requests waited, in seconds, of those that had to.
     pub const WAIT: &str = "tower_capacity_wait_seconds";
@@ -56,10 +56,8 @@ struct Handles {
     limit: metrics::Gauge,
     inflight: metrics::Gauge,
     admitted: metrics::Counter,
-    full: metrics::Counter,
-    queue_full: metrics::Counter,
-    wait_timeout: metrics::Counter,
-    closed: metrics::Counter,
+    /// In the order of [`RefusedReason::ALL`].
+    shed: [metrics::Counter; RefusedReason::ALL.len()],
     wait: metrics::Histogram,
 }
 
@@ -89,17 +87,13 @@ impl Metrics {
                     "limiter" => limiter.clone(), "decision" => decision, "reason" => reason
                 )
             };
-            let shed = |reason: RefusedReason| requests("shed", reason.as_str());
             let limit = metrics::gauge!(names::LIMIT, "limiter" => limiter.clone());
             limit.set(self.initial_limit as f64);
             Handles {
                 limit,
                 inflight: metrics::gauge!(names::INFLIGHT, "limiter" => limiter.clone()),
                 admitted: requests("admitted", "none"),
-                full: shed(RefusedReason::Full),
-                queue_full: shed(RefusedReason::QueueFull),
-                wait_timeout: shed(RefusedReason::WaitTimeout),
-                closed: shed(RefusedReason::Closed),
+                shed: RefusedReason::ALL.map(|reason| requests("shed", reason.as_str())),
                 wait: metrics::histogram!(names::WAIT, "limiter" => limiter.clone()),
             }
         })
@@ -116,14 +110,14 @@ impl Metrics {
     }
 
     pub(crate) fn shed(&self, reason: RefusedReason) {
-        let handles = self.handles();
-        match reason {
-            RefusedReason::Full => &handles.full,
-            RefusedReason::QueueFull => &handles.queue_full,
-            RefusedReason::WaitTimeout => &handles.wait_timeout,
-            RefusedReason::Closed => &handles.closed,
+        let handles = self.handles().shed.iter();
+        let counter = RefusedReason::ALL
+            .iter()
+            .zip(handles)
+            .find(|(known, _)| **known == reason);
+        if let Some((_, counter)) = counter {
+            counter.increment(1);
         }
-        .increment(1);
     }
 
     pub(crate) fn waited(&self, wait: Duration) {

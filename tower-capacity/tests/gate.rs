@@ -1,11 +1,11 @@
 //! What a user of the gate sees: waiting, giving up, closing.
 #![cfg(not(loom))]
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use tokio::time::Instant;
-use tokio_test::{assert_pending, assert_ready_ok, task};
-use tower_capacity::gate::{Gate, GateConfig, RefusedReason};
+use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tower_capacity::gate::{Ask, Codel, Gate, GateConfig, Priority, RefusedReason};
 
 const WAIT: Duration = Duration::from_millis(200);
 
@@ -205,4 +205,108 @@ async fn two_threads_resizing_and_cancelling_leave_the_gate_as_they_found_it() {
     }
     assert_eq!((gate.inflight(), gate.queued()), (0, 0));
     assert!(peak.load(std::sync::atomic::Ordering::Relaxed) <= 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overloaded_line_sheds_the_oldest_and_serves_the_newest() {
+    let config = GateConfig::new(1)
+        .max_queue(64)
+        .max_wait(Duration::from_secs(10));
+    let gate = Gate::new(config.codel(Codel::REQUESTS));
+    let mut held = Some(gate.try_acquire().unwrap());
+    let mut waiters = Vec::new();
+    let (mut served, mut shed) = (Vec::new(), Vec::new());
+    // Two come for each that leaves, every 10 ms.
+    for round in 0..60_usize {
+        for newcomer in 0..2 {
+            let mut waiter = task::spawn(gate.acquire());
+            assert_pending!(waiter.poll());
+            waiters.push((2 * round + newcomer, waiter));
+        }
+        tokio::time::advance(Duration::from_millis(10)).await;
+        drop(held.take());
+        waiters.retain_mut(|(number, waiter)| match waiter.poll() {
+            Poll::Pending => true,
+            Poll::Ready(Ok(permit)) => {
+                served.push((round, *number));
+                held = Some(permit);
+                false
+            }
+            Poll::Ready(Err(refused)) => {
+                assert_eq!(refused.reason(), RefusedReason::Overloaded);
+                assert!(refused.waited() > 2 * Codel::REQUESTS.target());
+                shed.push(*number);
+                false
+            }
+        });
+        assert!(held.is_some(), "a permit was free and somebody waited");
+    }
+    let newest_first = served
+        .iter()
+        .filter(|(round, number)| *number == 2 * round + 1)
+        .count();
+    assert_eq!(served[0], (0, 0), "in order of arrival while healthy");
+    assert!(newest_first > 40, "{newest_first} of 60: {served:?}");
+    assert!(shed.len() > 40, "{shed:?}");
+}
+
+#[tokio::test]
+async fn a_permit_goes_to_the_highest_class_that_waits() {
+    let gate = gate(1, 8);
+    let mut held = gate.try_acquire().unwrap();
+    let mut waiters: Vec<_> = Priority::ALL
+        .into_iter()
+        .rev()
+        .map(|class| {
+            (
+                class,
+                task::spawn(gate.acquire_with(Ask::new().priority(class))),
+            )
+        })
+        .collect();
+    for (_, waiter) in &mut waiters {
+        assert_pending!(waiter.poll());
+    }
+    for class in Priority::ALL {
+        drop(held);
+        let (_, waiter) = waiters
+            .iter_mut()
+            .find(|(waiting, _)| *waiting == class)
+            .unwrap();
+        held = assert_ready_ok!(waiter.poll());
+    }
+}
+
+#[tokio::test]
+async fn lower_classes_stop_before_the_limit_and_higher_ones_pass_them() {
+    let gate = gate(20, 20);
+    let take = |class| gate.try_acquire_as(class);
+    let background: Vec<_> = std::iter::from_fn(|| take(Priority::Background).ok()).collect();
+    assert_eq!(background.len(), 15);
+    let mut waiting = task::spawn(gate.acquire_with(Ask::new().priority(Priority::Background)));
+    assert_pending!(waiting.poll());
+    let sheddable: Vec<_> = std::iter::from_fn(|| take(Priority::Sheddable).ok()).collect();
+    assert_eq!(sheddable.len(), 3);
+    let usual: Vec<_> = std::iter::from_fn(|| take(Priority::Default).ok()).collect();
+    assert_eq!(usual.len(), 2);
+    drop((sheddable, usual));
+    assert_pending!(waiting.poll(), "its class has filled its part");
+    drop(background);
+    let _last = assert_ready_ok!(waiting.poll());
+}
+
+#[tokio::test]
+async fn a_full_room_makes_place_for_those_who_matter_more() {
+    let gate = gate(1, 1);
+    let held = gate.try_acquire().unwrap();
+    let mut usual = task::spawn(gate.acquire());
+    assert_pending!(usual.poll());
+    let mut critical = task::spawn(gate.acquire_with(Ask::new().priority(Priority::Critical)));
+    assert_pending!(critical.poll());
+    assert!(usual.is_woken());
+    let refused = assert_ready_err!(usual.poll());
+    assert_eq!(refused.reason(), RefusedReason::Displaced);
+    drop(held);
+    drop(assert_ready_ok!(critical.poll()));
+    assert_eq!((gate.inflight(), gate.queued()), (0, 0));
 }

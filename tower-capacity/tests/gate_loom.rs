@@ -11,7 +11,7 @@ use std::{
 };
 
 use loom::{future::block_on, thread};
-use tower_capacity::gate::{Gate, GateConfig, Permit, RefusedReason};
+use tower_capacity::gate::{Ask, Gate, GateConfig, Permit, Priority, RefusedReason};
 
 /// Model time does not pass, so nobody gives up waiting.
 fn gate(limit: usize) -> Gate {
@@ -158,6 +158,65 @@ fn a_gate_closed_while_somebody_leaves_refuses_the_next() {
             gate.try_acquire().unwrap_err().reason(),
             RefusedReason::Closed
         );
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn a_critical_newcomer_that_races_with_a_release_loses_nobody() {
+    model(|| {
+        let gate = gate(1);
+        let held = gate.try_acquire().unwrap();
+        let background = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let ask = Ask::new().priority(Priority::Background);
+                drop(block_on(gate.acquire_with(ask)).unwrap());
+            })
+        };
+        let critical = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let ask = Ask::new().priority(Priority::Critical);
+                drop(block_on(gate.acquire_with(ask)).unwrap());
+            })
+        };
+        drop(held);
+        background.join().unwrap();
+        critical.join().unwrap();
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn a_displaced_waiter_is_told_and_its_place_is_taken() {
+    model(|| {
+        let config = GateConfig::new(1).max_queue(1).max_wait(Duration::MAX);
+        let gate = Gate::new(config);
+        let held = gate.try_acquire().unwrap();
+        let background = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let ask = Ask::new().priority(Priority::Background);
+                block_on(gate.acquire_with(ask)).map(drop)
+            })
+        };
+        let critical = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let ask = Ask::new().priority(Priority::Critical);
+                drop(block_on(gate.acquire_with(ask)).unwrap());
+            })
+        };
+        drop(held);
+        critical.join().unwrap();
+        if let Err(refused) = background.join().unwrap() {
+            let reason = refused.reason();
+            assert!(matches!(
+                reason,
+                RefusedReason::Displaced | RefusedReason::QueueFull
+            ));
+        }
         assert_idle(&gate);
     });
 }

@@ -2,7 +2,6 @@
 #![cfg(not(loom))]
 
 use std::{
-    collections::VecDeque,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
@@ -10,12 +9,12 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tower_capacity::gate::{Acquire, Gate, GateConfig, Permit, RefusedReason};
+use tower_capacity::gate::{Acquire, Ask, Gate, GateConfig, Permit, Priority, RefusedReason};
 
 #[derive(Clone, Debug)]
 enum Operation {
-    TryAcquire,
-    Acquire,
+    TryAcquire(Priority),
+    Acquire(Priority),
     AcquireAnyway,
     Release(prop::sample::Index),
     Cancel(prop::sample::Index),
@@ -24,13 +23,26 @@ enum Operation {
 
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        2 => Just(Operation::TryAcquire),
-        4 => Just(Operation::Acquire),
+        2 => class().prop_map(Operation::TryAcquire),
+        4 => class().prop_map(Operation::Acquire),
         1 => Just(Operation::AcquireAnyway),
         4 => any::<prop::sample::Index>().prop_map(Operation::Release),
         2 => any::<prop::sample::Index>().prop_map(Operation::Cancel),
-        1 => (0_usize..6).prop_map(Operation::Resize),
+        1 => (0_usize..30).prop_map(Operation::Resize),
     ]
+}
+
+/// Mostly of one class, so that order within a class is seen too.
+fn class() -> impl Strategy<Value = Priority> {
+    prop_oneof![
+        4 => Just(Priority::Default),
+        1 => prop::sample::select(Priority::ALL.to_vec()),
+    ]
+}
+
+/// Permits that a class may fill, from its published share.
+fn room(class: Priority, limit: usize) -> usize {
+    limit - limit * ((1.0 - class.share()) * 20.0).round() as usize / 20
 }
 
 /// The gate, and what is known of it from outside.
@@ -38,7 +50,7 @@ struct Bench {
     gate: Gate,
     permits: Vec<Permit>,
     /// In order of arrival.
-    line: VecDeque<Pin<Box<Acquire>>>,
+    line: Vec<(Priority, Pin<Box<Acquire>>)>,
     max_queue: usize,
     /// Permits ever obtained and returned, counted where they change hands.
     taken: usize,
@@ -53,7 +65,7 @@ impl Bench {
         Self {
             gate: Gate::new(config),
             permits: Vec::new(),
-            line: VecDeque::new(),
+            line: Vec::new(),
             max_queue,
             taken: 0,
             returned: 0,
@@ -65,38 +77,50 @@ impl Bench {
         self.permits.push(permit);
     }
 
+    /// Whether a newcomer of this class should find its way in.
+    fn is_free(&self, class: Priority) -> bool {
+        let now = self.gate.snapshot();
+        let outranked = self.line.iter().any(|(waiting, _)| *waiting >= class);
+        now.inflight() < room(class, now.limit()) && !outranked
+    }
+
     fn apply(&mut self, operation: &Operation) -> Result<(), TestCaseError> {
-        let before = self.gate.snapshot();
-        let free = before.inflight() < before.limit() && self.line.is_empty();
         match operation {
-            Operation::TryAcquire => match self.gate.try_acquire() {
-                Ok(permit) => {
-                    prop_assert!(free, "entered a full gate or overtook a waiter");
-                    self.take(permit);
+            Operation::TryAcquire(class) => {
+                let free = self.is_free(*class);
+                match self.gate.try_acquire_as(*class) {
+                    Ok(permit) => {
+                        prop_assert!(free, "entered a full gate or overtook its own class");
+                        self.take(permit);
+                    }
+                    Err(refused) => {
+                        prop_assert!(!free, "refused while a permit was free");
+                        prop_assert_eq!(refused.reason(), RefusedReason::Full);
+                    }
                 }
-                Err(refused) => {
-                    prop_assert!(!free, "refused while a permit was free");
-                    prop_assert_eq!(refused.reason(), RefusedReason::Full);
-                }
-            },
-            Operation::Acquire => {
-                let mut acquire = Box::pin(self.gate.acquire());
+            }
+            Operation::Acquire(class) => {
+                let free = self.is_free(*class);
+                let full = self.line.len() >= self.max_queue;
+                let outranks = self.line.iter().any(|(waiting, _)| waiting < class);
+                let mut acquire = Box::pin(self.gate.acquire_with(Ask::new().priority(*class)));
                 match poll(&mut acquire) {
                     Poll::Ready(Ok(permit)) => {
-                        prop_assert!(free, "entered a full gate or overtook a waiter");
+                        prop_assert!(free, "entered a full gate or overtook its own class");
                         self.take(permit);
                     }
                     Poll::Ready(Err(refused)) => {
                         prop_assert_eq!(refused.reason(), RefusedReason::QueueFull);
-                        prop_assert_eq!(self.line.len(), self.max_queue);
+                        prop_assert!(full && !outranks);
                     }
                     Poll::Pending => {
                         prop_assert!(!free, "waits while a permit is free");
-                        self.line.push_back(acquire);
+                        self.line.push((*class, acquire));
                     }
                 }
             }
             Operation::AcquireAnyway => {
+                let free = self.is_free(Priority::Default);
                 let (permit, would) = self.gate.acquire_anyway();
                 prop_assert_eq!(would.is_ok(), free);
                 self.take(permit);
@@ -119,21 +143,38 @@ impl Bench {
         self.check()
     }
 
-    /// Whoever was admitted stands at the front, in order of arrival.
+    /// Whoever was admitted stood before all of its class who still wait; whoever was displaced
+    /// stood behind them.
     fn settle(&mut self) -> Result<(), TestCaseError> {
-        let mut still_waiting = false;
-        for mut acquire in std::mem::take(&mut self.line) {
+        let mut waiting: Vec<(Priority, Pin<Box<Acquire>>)> = Vec::new();
+        let mut displaced: Vec<Priority> = Vec::new();
+        for (class, mut acquire) in std::mem::take(&mut self.line) {
             match poll(&mut acquire) {
-                Poll::Ready(entered) => {
-                    prop_assert!(!still_waiting, "a later waiter was admitted first");
-                    self.take(entered.expect("waits without bound"));
+                Poll::Ready(Ok(permit)) => {
+                    let overtaken = waiting.iter().any(|(other, _)| *other == class);
+                    prop_assert!(!overtaken, "a later waiter was admitted first");
+                    self.take(permit);
+                }
+                Poll::Ready(Err(refused)) => {
+                    prop_assert_eq!(refused.reason(), RefusedReason::Displaced);
+                    displaced.push(class);
                 }
                 Poll::Pending => {
-                    still_waiting = true;
-                    self.line.push_back(acquire);
+                    let stayed = displaced.contains(&class);
+                    let newest = self.gate.queued() == waiting.len() + 1;
+                    prop_assert!(
+                        !stayed || newest,
+                        "not the newest of its class was displaced"
+                    );
+                    waiting.push((class, acquire));
                 }
             }
         }
+        for class in displaced {
+            let lower = waiting.iter().any(|(other, _)| *other < class);
+            prop_assert!(!lower, "somebody who matters less stayed");
+        }
+        self.line = waiting;
         Ok(())
     }
 
@@ -143,8 +184,9 @@ impl Bench {
         prop_assert_eq!(now.queued(), self.line.len());
         prop_assert_eq!(self.taken - self.returned, self.permits.len());
         prop_assert!(now.inflight() <= now.limit() + now.debt());
+        let highest = self.line.iter().map(|(class, _)| *class).max();
         prop_assert!(
-            now.queued() == 0 || now.inflight() >= now.limit(),
+            highest.is_none_or(|class| now.inflight() >= room(class, now.limit())),
             "somebody waits for a free permit"
         );
         Ok(())
@@ -161,9 +203,9 @@ proptest! {
 
     #[test]
     fn no_sequence_of_operations_breaks_the_gate(
-        limit in 0_usize..6,
-        max_queue in 0_usize..6,
-        operations in prop::collection::vec(operation(), 1..80),
+        limit in 0_usize..30,
+        max_queue in 0_usize..8,
+        operations in prop::collection::vec(operation(), 1..120),
     ) {
         let mut bench = Bench::new(limit, max_queue);
         for operation in &operations {

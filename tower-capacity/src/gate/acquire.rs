@@ -5,34 +5,33 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Gate, Permit, Refused, RefusedReason, queue::Standing};
+use super::{Ask, Gate, Permit, Refused, RefusedReason, queue::Told};
 use crate::sync::lock;
 
 pin_project! {
-    /// Future of [`Gate::acquire`] and [`Gate::acquire_within`].
+    /// Future of [`Gate::acquire`] and its kin.
     ///
     /// Enters on its first poll if a permit is free; else stands in line until it is handed one,
     /// or its wait is over.
     #[must_use = "futures do nothing unless polled"]
     pub struct Acquire {
         place: Place,
-        max_wait: Option<Duration>,
+        ask: Ask,
         #[pin]
         timer: Option<Sleep>,
     }
 }
 
 impl Acquire {
-    pub(super) const fn new(gate: Gate, max_wait: Option<Duration>) -> Self {
+    pub(super) const fn new(gate: Gate, ask: Ask) -> Self {
         Self {
             place: Place { gate, key: None },
-            max_wait,
+            ask,
             timer: None,
         }
     }
@@ -44,19 +43,19 @@ impl Future for Acquire {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if this.place.key.is_none() {
-            match this.place.enter_or_queue(cx, *this.max_wait) {
+            match this.place.enter_or_queue(cx, this.ask) {
                 Entry::Done(result) => return Poll::Ready(result),
                 // Polled below, so that it is registered.
                 Entry::Queued(deadline) => this.timer.set(deadline.map(sleep_until)),
             }
-        } else if let Some(permit) = this.place.admitted(cx) {
-            return Poll::Ready(Ok(permit));
+        } else if let Some(told) = this.place.told(cx) {
+            return Poll::Ready(told);
         }
         let Some(timer) = this.timer.as_mut().as_pin_mut() else {
             return Poll::Pending;
         };
         ready!(timer.poll(cx));
-        Poll::Ready(this.place.give_up())
+        Poll::Ready(this.place.leave_line())
     }
 }
 
@@ -83,9 +82,9 @@ struct Place {
 }
 
 impl Place {
-    fn enter_or_queue(&mut self, cx: &Context<'_>, max_wait: Option<Duration>) -> Entry {
+    fn enter_or_queue(&mut self, cx: &Context<'_>, ask: &Ask) -> Entry {
         let shared = &self.gate.shared;
-        let refusing = match shared.word.try_enter() {
+        let refusing = match shared.word.try_enter(ask.priority) {
             Ok(word) => return Entry::Done(Ok(Permit::new(self.gate.clone(), word))),
             Err(word) => word,
         };
@@ -99,58 +98,72 @@ impl Place {
             .max_queue
             .unwrap_or_else(|| refusing.limit())
             .min(super::MAX);
+        let mut displaced = None;
         if room.queue.len() >= longest {
-            drop(room);
-            return Entry::Done(Err(Refused::now(refusing, RefusedReason::QueueFull)));
+            displaced = room.queue.displace(ask.priority);
+            if displaced.is_none() {
+                drop(room);
+                return Entry::Done(Err(Refused::now(refusing, RefusedReason::QueueFull)));
+            }
+            shared.word.unqueue();
         }
-        let wait = max_wait.unwrap_or(room.max_wait);
-        self.key = Some(room.queue.push_back(waker, now));
+        let wait = ask.max_wait.unwrap_or(room.max_wait);
+        let codel = room.codel;
+        self.key = Some(
+            room.queue
+                .push_back(waker, ask.priority, now, codel.as_ref()),
+        );
         let word = shared.word.queue();
         drop(room);
+        if let Some(displaced) = displaced {
+            displaced.wake();
+        }
         // A permit may have come free before the word said that somebody waits for it.
-        if word.has_room() {
+        if word.has_room(ask.priority) {
             shared.admit_waiters();
-            if let Some(permit) = self.admitted(cx) {
-                return Entry::Done(Ok(permit));
+            if let Some(told) = self.told(cx) {
+                return Entry::Done(told);
             }
         }
         // An unbounded wait, or one that ends after the end of time.
         Entry::Queued(now.checked_add(wait))
     }
 
-    /// Picks up the permit, if this waiter was handed one.
-    fn admitted(&mut self, cx: &Context<'_>) -> Option<Permit> {
+    /// What this waiter was told, if it is no longer to wait: picks up its permit, or leaves.
+    fn told(&mut self, cx: &Context<'_>) -> Option<Result<Permit, Refused>> {
         let key = self.key?;
         let mut room = lock(&self.gate.shared.room);
-        let (standing, stale) = room.queue.check(key, cx.waker());
-        if standing == Standing::Admitted {
-            self.key = None;
-            room.queue.remove(key);
-        }
+        let (told, stale) = room.queue.ask(key, cx.waker());
         drop(room);
         drop(stale);
-        (standing == Standing::Admitted)
-            .then(|| Permit::new(self.gate.clone(), self.gate.shared.word.load()))
+        // Nobody but this future removes it, and nobody tells it otherwise.
+        (told != Told::Wait).then(|| self.leave_line())
     }
 
-    /// Leaves the line because the wait is over, unless a permit arrived first.
-    fn give_up(&mut self) -> Result<Permit, Refused> {
+    /// Leaves the line: with a permit if one arrived, else because it was told to, or because its
+    /// wait is over.
+    fn leave_line(&mut self) -> Result<Permit, Refused> {
         let shared = &self.gate.shared;
         let Some(key) = self.key.take() else {
             // Only reached when polled again after completion.
             return Err(Refused::now(shared.word.load(), RefusedReason::WaitTimeout));
         };
         let mut room = lock(&shared.room);
-        let (since, waker) = room.queue.remove(key);
-        if waker.is_none() {
-            drop(room);
-            return Ok(Permit::new(self.gate.clone(), shared.word.load()));
-        }
-        let word = shared.word.unqueue();
+        let (told, since, waker) = room.queue.remove(key);
+        let word = match told {
+            Told::Wait => shared.word.unqueue(),
+            Told::Enter | Told::Leave(_) => shared.word.load(),
+        };
         drop(room);
         drop(waker);
-        shared.tell_if_emptied(word);
-        Err(Refused::after(since, word))
+        match told {
+            Told::Enter => Ok(Permit::new(self.gate.clone(), word)),
+            Told::Leave(reason) => Err(Refused::after(since, word, reason)),
+            Told::Wait => {
+                shared.tell_if_emptied(word);
+                Err(Refused::after(since, word, RefusedReason::WaitTimeout))
+            }
+        }
     }
 }
 
@@ -158,7 +171,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         if self.key.is_some() {
             // A permit that was on its way is returned by its own drop.
-            drop(self.give_up());
+            drop(self.leave_line());
         }
     }
 }

@@ -29,9 +29,10 @@
 //!
 //! - **Fast path.** Entering and leaving an uncontended gate is one compare-and-swap and one
 //!   subtraction on a single atomic word: no lock, no allocation.
-//! - **Order.** Waiters are admitted in order of arrival, and a newcomer never overtakes them:
-//!   while anybody waits, [`try_acquire`](Gate::try_acquire) refuses and
-//!   [`acquire`](Gate::acquire) stands in line.
+//! - **Order.** Waiters of a [class](Priority) are admitted in order of arrival, those of a higher
+//!   one first, and a newcomer never overtakes its own class: while anybody of it waits,
+//!   [`try_acquire`](Gate::try_acquire) refuses and [`acquire`](Gate::acquire) stands in line.
+//!   Only a line that is [overloaded](Codel) is served from its end.
 //! - **Resize.** A limit lowered below the requests inside leaves a *debt*: the next permits that
 //!   return are not handed on until it is paid. So inflight ≤ limit + debt, always.
 //! - **Cancel safety.** A waiter dropped at any point gives back its place, or the permit that it
@@ -42,16 +43,18 @@
 //! to a waiter), and the line is bounded in length and in time.
 
 mod acquire;
+mod codel;
 mod permit;
+mod priority;
 mod queue;
 mod word;
 
-use std::{fmt, time::Duration};
+use std::{fmt, task::Waker, time::Duration};
 
 use tokio::{sync::Notify, time::Instant};
 
 pub(crate) use self::word::MAX;
-pub use self::{acquire::Acquire, permit::Permit};
+pub use self::{acquire::Acquire, codel::Codel, permit::Permit, priority::Priority};
 
 use self::{
     queue::Queue,
@@ -79,6 +82,7 @@ struct Room {
     queue: Queue,
     max_queue: Option<usize>,
     max_wait: Duration,
+    codel: Option<Codel>,
 }
 
 /// How a [`Gate`] starts out.
@@ -88,6 +92,7 @@ pub struct GateConfig {
     limit: usize,
     max_queue: Option<usize>,
     max_wait: Duration,
+    codel: Option<Codel>,
 }
 
 impl GateConfig {
@@ -100,6 +105,7 @@ impl GateConfig {
             limit,
             max_queue: None,
             max_wait: Self::DEFAULT_MAX_WAIT,
+            codel: None,
         }
     }
 
@@ -119,6 +125,58 @@ impl GateConfig {
         self.max_wait = wait;
         self
     }
+
+    /// Sheds from a line that has stopped absorbing bursts, and serves its newest first.
+    ///
+    /// Defaults to none: in order of arrival, as long as `max_wait` allows.
+    pub const fn codel(mut self, codel: Codel) -> Self {
+        self.codel = Some(codel);
+        self
+    }
+}
+
+/// What one request asks of a gate.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_capacity::gate::{Ask, Gate, GateConfig, Priority};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let gate = Gate::new(GateConfig::new(4));
+/// let ask = Ask::new().priority(Priority::Critical).max_wait(Duration::from_millis(20));
+/// let permit = gate.acquire_with(ask).await?;
+/// # drop(permit);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use]
+pub struct Ask {
+    priority: Priority,
+    max_wait: Option<Duration>,
+}
+
+impl Ask {
+    /// Asks as [`Gate::acquire`] does.
+    pub const fn new() -> Self {
+        Self {
+            priority: Priority::Default,
+            max_wait: None,
+        }
+    }
+
+    /// Sets how much the request matters. Defaults to [`Priority::Default`].
+    pub const fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets how long it waits at most. Defaults to the gate's own `max_wait`.
+    pub const fn max_wait(mut self, wait: Duration) -> Self {
+        self.max_wait = Some(wait);
+        self
+    }
 }
 
 impl Gate {
@@ -135,6 +193,7 @@ impl Gate {
                     queue: Queue::default(),
                     max_queue: config.max_queue,
                     max_wait: config.max_wait,
+                    codel: config.codel,
                 }),
                 emptied: Notify::new(),
             }),
@@ -148,7 +207,17 @@ impl Gate {
     /// [`RefusedReason::Full`] if no permit is free or others wait for one,
     /// [`RefusedReason::Closed`] if the gate is closed.
     pub fn try_acquire(&self) -> Result<Permit, Refused> {
-        match self.shared.word.try_enter() {
+        self.try_acquire_as(Priority::Default)
+    }
+
+    /// Enters now or not at all, past those who wait and matter less. Otherwise as
+    /// [`try_acquire`](Self::try_acquire).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    pub fn try_acquire_as(&self, priority: Priority) -> Result<Permit, Refused> {
+        match self.shared.try_enter(priority) {
             Ok(word) => Ok(Permit::new(self.clone(), word)),
             Err(word) => Err(Refused::now(word, RefusedReason::Full)),
         }
@@ -170,12 +239,18 @@ impl Gate {
     /// Waiting with a bound needs tokio's timer: polling the future outside a tokio runtime
     /// panics when it has to wait.
     pub fn acquire(&self) -> Acquire {
-        Acquire::new(self.clone(), None)
+        self.acquire_with(Ask::new())
     }
 
     /// Enters, waiting in line for at most `max_wait`. Otherwise as [`acquire`](Self::acquire).
     pub fn acquire_within(&self, max_wait: Duration) -> Acquire {
-        Acquire::new(self.clone(), Some(max_wait))
+        self.acquire_with(Ask::new().max_wait(max_wait))
+    }
+
+    /// Enters as `ask` says. Otherwise as [`acquire`](Self::acquire), but that a waiter may also be
+    /// told [`RefusedReason::Overloaded`] or [`RefusedReason::Displaced`].
+    pub fn acquire_with(&self, ask: Ask) -> Acquire {
+        Acquire::new(self.clone(), ask)
     }
 
     /// Enters whatever the limit says, and says what [`try_acquire`](Self::try_acquire) would
@@ -184,7 +259,7 @@ impl Gate {
     /// For shadow mode, and for work that must never be refused but has to be counted. The
     /// surplus is a debt like that of a lowered limit.
     pub fn acquire_anyway(&self) -> (Permit, Result<(), Refused>) {
-        match self.shared.word.try_enter() {
+        match self.shared.try_enter(Priority::Default) {
             Ok(word) => (Permit::new(self.clone(), word), Ok(())),
             Err(refusing) => (
                 Permit::new(self.clone(), self.shared.word.enter()),
@@ -193,10 +268,10 @@ impl Gate {
         }
     }
 
-    /// Enters as [`try_acquire`](Self::try_acquire) does, for an owner of the gate that returns the
+    /// Enters as [`try_acquire_as`](Self::try_acquire_as) does, for an owner of the gate that returns the
     /// permit itself with [`leave`](Self::leave) and so needs no handle for each.
-    pub(crate) fn enter(&self) -> Result<GateSnapshot, Refused> {
-        let entered = self.shared.word.try_enter().map(GateSnapshot);
+    pub(crate) fn enter(&self, priority: Priority) -> Result<GateSnapshot, Refused> {
+        let entered = self.shared.try_enter(priority).map(GateSnapshot);
         entered.map_err(|word| Refused::now(word, RefusedReason::Full))
     }
 
@@ -223,6 +298,11 @@ impl Gate {
         let mut room = lock(&self.shared.room);
         room.max_queue = max_queue;
         room.max_wait = max_wait;
+    }
+
+    /// Changes the bounds of a healthy wait, see [`GateConfig::codel`].
+    pub fn set_codel(&self, codel: Option<Codel>) {
+        lock(&self.shared.room).codel = codel;
     }
 
     /// Refuses everybody who comes from now on. Those in line keep their place.
@@ -311,28 +391,56 @@ impl Shared {
         }
     }
 
-    /// Admits from the front of the line for as long as permits are free.
+    /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
+    fn try_enter(&self, priority: Priority) -> Result<Word, Word> {
+        self.word.try_enter(priority).or_else(|word| {
+            // A line of those who matter less, who have filled their part of the limit, is no line
+            // for this class.
+            if word.queued() == 0 || !word.has_room(priority) {
+                return Err(word);
+            }
+            let room = lock(&self.room);
+            match room.queue.first_class() {
+                Some(first) if first >= priority => Err(word),
+                _ => self.word.try_overtake(priority),
+            }
+        })
+    }
+
+    /// Admits waiters, of the highest class first, for as long as permits are free.
     ///
     /// Whoever frees a permit, raises the limit or joins the line calls this *after* the word says
     /// so; since the word has one modification order, one of the callers sees both the free permit
     /// and the waiter.
     fn admit_waiters(&self) {
         loop {
-            let mut room = lock(&self.room);
-            if self.word.admit_waiter().is_err() {
+            let told = self.admit_one(&mut lock(&self.room));
+            let Some(waker) = told else {
                 return;
-            }
-            let waker = room.queue.admit_front();
-            drop(room);
+            };
             // Waking may run the waiter at once: never under the lock.
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-            let word = self.word.load();
-            if word.queued() == 0 || !word.has_room() {
-                return;
+            waker.wake();
+            self.tell_if_emptied(self.word.load());
+        }
+    }
+
+    /// Admits one waiter or sheds one, and answers whom to wake.
+    fn admit_one(&self, room: &mut Room) -> Option<Waker> {
+        let class = room.queue.first_class()?;
+        if !self.word.load().has_room(class) {
+            return None;
+        }
+        let mut overloaded = false;
+        if let Some(codel) = &room.codel {
+            let now = Instant::now();
+            overloaded = room.queue.judge(class, codel, now);
+            if overloaded && let Some(stale) = room.queue.shed_stale(class, codel.patience(), now) {
+                self.word.unqueue();
+                return Some(stale);
             }
         }
+        self.word.admit_waiter(class).ok()?;
+        room.queue.admit(class, overloaded)
     }
 
     fn tell_if_emptied(&self, word: Word) {
@@ -402,11 +510,28 @@ pub enum RefusedReason {
     QueueFull,
     /// No permit came free in time.
     WaitTimeout,
+    /// The line had stopped absorbing bursts, see [`Codel`].
+    Overloaded,
+    /// The waiting room was full, and somebody came who matters more.
+    Displaced,
+    /// The wait would have lasted beyond the request's own deadline.
+    Deadline,
     /// The gate is closed.
     Closed,
 }
 
 impl RefusedReason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Full,
+        Self::QueueFull,
+        Self::WaitTimeout,
+        Self::Overloaded,
+        Self::Displaced,
+        Self::Deadline,
+        Self::Closed,
+    ];
+
     /// The reason as it stands in metrics and events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -414,6 +539,9 @@ impl RefusedReason {
             Self::Full => "full",
             Self::QueueFull => "queue_full",
             Self::WaitTimeout => "wait_timeout",
+            Self::Overloaded => "overloaded",
+            Self::Displaced => "displaced",
+            Self::Deadline => "deadline",
             Self::Closed => "closed",
         }
     }
@@ -452,8 +580,14 @@ impl Refused {
         Self::new(reason, word, Duration::ZERO)
     }
 
-    fn after(since: Instant, word: Word) -> Self {
-        Self::new(RefusedReason::WaitTimeout, word, since.elapsed())
+    fn after(since: Instant, word: Word, reason: RefusedReason) -> Self {
+        Self::new(reason, word, since.elapsed())
+    }
+
+    /// Refused because the wait would have lasted too long for the request.
+    #[cfg(all(feature = "layer", not(loom)))]
+    pub(crate) const fn for_deadline(self) -> Self {
+        Self::new(RefusedReason::Deadline, self.word, Duration::ZERO)
     }
 
     /// Why.
@@ -501,14 +635,21 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.reason {
             RefusedReason::Closed => f.write_str("the gate is closed"),
-            RefusedReason::Full | RefusedReason::QueueFull => write!(
+            RefusedReason::Full | RefusedReason::QueueFull | RefusedReason::Deadline => write!(
                 f,
                 "{} of {} permits are out and {} wait",
                 self.inflight(),
                 self.limit(),
                 self.queued()
             ),
-            RefusedReason::WaitTimeout => {
+            RefusedReason::Displaced => {
+                write!(
+                    f,
+                    "displaced by a request that matters more after {:?}",
+                    self.waited
+                )
+            }
+            RefusedReason::WaitTimeout | RefusedReason::Overloaded => {
                 write!(
                     f,
                     "no permit of {} came free in {:?}",

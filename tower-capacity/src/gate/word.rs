@@ -1,5 +1,6 @@
 //! The state of a gate in one atomic word.
 
+use super::Priority;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Bits of each of the three counts; the sixty-fourth bit says whether the gate is closed.
@@ -39,14 +40,14 @@ impl Word {
         self.0 & CLOSED != 0
     }
 
-    /// Whether a permit is free, for whoever is first in line.
-    pub(super) const fn has_room(self) -> bool {
-        self.inflight() < self.limit()
+    /// Whether a permit is free for this class.
+    pub(super) const fn has_room(self, priority: Priority) -> bool {
+        self.inflight() < priority.room_in(self.limit())
     }
 
-    /// Whether a newcomer may enter: a permit is free and nobody stands in line for it.
-    const fn admits_newcomer(self) -> bool {
-        self.has_room() && self.queued() == 0 && !self.is_closed()
+    /// Whether a newcomer may enter: a permit is free and nobody stands in line for one.
+    const fn admits_newcomer(self, priority: Priority) -> bool {
+        self.has_room(priority) && self.queued() == 0 && !self.is_closed()
     }
 
     /// Whether nobody is inside and nobody waits.
@@ -79,9 +80,17 @@ impl AtomicWord {
     }
 
     /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
-    pub(super) fn try_enter(&self) -> Result<Word, Word> {
+    pub(super) fn try_enter(&self, priority: Priority) -> Result<Word, Word> {
         self.update(|word| {
-            word.admits_newcomer()
+            word.admits_newcomer(priority)
+                .then_some(Word(word.0.wrapping_add(INFLIGHT)))
+        })
+    }
+
+    /// Enters past a line in which nobody of this class or a higher one stands.
+    pub(super) fn try_overtake(&self, priority: Priority) -> Result<Word, Word> {
+        self.update(|word| {
+            (word.has_room(priority) && !word.is_closed())
                 .then_some(Word(word.0.wrapping_add(INFLIGHT)))
         })
     }
@@ -106,10 +115,10 @@ impl AtomicWord {
         Word(self.0.fetch_sub(QUEUED, Ordering::AcqRel) - QUEUED)
     }
 
-    /// Moves one waiter inside, if a permit is free and somebody waits for it.
-    pub(super) fn admit_waiter(&self) -> Result<Word, Word> {
+    /// Moves one waiter of this class inside, if a permit is free for it.
+    pub(super) fn admit_waiter(&self, priority: Priority) -> Result<Word, Word> {
         self.update(|word| {
-            (word.has_room() && word.queued() > 0)
+            (word.has_room(priority) && word.queued() > 0)
                 .then_some(Word(word.0.wrapping_sub(QUEUED).wrapping_add(INFLIGHT)))
         })
     }
