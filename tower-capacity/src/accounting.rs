@@ -217,6 +217,11 @@ impl Accounting {
         self.limited.swap(false, Relaxed)
     }
 
+    /// Typical service time of the last window; zero before it.
+    pub(crate) fn typical(&self) -> Duration {
+        Duration::from_nanos(self.typical.load(Relaxed))
+    }
+
     /// Sets how many requests are timed, and from what age on an unfinished one is evidence.
     pub(crate) fn adapt(&self, throughput: f64, typical: Option<f64>) {
         let stride = (throughput / TIMED_PER_SECOND).max(1.0) as u32;

@@ -81,6 +81,7 @@ pub mod metrics;
 mod reject;
 mod sync;
 
+pub use crate::gate::Priority;
 #[cfg(not(loom))]
 pub use crate::limiter::{
     Admission, Admit, ConfigError, DrainTimeout, LimitChange, Limiter, LimiterBuilder,
@@ -89,7 +90,7 @@ pub use crate::limiter::{
 #[cfg(all(feature = "layer", not(loom)))]
 pub use crate::{
     classify::by_status,
-    layer::{Capacity, CapacityLayer, UpgradePermit},
+    layer::{Capacity, CapacityLayer, UpgradePermit, priority_header},
     reject::{DefaultReject, Reject, Shed, ShedHook},
 };
 

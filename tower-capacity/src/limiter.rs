@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub use crate::accounting::Outcome;
 use crate::{
     accounting::{Accounting, Stamp, Totals},
-    gate::{self, Acquire, Gate, GateConfig, GateSnapshot, Permit, Priority, Refused},
+    gate::{self, Acquire, Ask, Codel, Gate, GateConfig, GateSnapshot, Permit, Priority, Refused},
     limit::{Explanation, Limit, VerifiedGradient, Window},
     metrics::Metrics,
     sync::lock,
@@ -113,6 +113,7 @@ impl Limiter {
             bounds: LimiterBuilder::DEFAULT_BOUNDS,
             max_queue: None,
             max_wait: GateConfig::DEFAULT_MAX_WAIT,
+            codel: None,
             name: "default".into(),
         }
     }
@@ -124,6 +125,9 @@ impl Limiter {
         let mut config = GateConfig::new(initial).max_wait(builder.max_wait);
         if let Some(max_queue) = builder.max_queue {
             config = config.max_queue(max_queue);
+        }
+        if let Some(codel) = builder.codel {
+            config = config.codel(codel);
         }
         let accounting = Accounting::new();
         let opened = accounting.totals(0, true);
@@ -155,7 +159,16 @@ impl Limiter {
     ///
     /// [`Refused`] says why, and what the limit was.
     pub fn try_admit(&self) -> Result<Admission, Refused> {
-        self.try_enter()
+        self.try_admit_as(Priority::Default)
+    }
+
+    /// Admits now or not at all, past those who wait and matter less.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] says why, and what the limit was.
+    pub fn try_admit_as(&self, priority: Priority) -> Result<Admission, Refused> {
+        self.try_enter(priority)
             .inspect_err(|refused| self.note_refusal(refused))
     }
 
@@ -169,10 +182,25 @@ impl Limiter {
     ///
     /// Dropping the future gives back the place in line, or the permit that was on its way.
     pub fn admit(&self) -> Admit {
+        self.admit_with(Ask::new())
+    }
+
+    /// Admits as `ask` says. Otherwise as [`admit`](Self::admit).
+    ///
+    /// A request that would have to wait is refused at once, as
+    /// [`RefusedReason::Deadline`](crate::gate::RefusedReason::Deadline), if those in line and its
+    /// own service are expected to take longer than the time it has left.
+    pub fn admit_with(&self, ask: Ask) -> Admit {
+        let (priority, time_left) = ask.parts();
+        let gate = self.shared.gate.snapshot();
+        let doomed = time_left.is_some_and(|left| {
+            gate.makes_wait(priority) && self.expected_sojourn(gate.queued()) > left
+        });
         Admit {
-            acquire: self.shared.gate.acquire(),
+            acquire: self.shared.gate.acquire_with(ask),
             limiter: self.clone(),
             waiting_since: None,
+            refused: doomed.then(|| Refused::for_deadline(gate)),
         }
     }
 
@@ -222,8 +250,12 @@ impl Limiter {
         ((gate.inflight() + gate.queued()) as f64 / gate.limit().max(1) as f64).min(1.0)
     }
 
+    /// How long a request is expected to take, behind so many others; zero before the first window.
+    fn expected_sojourn(&self, queued: usize) -> Duration {
+        self.expected_drain(queued + 1) + self.shared.accounting.typical()
+    }
+
     /// How long `requests` are expected to take at the pace of the last window; zero before it.
-    #[cfg(feature = "layer")]
     pub(crate) fn expected_drain(&self, requests: usize) -> Duration {
         let throughput = f64::from_bits(self.shared.throughput.load(Relaxed));
         let seconds = requests as f64 / throughput;
@@ -313,8 +345,8 @@ impl Limiter {
     }
 
     /// Admits now, or says why not without counting a refusal: the request may still wait.
-    pub(crate) fn try_enter(&self) -> Result<Admission, Refused> {
-        let entered = self.shared.gate.enter(Priority::Default)?;
+    pub(crate) fn try_enter(&self, priority: Priority) -> Result<Admission, Refused> {
+        let entered = self.shared.gate.enter(priority)?;
         Ok(self.admission(None, entered))
     }
 
@@ -528,6 +560,7 @@ pub struct LimiterBuilder {
     bounds: RangeInclusive<usize>,
     max_queue: Option<usize>,
     max_wait: Duration,
+    codel: Option<Codel>,
     name: Box<str>,
 }
 
@@ -556,6 +589,15 @@ impl LimiterBuilder {
     /// Sets how long a request waits at most. Defaults to one second.
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = wait;
+        self
+    }
+
+    /// Sheds from a waiting room that has stopped absorbing bursts, and serves its newest first;
+    /// [`Codel::REQUESTS`] suits services that answer within milliseconds.
+    ///
+    /// Defaults to none: in order of arrival, as long as `max_wait` allows.
+    pub const fn codel(mut self, codel: Codel) -> Self {
+        self.codel = Some(codel);
         self
     }
 
@@ -671,6 +713,8 @@ pin_project! {
         acquire: Acquire,
         limiter: Limiter,
         waiting_since: Option<Instant>,
+        // Decided before it could wait.
+        refused: Option<Refused>,
     }
 }
 
@@ -680,6 +724,10 @@ impl Future for Admit {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let limiter = &*this.limiter;
+        if let Some(refused) = this.refused.take() {
+            limiter.note_refusal(&refused);
+            return Poll::Ready(Err(refused));
+        }
         let Poll::Ready(acquired) = this.acquire.poll(cx) else {
             limiter.shared.accounting.set_limited();
             this.waiting_since.get_or_insert_with(Instant::now);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 use tower_capacity::{
-    ConfigError, Limiter, LimiterSnapshot, Outcome,
-    gate::Gate,
+    ConfigError, Limiter, LimiterSnapshot, Outcome, Priority,
+    gate::{Ask, Gate, RefusedReason},
     limit::{Aimd, Fixed, Limit, VerifiedGradient, Window},
 };
 
@@ -246,6 +246,43 @@ async fn pressure_is_the_share_of_the_limit_in_use() {
     assert_eq!(limiter.pressure(), 0.25);
     let _rest: Vec<_> = (0..3).map(|_| limiter.try_admit().unwrap()).collect();
     assert_eq!(limiter.pressure(), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_turn_would_come_too_late_is_refused_at_once() {
+    let limiter = Limiter::builder()
+        .law(Fixed::new(1))
+        .max_queue(8)
+        .build()
+        .unwrap();
+    one_by_one(&limiter, 32, 10 * MS).await;
+    let ask = |left: u32| Ask::new().time_left(left * MS);
+    let free = limiter.admit_with(ask(1)).await;
+    let held = free.expect("whoever need not wait is admitted, however little time it has left");
+    let start = Instant::now();
+    // 10 ms for the one inside, 10 ms of its own.
+    let refused = limiter.admit_with(ask(19)).await.unwrap_err();
+    assert_eq!(refused.reason(), RefusedReason::Deadline);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+
+    // This one might make it, and waits no longer than it has left.
+    let refused = limiter.admit_with(ask(25)).await.unwrap_err();
+    assert_eq!(refused.reason(), RefusedReason::WaitTimeout);
+    assert_eq!(start.elapsed(), 25 * MS);
+    drop(held);
+    assert_eq!(limiter.snapshot().refusals(), 2);
+}
+
+#[tokio::test]
+async fn critical_requests_pass_those_that_wait_and_matter_less() {
+    let limiter = Limiter::builder().law(Fixed::new(20)).build().unwrap();
+    let background = || limiter.try_admit_as(Priority::Background);
+    let held: Vec<_> = std::iter::from_fn(|| background().ok()).collect();
+    assert_eq!(held.len(), 15);
+    let ask = Ask::new().priority(Priority::Background);
+    let mut waiting = tokio_test::task::spawn(limiter.admit_with(ask));
+    tokio_test::assert_pending!(waiting.poll());
+    assert!(limiter.try_admit_as(Priority::Critical).is_ok());
 }
 
 /// A law that answers what it is told to.

@@ -108,6 +108,7 @@ impl Place {
             shared.word.unqueue();
         }
         let wait = ask.max_wait.unwrap_or(room.max_wait);
+        let wait = ask.time_left.map_or(wait, |left| wait.min(left));
         let codel = room.codel;
         self.key = Some(
             room.queue

@@ -155,6 +155,7 @@ impl GateConfig {
 pub struct Ask {
     priority: Priority,
     max_wait: Option<Duration>,
+    time_left: Option<Duration>,
 }
 
 impl Ask {
@@ -163,6 +164,7 @@ impl Ask {
         Self {
             priority: Priority::Default,
             max_wait: None,
+            time_left: None,
         }
     }
 
@@ -176,6 +178,21 @@ impl Ask {
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = Some(wait);
         self
+    }
+
+    /// Says how long an answer is still worth anything: the request waits no longer than that,
+    /// and a [`Limiter`](crate::Limiter) refuses it at once if its turn would come too late.
+    /// Defaults to forever.
+    pub const fn time_left(mut self, left: Duration) -> Self {
+        self.time_left = Some(left);
+        self
+    }
+}
+
+impl Ask {
+    #[cfg(not(loom))]
+    pub(crate) const fn parts(&self) -> (Priority, Option<Duration>) {
+        (self.priority, self.time_left)
     }
 }
 
@@ -485,6 +502,12 @@ impl GateSnapshot {
         self.0.is_closed()
     }
 
+    /// Whether a newcomer of this class has to wait.
+    #[cfg(not(loom))]
+    pub(crate) const fn makes_wait(&self, priority: Priority) -> bool {
+        self.queued() > 0 || !self.0.has_room(priority)
+    }
+
     fn fields(self, f: &mut fmt::DebugStruct<'_, '_>) -> fmt::Result {
         f.field("limit", &self.limit())
             .field("inflight", &self.inflight())
@@ -585,9 +608,9 @@ impl Refused {
     }
 
     /// Refused because the wait would have lasted too long for the request.
-    #[cfg(all(feature = "layer", not(loom)))]
-    pub(crate) const fn for_deadline(self) -> Self {
-        Self::new(RefusedReason::Deadline, self.word, Duration::ZERO)
+    #[cfg(not(loom))]
+    pub(crate) const fn for_deadline(gate: GateSnapshot) -> Self {
+        Self::new(RefusedReason::Deadline, gate.0, Duration::ZERO)
     }
 
     /// Why.

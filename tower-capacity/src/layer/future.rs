@@ -83,13 +83,13 @@ where
         }
     }
 
-    pub(super) fn waiting(
+    pub(super) const fn waiting(
         service: S,
         request: Request<ReqBody>,
+        admit: Admit,
         upgrade: Option<UpgradePermit>,
         config: Arc<Config<R>>,
     ) -> Self {
-        let admit = config.limiter.admit();
         let waiting = Some(Waiting {
             service,
             request,

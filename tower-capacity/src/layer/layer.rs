@@ -1,11 +1,11 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{Response, request, response};
 use tower_layer::Layer;
 
-use super::Capacity;
+use super::{Capacity, ask::RequestConfig};
 use crate::{
-    Limiter, Outcome, classify,
+    Limiter, Outcome, Priority, classify,
     reject::{DefaultReject, Shed, ShedHook},
 };
 
@@ -36,7 +36,7 @@ pub(super) struct Config<R> {
     pub(super) limiter: Limiter,
     pub(super) upgrades: Option<Limiter>,
     pub(super) reject: R,
-    pub(super) bypass: Option<Arc<Bypass>>,
+    pub(super) request: RequestConfig,
     pub(super) shadow: bool,
     pub(super) response: ResponseConfig,
 }
@@ -48,7 +48,6 @@ pub(super) struct ResponseConfig {
     pub(super) release_on_headers: bool,
 }
 
-type Bypass = dyn Fn(&request::Parts) -> bool + Send + Sync;
 type Classify = dyn Fn(&response::Parts) -> Outcome + Send + Sync;
 
 impl CapacityLayer {
@@ -58,13 +57,13 @@ impl CapacityLayer {
     }
 
     /// Creates a layer around a limiter. Layers around clones of one limiter share its limit.
-    pub const fn new(limiter: Limiter) -> Self {
+    pub fn new(limiter: Limiter) -> Self {
         Self {
             config: Config {
                 limiter,
                 upgrades: None,
                 reject: DefaultReject,
-                bypass: None,
+                request: RequestConfig::default(),
                 shadow: false,
                 response: ResponseConfig::bypassed(),
             },
@@ -85,7 +84,44 @@ impl<R> CapacityLayer<R> {
         mut self,
         predicate: impl Fn(&request::Parts) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.config.bypass = Some(Arc::new(predicate));
+        self.config.request.bypass = Some(Arc::new(predicate));
+        self
+    }
+
+    /// Says how much a request matters, see [`Priority`].
+    ///
+    /// A permit that comes free goes to the highest class that waits, a full waiting room makes
+    /// place for it, and the lower classes stop before the limit is reached.
+    /// [`priority_header`](crate::priority_header) reads it from a header. Defaults to
+    /// [`Priority::Default`] for all.
+    ///
+    /// ```
+    /// use tower_capacity::{CapacityLayer, Priority};
+    ///
+    /// let layer = CapacityLayer::adaptive().priority(|request| match request.uri.path() {
+    ///     "/checkout" => Priority::Critical,
+    ///     path if path.starts_with("/reports") => Priority::Background,
+    ///     _ => Priority::Default,
+    /// });
+    /// # let app: axum::Router = axum::Router::new().layer(layer);
+    /// ```
+    pub fn priority(
+        mut self,
+        classify: impl Fn(&request::Parts) -> Priority + Send + Sync + 'static,
+    ) -> Self {
+        self.config.request.priority = Some(Arc::new(classify));
+        self
+    }
+
+    /// Says for how long the answer to a request is worth anything: it waits no longer, and is
+    /// refused at once if its turn would come too late.
+    ///
+    /// Defaults to the `grpc-timeout` of gRPC requests, and to forever for others.
+    pub fn time_left(
+        mut self,
+        read: impl Fn(&request::Parts) -> Option<Duration> + Send + Sync + 'static,
+    ) -> Self {
+        self.config.request.time_left = Some(Arc::new(read));
         self
     }
 
@@ -175,7 +211,7 @@ impl<R> CapacityLayer<R> {
             limiter,
             upgrades,
             reject: _,
-            bypass,
+            request,
             shadow,
             response,
         } = self.config;
@@ -184,7 +220,7 @@ impl<R> CapacityLayer<R> {
                 limiter,
                 upgrades,
                 reject: ShedHook::new(hook),
-                bypass,
+                request,
                 shadow,
                 response,
             },
@@ -197,12 +233,6 @@ impl<S, R: Clone> Layer<S> for CapacityLayer<R> {
 
     fn layer(&self, inner: S) -> Self::Service {
         Capacity::new(inner, Arc::new(self.config.clone()))
-    }
-}
-
-impl<R> Config<R> {
-    pub(super) fn bypasses(&self, request: &request::Parts) -> bool {
-        self.bypass.as_ref().is_some_and(|bypass| bypass(request))
     }
 }
 
@@ -232,7 +262,7 @@ impl<R: fmt::Debug> fmt::Debug for Config<R> {
             .field("limiter", &self.limiter)
             .field("upgrades", &self.upgrades)
             .field("reject", &self.reject)
-            .field("bypass", &self.bypass.is_some())
+            .field("request", &self.request)
             .field("shadow", &self.shadow)
             .field("classify", &self.response.classify.is_some())
             .field("release_on_headers", &self.response.release_on_headers)

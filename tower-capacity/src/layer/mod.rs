@@ -17,6 +17,7 @@
 //! never called keep it; they return it when the response head is ready; and they change the error
 //! type.
 
+mod ask;
 mod body;
 mod future;
 #[expect(
@@ -28,6 +29,6 @@ mod service;
 mod upgrade;
 
 pub use self::{
-    body::CapacityBody, future::CapacityFuture, layer::CapacityLayer, service::Capacity,
-    upgrade::UpgradePermit,
+    ask::priority_header, body::CapacityBody, future::CapacityFuture, layer::CapacityLayer,
+    service::Capacity, upgrade::UpgradePermit,
 };

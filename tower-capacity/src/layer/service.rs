@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Limiter,
-    gate::{Refused, RefusedReason},
+    gate::{Ask, Refused, RefusedReason},
     reject::{Reject, Shed},
 };
 
@@ -67,9 +67,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        if self.config.bypass.is_some() {
+        let mut ask = Ask::new();
+        if self.config.request.reads() {
             let (parts, body) = request.into_parts();
-            let bypasses = self.config.bypasses(&parts);
+            let bypasses = self.config.request.bypasses(&parts);
+            if !bypasses {
+                ask = self.config.request.ask(&parts);
+            }
             request = Request::from_parts(parts, body);
             if bypasses {
                 return CapacityFuture::bypassed(self.inner.call(request));
@@ -84,7 +88,7 @@ where
             let (admission, _would) = config.limiter.admit_anyway();
             return CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config);
         }
-        match config.limiter.try_enter() {
+        match config.limiter.try_enter(ask.parts().0) {
             Ok(admission) => {
                 CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config)
             }
@@ -92,7 +96,9 @@ where
                 // The instance that was polled ready goes into the future, not a clone of it.
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
-                CapacityFuture::waiting(ready, request, upgrade, Arc::clone(config))
+                let ask = config.request.with_grpc_timeout(ask, request.headers());
+                let admit = config.limiter.admit_with(ask);
+                CapacityFuture::waiting(ready, request, admit, upgrade, Arc::clone(config))
             }
             Err(refused) => {
                 config.limiter.note_refusal(&refused);

@@ -6,11 +6,11 @@ use std::{
 };
 
 use futures_util::future::{Ready, ready};
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{Layer, Service};
-use tower_capacity::{Capacity, CapacityLayer, Limiter};
+use tower_capacity::{Capacity, CapacityLayer, Limiter, priority_header};
 use tower_test::mock;
 
 use crate::support::fixed;
@@ -30,13 +30,17 @@ fn request() -> Request<()> {
     Request::new(())
 }
 
+type Called = task::Spawn<<Capacity<Mock> as Service<Request<()>>>::Future>;
+
 /// Waits for readiness and calls, as every caller of a service must.
-fn call(
-    service: &mut Capacity<Mock>,
-) -> task::Spawn<<Capacity<Mock> as Service<Request<()>>>::Future> {
+fn call_with(service: &mut Capacity<Mock>, request: Request<()>) -> Called {
     let mut readiness = task::spawn(());
     assert_ready_ok!(readiness.enter(|cx, _| service.poll_ready(cx)));
-    task::spawn(service.call(request()))
+    task::spawn(service.call(request))
+}
+
+fn call(service: &mut Capacity<Mock>) -> Called {
+    call_with(service, request())
 }
 
 fn status<B>(response: &Response<B>) -> StatusCode {
@@ -232,4 +236,45 @@ async fn everything_can_be_printed() {
     let mut service = layer.layer(Strict { ready: true });
     let text = format!("{layer:?} {service:?} {:?}", service.call(request()));
     assert!(text.contains("limit: 20"), "{text}");
+}
+
+#[tokio::test]
+async fn a_critical_request_is_served_before_those_that_waited_longer() {
+    let limiter = fixed(1, 2);
+    let (service, mut handle) = mock::pair::<Request<()>, Response<Body>>();
+    let layer = CapacityLayer::new(limiter.clone())
+        .priority(priority_header(HeaderName::from_static("x-priority")));
+    let mut service = layer.layer(service);
+    handle.allow(3);
+    let mut ask = |class: &str| {
+        let request = Request::builder().uri(class).header("x-priority", class);
+        call_with(&mut service, request.body(()).unwrap())
+    };
+    let mut running = ask("default");
+    let mut usual = ask("default");
+    let mut critical = ask("critical");
+    assert_pending!(running.poll());
+    assert_pending!(usual.poll());
+    assert_pending!(critical.poll());
+    let _first = handle.next_request().await.unwrap();
+    drop(running);
+    assert!(critical.is_woken() && !usual.is_woken());
+    assert_pending!(critical.poll());
+    let (request, _send) = handle.next_request().await.unwrap();
+    assert_eq!(request.uri(), "critical");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_request_waits_no_longer_than_its_deadline() {
+    let (mut service, _handle, limiter) = limited(1, 2);
+    let _held = limiter.try_admit().unwrap();
+    let start = tokio::time::Instant::now();
+    let request = Request::builder()
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "30m")
+        .body(())
+        .unwrap();
+    let response = service.call(request).await.unwrap();
+    assert_eq!(start.elapsed(), std::time::Duration::from_millis(30));
+    assert_eq!(response.headers()["grpc-status"], "8");
 }
