@@ -26,12 +26,13 @@ use crate::{
     sync::lock,
 };
 
-/// A window lasts at least this long, and at least 2.5 service times (DESIGN of the law: a limit
-/// takes one service time to show in throughput, and the next one and a half to measure it).
+/// A window lasts at least this long, and at least 2.5 service times: a limit takes one service
+/// time to show in throughput, and one and a half more to be measured.
 const MIN_WINDOW: Duration = Duration::from_millis(50);
 const SERVICE_TIMES: f64 = 2.5;
 /// A window this old closes with few completions, and one ten times as old with none.
 const MAX_WINDOW: Duration = Duration::from_secs(1);
+const FEW: u64 = 8;
 const STALE_WINDOW: Duration = Duration::from_secs(10);
 /// Completions that mean something: the mean of exponential times has a standard error below a
 /// tenth.
@@ -39,7 +40,6 @@ const ENOUGH: u64 = 128;
 /// Fewer do if their times differ little: so many, with a standard error below this.
 const STEADY: u64 = 32;
 const STEADY_ERROR: f64 = 0.05;
-const FEW: u64 = 8;
 /// An open window is looked at no more often than this.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Explained changes of the limit that are kept.
