@@ -32,18 +32,34 @@
 //!
 //! # What it keeps
 //!
-//! * A key never gets more than `burst + rate × time`, exactly, under any concurrency.
+//! * A key never gets more than `burst + rate × time`, exactly, under any concurrency. Several
+//!   quotas are charged all or none.
 //! * Memory is taken when the limiter is built and never grows. A flood of new keys cannot reset
 //!   an exhausted one, see [`OnFull`].
 //! * Refusing costs less than serving: no allocation, no clock calibration, no log line each.
+//! * A caller cannot choose its address: a forwarding header is read only from trusted proxies,
+//!   from the right, see [`key::forwarded`].
 //! * Errors of the inner service pass untouched; a refusal is a response.
 //! * No panic, no 500: a request without a key has a [policy](key::MissingKey) too.
+//!
+//! # Where to find what
+//!
+//! | you want | see |
+//! |---|---|
+//! | a key other than the peer address | [`key`] |
+//! | several quotas, costs, costs known only afterwards | [`Policy`] |
+//! | plans, in-flight limits, room for keys | [`LimiterBuilder`] |
+//! | quotas of a key's own, lists, shadow mode, headers | [`RateLimitLayer`] |
+//! | to change quotas while running | [`Limiter::set_policies`] |
+//! | other answers | [`answer`] |
+//! | to stay within somebody else's limits | [`shaper`] |
 //!
 //! # What you will see
 //!
 //! With the `metrics` feature, [counters](metrics) by policy and outcome, never by key. With the
 //! `tracing` feature, an event at `debug` for refusals, at most one a second per limiter, and at
-//! `trace` for every request; keys appear as seeded hashes only.
+//! `trace` for every request; keys appear as seeded hashes only. Mistakes in the setup that show
+//! in traffic are told once, see [`Warning`].
 //!
 //! # When not to use it
 //!

@@ -4,7 +4,10 @@ use std::{
     fmt,
     hash::{BuildHasher, Hash, RandomState},
     panic::Location,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -59,6 +62,9 @@ struct Inner {
     columns: Box<[Arc<str>]>,
     /// The names of `sets`; the first has none.
     plans: Box<[Arc<str>]>,
+    /// What was built. Reading it costs a load, so it is what counts until policies change.
+    first: Sets,
+    changed: AtomicBool,
     sets: ArcSwap<Sets>,
     /// Held while the policies change.
     changing: Mutex<()>,
@@ -69,7 +75,7 @@ struct Inner {
 }
 
 /// What each plan enforces.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sets(Box<[Arc<Ruleset>]>);
 
 impl Limiter {
@@ -114,12 +120,13 @@ impl Limiter {
     pub fn check_n(&self, key: impl Hash, cells: u64) -> Result<Decision, LimitError> {
         let rules = self.rules();
         let fingerprint = self.fingerprint(key);
-        self.admit(&rules, fingerprint, &Charge::each(cells))?;
-        let Inner { table, clock, .. } = &*self.inner;
-        let remaining = rules.remaining(table, table.find(fingerprint), clock.now());
-        Ok(Decision { remaining })
+        let ruling = self.admit(&rules, fingerprint, &Charge::each(cells))?;
+        Ok(Decision {
+            remaining: rules.left_by(&ruling),
+        })
     }
 
+    #[inline]
     fn admit(
         &self,
         rules: &Ruleset,
@@ -198,7 +205,11 @@ impl Limiter {
         let rules = self.rules();
         let Inner { table, clock, .. } = &*self.inner;
         let now = clock.now();
-        let slot = table.claim(self.fingerprint(key), |slot| rules.debt(table, slot, now));
+        let slot = table.claim(
+            self.fingerprint(key),
+            || now,
+            |slot, now| rules.debt(table, slot, now),
+        );
         if let Some(slot) = slot {
             rules.adjust(table, slot, |_, rule, tat| {
                 rule.gcra.charge_anyway(tat, now, cells)
@@ -262,6 +273,7 @@ impl Limiter {
             clock,
             columns,
             sets,
+            changed,
             changing,
             ..
         } = &*self.inner;
@@ -274,6 +286,7 @@ impl Limiter {
         new[self.plan] = Arc::clone(&rules);
         rules.take_over(old, table, clock.now(), true);
         sets.store(Arc::new(Sets(new)));
+        changed.store(true, Ordering::Release);
         rules.take_over(old, table, clock.now(), false);
         Ok(())
     }
@@ -322,42 +335,57 @@ impl Limiter {
     }
 
     /// What this handle's plan enforces.
-    pub(crate) fn rules(&self) -> Rules {
-        Rules {
-            sets: self.inner.sets.load(),
-            plan: self.plan,
-        }
+    #[inline]
+    pub(crate) fn rules(&self) -> Rules<'_> {
+        self.rules_at(self.plan)
     }
 
     /// What the plan `name` enforces; this handle's plan when there is no such plan.
-    pub(crate) fn rules_of(&self, name: Option<&str>) -> Rules {
-        let plan = name
-            .and_then(|name| self.plan_index(name))
-            .unwrap_or(self.plan);
-        Rules {
-            sets: self.inner.sets.load(),
-            plan,
+    pub(crate) fn rules_of(&self, name: Option<&str>) -> Rules<'_> {
+        self.rules_at(
+            name.and_then(|name| self.plan_index(name))
+                .unwrap_or(self.plan),
+        )
+    }
+
+    #[inline]
+    fn rules_at(&self, plan: usize) -> Rules<'_> {
+        let Inner {
+            first,
+            changed,
+            sets,
+            ..
+        } = &*self.inner;
+        if changed.load(Ordering::Acquire) {
+            Rules::Current(sets.load(), plan)
+        } else {
+            Rules::First(&first.0[plan])
         }
     }
 
     /// The secret that keys are hashed with.
+    #[inline]
     pub(crate) fn seed(&self) -> &RandomState {
         &self.inner.seed
     }
 
+    #[inline]
     pub(crate) fn watch(&self) -> &Watch {
         &self.inner.watch
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> u64 {
         self.inner.clock.now()
     }
 
+    #[inline]
     pub(crate) fn inflight_counts(&self) -> Option<&Arc<InflightCounts>> {
         self.inner.inflight.as_ref()
     }
 
     /// Charges every rule, or none; `None` when a new key is refused for lack of room.
+    #[inline]
     pub(crate) fn charge(
         &self,
         rules: &Ruleset,
@@ -365,7 +393,8 @@ impl Limiter {
         charge: &Charge,
     ) -> Option<Ruling> {
         let Inner { table, clock, .. } = &*self.inner;
-        let slot = table.claim(fingerprint, |slot| rules.debt(table, slot, clock.now()));
+        let debt = |slot, now| rules.debt(table, slot, now);
+        let slot = table.claim(fingerprint, || clock.now(), debt);
         let Some(slot) = slot else {
             rules.meter().count(Outcome::Limited);
             return None;
@@ -375,6 +404,7 @@ impl Limiter {
         Some(ruling)
     }
 
+    #[inline]
     fn report(&self, rules: &Ruleset, fingerprint: u64, ruling: &Ruling) {
         for (index, rule) in rules.rules().iter().enumerate() {
             if ruling.violated.contains(index) {
@@ -391,6 +421,7 @@ impl Limiter {
         let _ = fingerprint;
     }
 
+    #[inline]
     fn fingerprint(&self, key: impl Hash) -> u64 {
         fingerprint(self.seed().hash_one(key))
     }
@@ -411,22 +442,29 @@ impl fmt::Debug for Limiter {
 }
 
 /// The rules of one plan, as they were when they were looked up.
-pub(crate) struct Rules {
-    sets: Guard<Arc<Sets>>,
-    plan: usize,
+pub(crate) enum Rules<'a> {
+    First(&'a Arc<Ruleset>),
+    Current(Guard<Arc<Sets>>, usize),
 }
 
-impl std::ops::Deref for Rules {
-    type Target = Ruleset;
-
-    fn deref(&self) -> &Ruleset {
-        &self.sets.0[self.plan]
+impl Rules<'_> {
+    fn keep(&self) -> Arc<Ruleset> {
+        match self {
+            Self::First(rules) => Arc::clone(rules),
+            Self::Current(sets, plan) => Arc::clone(&sets.0[*plan]),
+        }
     }
 }
 
-impl Rules {
-    fn keep(&self) -> Arc<Ruleset> {
-        Arc::clone(&self.sets.0[self.plan])
+impl std::ops::Deref for Rules<'_> {
+    type Target = Ruleset;
+
+    #[inline]
+    fn deref(&self) -> &Ruleset {
+        match self {
+            Self::First(rules) => rules,
+            Self::Current(sets, plan) => &sets.0[*plan],
+        }
     }
 }
 
@@ -598,7 +636,9 @@ impl LimiterBuilder {
                 table,
                 clock,
                 seed: RandomState::new(),
-                sets: ArcSwap::from_pointee(Sets(sets)),
+                sets: ArcSwap::from_pointee(Sets(sets.clone())),
+                first: Sets(sets),
+                changed: AtomicBool::new(false),
                 plans: plans.into_iter().map(|(name, _)| name).collect(),
                 columns: columns.into(),
                 changing: Mutex::new(()),
@@ -692,7 +732,7 @@ impl Receipt {
     /// A receipt for what `rules` have charged.
     pub(crate) fn new(
         limiter: &Limiter,
-        rules: &Rules,
+        rules: &Rules<'_>,
         fingerprint: u64,
         charge: Charge,
         which: Settle,

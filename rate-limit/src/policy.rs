@@ -112,6 +112,7 @@ impl Policy {
     }
 
     /// Whether the policy only reports.
+    #[inline]
     #[must_use]
     pub fn is_shadow(&self) -> bool {
         self.shadow
@@ -122,10 +123,12 @@ impl Policy {
     }
 
     /// What `request` costs; 1 unless the policy says otherwise.
+    #[inline]
     pub(crate) fn cost_of(&self, request: &RequestHead<'_>) -> u64 {
         self.cost.as_ref().map_or(1, |cost| cost(request))
     }
 
+    #[inline]
     pub(crate) fn settlement(&self) -> Option<&SettleFn> {
         self.settle.as_deref()
     }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use governor::{RateLimiter, middleware::NoOpMiddleware};
+use governor::{
+    RateLimiter,
+    middleware::{StateInformationMiddleware, StateSnapshot},
+};
 use http::HeaderValue;
 
 use crate::{
@@ -16,7 +19,7 @@ use crate::{
     key::RequestHead,
     metrics::Meter,
     policy::check_name,
-    store::{Probe, Slot, StandingClock, Store, Table, Tick},
+    store::{Probe, Slot, StandingClock, Store, Table},
 };
 
 /// A policy, ready to decide.
@@ -42,7 +45,7 @@ pub(crate) struct Ruleset {
     settles: bool,
 }
 
-type Governor = RateLimiter<Probe, Store, StandingClock, NoOpMiddleware<Tick>>;
+type Governor = RateLimiter<Probe, Store, StandingClock, StateInformationMiddleware>;
 
 /// What to charge for one request.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,7 @@ pub(crate) struct Charge {
 
 impl Charge {
     /// The same number of cells for every rule.
+    #[inline]
     pub(crate) fn each(cells: u64) -> Self {
         Self {
             cells: [cells; MAX_POLICIES],
@@ -62,6 +66,7 @@ impl Charge {
     }
 
     /// What `rules` say that `request` costs.
+    #[inline]
     pub(crate) fn of(rules: &Ruleset, request: &RequestHead<'_>, own: Option<Gcra>) -> Self {
         let mut charge = Self {
             own,
@@ -83,6 +88,7 @@ impl Charge {
         self
     }
 
+    #[inline]
     pub(crate) fn gcra<'a>(&'a self, index: usize, rule: &'a Rule) -> &'a Gcra {
         match &self.own {
             Some(own) if index == 0 => own,
@@ -90,13 +96,14 @@ impl Charge {
         }
     }
 
+    #[inline]
     pub(crate) fn cells(&self, index: usize) -> u64 {
         self.cells[index]
     }
 }
 
 /// What a ruleset decided, and the state it left behind.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ruling {
     /// The TAT of each rule after the decision.
     pub(crate) tats: [u64; MAX_POLICIES],
@@ -106,11 +113,24 @@ pub(crate) struct Ruling {
     pub(crate) shadowed: Mask,
     /// How long until `violated` would be empty.
     pub(crate) excess: Option<Excess>,
+    at: At,
+}
+
+/// When a ruling was made, for those who want to know more about it.
+#[derive(Clone, Debug)]
+enum At {
+    /// By us, at this time.
+    Time(u64),
+    /// By governor, which admitted it and left this.
+    Snapshot(StateSnapshot),
+    /// By governor, which did not.
+    Exhausted,
 }
 
 impl Ruling {
-    fn new() -> Self {
+    fn new(at: At) -> Self {
         Self {
+            at,
             tats: [0; MAX_POLICIES],
             violated: Mask::default(),
             shadowed: Mask::default(),
@@ -118,6 +138,7 @@ impl Ruling {
         }
     }
 
+    #[inline]
     pub(crate) fn admits(&self) -> bool {
         self.violated.is_empty()
     }
@@ -141,10 +162,12 @@ impl Ruling {
 pub(crate) struct Mask(u8);
 
 impl Mask {
+    #[inline]
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
 
+    #[inline]
     pub(crate) fn contains(self, index: usize) -> bool {
         self.0 & (1 << index) != 0
     }
@@ -196,16 +219,19 @@ impl Ruleset {
         })
     }
 
+    #[inline]
     pub(crate) fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
     /// Whether any rule learns its cost from the response.
+    #[inline]
     pub(crate) fn settles(&self) -> bool {
         self.settles
     }
 
     /// The counters for what concerns no policy in particular.
+    #[inline]
     pub(crate) fn meter(&self) -> &Meter {
         // There is at least one rule, see `new`.
         &self.rules[0].meter
@@ -224,6 +250,22 @@ impl Ruleset {
                 .remaining(slot.map_or(0, |slot| table.read(slot, rule.column)), now)
         };
         self.rules.iter().map(remaining).min().unwrap_or(0)
+    }
+
+    /// How many cells `ruling` has left under the tightest rule.
+    #[inline]
+    pub(crate) fn left_by(&self, ruling: &Ruling) -> u64 {
+        match &ruling.at {
+            At::Time(now) => {
+                let rules = self.rules.iter().zip(ruling.tats);
+                rules
+                    .map(|(rule, tat)| rule.gcra.remaining(tat, *now))
+                    .min()
+                    .unwrap_or(0)
+            }
+            At::Snapshot(snapshot) => snapshot.remaining_burst_capacity().into(),
+            At::Exhausted => 0,
+        }
     }
 
     /// Replaces the TAT of every rule by what `next` makes of it.
@@ -274,6 +316,7 @@ impl Ruleset {
     /// One cell of one quota is governor's to decide. The rest (several cells, several quotas,
     /// quotas of a key's own, rates that governor would round) is decided here, on the same
     /// entries.
+    #[inline]
     pub(crate) fn charge(
         &self,
         table: &Table,
@@ -290,12 +333,17 @@ impl Ruleset {
         }
     }
 
+    #[inline]
     fn charge_governor(&self, governor: &Governor, slot: Slot, clock: &Clock) -> Ruling {
         let probe = Probe::new(slot);
         let outcome = governor.check_key(&probe);
-        let mut ruling = Ruling::new();
+        let (at, not_until) = match outcome {
+            Ok(snapshot) => (At::Snapshot(snapshot), None),
+            Err(not_until) => (At::Exhausted, Some(not_until)),
+        };
+        let mut ruling = Ruling::new(at);
         ruling.tats[0] = probe.tat();
-        if let Err(not_until) = outcome {
+        if let Some(not_until) = not_until {
             let wait = not_until.earliest_possible().0.saturating_sub(clock.now());
             // At least 1: this reading is later than governor's, by which it did not conform.
             ruling.exceed(0, &self.rules[0], Excess::Wait(wait.max(1)));
@@ -303,8 +351,9 @@ impl Ruleset {
         ruling
     }
 
+    #[inline]
     fn charge_one(&self, table: &Table, slot: Slot, now: u64, charge: &Charge) -> Ruling {
-        let mut ruling = Ruling::new();
+        let mut ruling = Ruling::new(At::Time(now));
         let rule = &self.rules[0];
         let gcra = charge.gcra(0, rule);
         let word = table.tat(slot, rule.column);
@@ -329,7 +378,7 @@ impl Ruleset {
     }
 
     fn charge_all(&self, table: &Table, slot: Slot, now: u64, charge: &Charge) -> Ruling {
-        let mut ruling = Ruling::new();
+        let mut ruling = Ruling::new(At::Time(now));
         let mut next = [None; MAX_POLICIES];
         let _guard = table.lock(slot);
         for (index, rule) in self.rules.iter().enumerate() {

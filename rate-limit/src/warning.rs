@@ -102,6 +102,7 @@ impl Watch {
     }
 
     /// Looks at one in 64 requests of each thread.
+    #[inline]
     pub(crate) fn request(
         &self,
         keyed_by: KeyedBy,

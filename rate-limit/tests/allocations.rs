@@ -98,9 +98,8 @@ fn lists_plans_and_costs_allocate_nothing() {
         .policy(Policy::new("api", Quota::count(2).per(HOUR)).cost(|_| 1))
         .plan(
             "pro",
-            [Policy::new("api", Quota::count(2).per(HOUR)).settle(|_| Some(1))],
+            [Policy::new("api", Quota::count(2).per(HOUR)).cost(|_| 1)],
         )
-        .max_inflight(5)
         .build()
         .unwrap();
     let layer = RateLimitLayer::from_limiter(limiter)
@@ -110,6 +109,18 @@ fn lists_plans_and_costs_allocate_nothing() {
         .plan(|_| Some("pro"));
     assert_allocates_nothing(&layer, "application/json");
     assert!(refused(&layer));
+}
+
+#[test]
+fn what_an_admitted_request_takes_along_is_one_allocation() {
+    let limiter = Limiter::builder()
+        .policy(Policy::new("api", Quota::count(5).per(HOUR)).settle(|_| Some(1)))
+        .max_inflight(5)
+        .build()
+        .unwrap();
+    let layer = RateLimitLayer::from_limiter(limiter);
+    call(&layer, request("text/plain"));
+    assert_eq!(call(&layer, request("text/plain")), (StatusCode::OK, 1));
 }
 
 #[test]

@@ -207,7 +207,6 @@ fn threads_on_one_key_never_get_more_than_burst_plus_rate_times_time() {
                 .map(|worker| worker.join().unwrap())
                 .sum()
         });
-        // `advance` is not atomic across threads, so the clock itself says how far it came.
         let bound = 1_000 + clock.elapsed().as_nanos() as u64 / 1_000;
         assert!(taken <= bound, "{taken} over {bound}");
         assert!(

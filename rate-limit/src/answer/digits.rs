@@ -27,6 +27,7 @@ pub(super) fn small(value: u8) -> HeaderValue {
     }
 }
 
+#[inline]
 fn number(number: u128) -> HeaderValue {
     let (mut leading, mut zeros) = (number, 0);
     while leading > LARGEST as u128 {

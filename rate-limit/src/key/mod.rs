@@ -111,6 +111,7 @@ impl Key {
         }
     }
 
+    #[inline]
     pub(crate) fn keyed_by(&self) -> KeyedBy {
         self.keyed_by
     }
@@ -121,6 +122,7 @@ impl Key {
     }
 
     /// The hash of the key; `None` when the request has none.
+    #[inline]
     pub(crate) fn find(&self, head: &RequestHead<'_>, seed: &RandomState) -> Option<u64> {
         (self.find)(head, seed)
     }
@@ -234,6 +236,7 @@ pub struct RequestHead<'a> {
 
 impl<'a> RequestHead<'a> {
     /// The head of `request`.
+    #[inline]
     #[must_use]
     pub fn of<B>(request: &'a Request<B>) -> Self {
         Self {
@@ -264,6 +267,7 @@ impl<'a> RequestHead<'a> {
     }
 
     /// The headers.
+    #[inline]
     #[must_use]
     pub fn headers(&self) -> &'a HeaderMap {
         self.headers
@@ -281,6 +285,7 @@ impl<'a> RequestHead<'a> {
     }
 
     /// The extensions, where servers leave the peer address and middleware its findings.
+    #[inline]
     #[must_use]
     pub fn extensions(&self) -> &'a Extensions {
         self.extensions

@@ -100,6 +100,7 @@ impl std::fmt::Debug for PeerKey {
 /// The hash of the group that `ip` belongs to. Mapped addresses are turned into IPv4 *before*
 /// masking: masked first, all of IPv4 would be one IPv6 network (CVE-2026-30827 in another
 /// stack).
+#[inline]
 pub(super) fn hash_ip(ip: IpAddr, ipv6_prefix: u8, seed: &RandomState) -> u64 {
     match ip.to_canonical() {
         IpAddr::V4(ip) => seed.hash_one((4u8, u32::from(ip))),

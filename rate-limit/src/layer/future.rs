@@ -6,7 +6,7 @@ use std::{
 use http::Response;
 use pin_project_lite::pin_project;
 
-use super::{RateLimitBody, service::Pass};
+use super::{RateLimitBody, service::Extras};
 use crate::policy::ResponseHead;
 
 pin_project! {
@@ -26,15 +26,15 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
-        Admitted { #[pin] future: F, pass: Pass },
+        Admitted { #[pin] future: F, extras: Option<Box<Extras>> },
         Refused { response: Option<Response<RateLimitBody<B>>> },
     }
 }
 
 impl<F, B> RateLimitFuture<F, B> {
-    pub(super) fn admitted(future: F, pass: Pass) -> Self {
+    pub(super) fn admitted(future: F, extras: Option<Box<Extras>>) -> Self {
         Self {
-            state: State::Admitted { future, pass },
+            state: State::Admitted { future, extras },
         }
     }
 
@@ -55,17 +55,17 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Admitted { future, pass } => {
+            StateProj::Admitted { future, extras } => {
                 let response = match ready!(future.poll(cx)) {
                     Ok(response) => response,
                     Err(error) => {
                         // Without a response there is nothing to settle by: a reservation goes
                         // back, as it does when this future is dropped.
-                        *pass = Pass::default();
+                        *extras = None;
                         return Poll::Ready(Err(error));
                     }
                 };
-                Poll::Ready(Ok(finish(response, std::mem::take(pass))))
+                Poll::Ready(Ok(finish(response, extras.take())))
             }
             StateProj::Refused { response } => Poll::Ready(Ok(response
                 .take()
@@ -74,13 +74,16 @@ where
     }
 }
 
-fn finish<B>(response: Response<B>, pass: Pass) -> Response<RateLimitBody<B>> {
-    let Pass {
+fn finish<B>(response: Response<B>, extras: Option<Box<Extras>>) -> Response<RateLimitBody<B>> {
+    let Some(extras) = extras else {
+        return response.map(RateLimitBody::inner);
+    };
+    let Extras {
         receipt,
         inflight,
         stamp,
         stamp_redirects,
-    } = pass;
+    } = *extras;
     let (mut parts, body) = response.into_parts();
     if let Some(receipt) = receipt {
         receipt.settle(&ResponseHead::new(&parts));

@@ -1,10 +1,11 @@
 use std::{
     hash::BuildHasher,
+    mem,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{HeaderValue, Request, Response, header::RETRY_AFTER};
+use http::{HeaderValue, Request, Response, header::RETRY_AFTER, request};
 use tower_service::Service;
 
 use super::{RateLimitBody, RateLimitFuture, layer::Settings};
@@ -70,64 +71,67 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        match self.decide(request) {
-            Ok((request, pass)) => RateLimitFuture::admitted(self.inner.call(request), pass),
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        match self.decide(&mut request) {
+            Ok(extras) => RateLimitFuture::admitted(self.inner.call(request), extras),
             Err(response) => RateLimitFuture::refused(response),
         }
     }
 }
 
-/// What an admitted request takes along.
-#[derive(Debug, Default)]
-pub(super) struct Pass {
+/// What an admitted request takes along, if it has anything to. In a box, because most have not,
+/// and futures are moved about.
+#[derive(Debug)]
+pub(super) struct Extras {
     /// What was charged and may be settled once the response is known.
     pub(super) receipt: Option<Receipt>,
     /// The count of this request among those of its key in flight.
     pub(super) inflight: Option<Inflight>,
     /// Headers for the response.
-    pub(super) stamp: Option<Box<Stamp>>,
+    pub(super) stamp: Option<Stamp>,
     /// Whether they go on redirects too.
     pub(super) stamp_redirects: bool,
 }
 
 impl<S, A> RateLimit<S, A> {
-    /// The response to `request` if it is refused; the request itself if it is not.
+    /// The response to `request` if it is refused; its head goes into the answer.
     #[expect(
         clippy::result_large_err,
-        reason = "both move straight on into the future"
+        reason = "it moves straight on into the future"
     )]
+    #[inline]
     fn decide<ReqBody, ResBody>(
         &self,
-        request: Request<ReqBody>,
-    ) -> Result<(Request<ReqBody>, Pass), Response<RateLimitBody<ResBody>>>
+        request: &mut Request<ReqBody>,
+    ) -> Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>
     where
         A: Answer<ResBody>,
     {
         let settings = &*self.settings;
         let limiter = &settings.limiter;
-        let head = RequestHead::of(&request);
+        let head = RequestHead::of(request);
         let rules = match &settings.plan {
             Some(plan) => limiter.rules_of(plan(&head)),
             None => limiter.rules(),
         };
         let count = |outcome| rules.meter().count(outcome);
-        let refuse = |request: Request<ReqBody>, limited: &Limited<'_>, stamp: Option<&Stamp>| {
-            if settings.shadow {
-                return Ok((request, Pass::default()));
-            }
-            let (parts, _body) = request.into_parts();
-            let mut response = self.answer.answer(limited, parts);
-            if let Some(stamp) = stamp {
-                stamp_refusal(&mut response, stamp);
-            }
-            Err(response)
-        };
-        let refuse_for = |request, reason| refuse(request, &Limited::other(reason), None);
+        let refuse =
+            |request: &mut Request<ReqBody>, limited: &Limited<'_>, stamp: Option<&Stamp>| {
+                if settings.shadow {
+                    return Ok(None);
+                }
+                let mut response = self.answer.answer(limited, take_parts(request));
+                if let Some(stamp) = stamp {
+                    stamp_refusal(&mut response, stamp);
+                }
+                Err(response)
+            };
+        let refuse_for =
+            |request: &mut Request<ReqBody>, reason| refuse(request, &Limited::other(reason), None);
 
         if settings.bypass.as_ref().is_some_and(|bypass| bypass(&head)) {
             count(Outcome::Bypassed);
-            return Ok((request, Pass::default()));
+            return Ok(None);
         }
         let seed = limiter.seed();
         let key = settings.key.find(&head, seed);
@@ -138,7 +142,7 @@ impl<S, A> RateLimit<S, A> {
             }
             if settings.lists(&settings.allow, &head, key) {
                 count(Outcome::Bypassed);
-                return Ok((request, Pass::default()));
+                return Ok(None);
             }
         }
         limiter.watch().request(
@@ -153,17 +157,17 @@ impl<S, A> RateLimit<S, A> {
                 count(Outcome::NoKey);
                 match settings.missing_key {
                     MissingKey::Share => seed.hash_one(NO_KEY),
-                    MissingKey::Allow => return Ok((request, Pass::default())),
+                    MissingKey::Allow => return Ok(None),
                     MissingKey::Deny => return refuse_for(request, Reason::NoKey),
                 }
             }
         };
         let fingerprint = fingerprint(key);
 
-        let mut pass = Pass::default();
+        let mut inflight = None;
         if let Some(counts) = limiter.inflight_counts() {
-            pass.inflight = counts.enter(fingerprint);
-            if pass.inflight.is_none() {
+            inflight = counts.enter(fingerprint);
+            if inflight.is_none() {
                 count(Outcome::Limited);
                 return refuse_for(request, Reason::Inflight);
             }
@@ -183,18 +187,35 @@ impl<S, A> RateLimit<S, A> {
         if !ruling.admits() {
             return refuse(request, &Limited::quota(&rules, &ruling), stamp.as_ref());
         }
-        if rules.settles() {
-            let charge = charge.waive(ruling.shadowed);
-            let receipt = Receipt::new(limiter, &rules, fingerprint, charge, Settle::ByResponse);
-            pass.receipt = Some(receipt);
+        if stamp.is_none() && inflight.is_none() && !rules.settles() {
+            return Ok(None);
         }
-        pass.stamp = stamp.map(Box::new);
-        pass.stamp_redirects = settings
+        let receipt = rules.settles().then(|| {
+            let charge = charge.waive(ruling.shadowed);
+            Receipt::new(limiter, &rules, fingerprint, charge, Settle::ByResponse)
+        });
+        let stamp_redirects = settings
             .headers
             .as_ref()
             .is_some_and(|h| h.also_on_redirects());
-        Ok((request, pass))
+        Ok(Some(Box::new(Extras {
+            receipt,
+            inflight,
+            stamp,
+            stamp_redirects,
+        })))
     }
+}
+
+/// The head of a request that will not be needed any more.
+fn take_parts<B>(request: &mut Request<B>) -> request::Parts {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = mem::take(request.method_mut());
+    parts.uri = mem::take(request.uri_mut());
+    parts.version = request.version();
+    parts.headers = mem::take(request.headers_mut());
+    parts.extensions = mem::take(request.extensions_mut());
+    parts
 }
 
 fn stamp_refusal<B>(response: &mut Response<B>, stamp: &Stamp) {

@@ -31,6 +31,7 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
+    #[inline]
     pub(crate) fn new(slot: Slot) -> Self {
         Self {
             slot: slot.0,
@@ -39,6 +40,7 @@ impl Probe {
     }
 
     /// The TAT after the decision.
+    #[inline]
     pub(crate) fn tat(&self) -> u64 {
         self.tat.get()
     }
@@ -81,16 +83,19 @@ pub(crate) struct Tick(pub(crate) u64);
 impl Add<Nanos> for Tick {
     type Output = Self;
 
+    #[inline]
     fn add(self, nanos: Nanos) -> Self {
         Self(self.0.saturating_add(nanos.as_u64()))
     }
 }
 
 impl Reference for Tick {
+    #[inline]
     fn duration_since(&self, earlier: Self) -> Nanos {
         Nanos::from(self.0.saturating_sub(earlier.0))
     }
 
+    #[inline]
     fn saturating_sub(&self, nanos: Nanos) -> Self {
         Self(self.0.checked_sub(nanos.as_u64()).unwrap_or(self.0))
     }
@@ -123,6 +128,7 @@ impl StandingClock {
 impl GovernorClock for StandingClock {
     type Instant = Tick;
 
+    #[inline]
     fn now(&self) -> Tick {
         Tick(if self.started.load(Ordering::Acquire) {
             self.clock.now()

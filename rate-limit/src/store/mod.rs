@@ -20,7 +20,7 @@ use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-pub(crate) use self::governor::{Probe, StandingClock, Store, Tick};
+pub(crate) use self::governor::{Probe, StandingClock, Store};
 use crate::metrics::Meter;
 
 /// What happens to a new key when all eight keys it could replace are in debt.
@@ -82,17 +82,20 @@ impl Table {
     }
 
     /// The word that holds the TAT of `slot` in `column`.
+    #[inline]
     pub(crate) fn tat(&self, slot: Slot, column: usize) -> &AtomicU64 {
         debug_assert!(column < self.columns);
         self.word(slot.0 + column)
     }
 
     /// The TAT of `slot` in `column`.
+    #[inline]
     pub(crate) fn read(&self, slot: Slot, column: usize) -> u64 {
         self.tat(slot, column).load(Ordering::Acquire)
     }
 
     /// Where `fingerprint` is, if it is anywhere.
+    #[inline]
     pub(crate) fn find(&self, fingerprint: u64) -> Option<Slot> {
         let set = self.set_of(fingerprint);
         (0..WAYS)
@@ -100,15 +103,28 @@ impl Table {
             .map(|way| self.slot(set, way))
     }
 
-    /// Where `fingerprint` is, making room if it is new. `debt` values an entry, in nanoseconds;
-    /// `None` means that the table is full and new keys are refused.
-    pub(crate) fn claim(&self, fingerprint: u64, debt: impl Fn(Slot) -> u64) -> Option<Slot> {
+    /// Where `fingerprint` is, making room if it is new. Only then is the clock read, and `debt`
+    /// asked what entries owe at that time, in nanoseconds; `None` means that the table is full
+    /// and new keys are refused.
+    #[inline]
+    pub(crate) fn claim(
+        &self,
+        fingerprint: u64,
+        clock: impl FnOnce() -> u64,
+        debt: impl Fn(Slot, u64) -> u64,
+    ) -> Option<Slot> {
         self.find(fingerprint)
-            .or_else(|| self.insert(fingerprint, debt))
+            .or_else(|| self.insert(fingerprint, clock, debt))
     }
 
     #[cold]
-    fn insert(&self, fingerprint: u64, debt: impl Fn(Slot) -> u64) -> Option<Slot> {
+    fn insert(
+        &self,
+        fingerprint: u64,
+        clock: impl FnOnce() -> u64,
+        debt: impl Fn(Slot, u64) -> u64,
+    ) -> Option<Slot> {
+        let now = clock();
         let set = self.set_of(fingerprint);
         // All insertions into a set happen under one lock, so a key is never in it twice.
         let _guard = self.lock_set(set);
@@ -125,7 +141,7 @@ impl Table {
                     return Some(slot);
                 }
                 _ => {
-                    let debt = debt(slot);
+                    let debt = debt(slot, now);
                     if debt < least {
                         (victim, least) = (way, debt);
                     }
@@ -157,6 +173,7 @@ impl Table {
     }
 
     /// Locks the set of `slot` against insertions and other lockers.
+    #[inline]
     pub(crate) fn lock(&self, slot: Slot) -> MutexGuard<'_, ()> {
         self.lock_set(slot.0 / (WAYS * (1 + self.columns)))
     }
@@ -174,6 +191,7 @@ impl Table {
         }
     }
 
+    #[inline]
     pub(crate) fn columns(&self) -> usize {
         self.columns
     }
@@ -193,23 +211,28 @@ impl Table {
         self.live_evictions.load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn set_of(&self, fingerprint: u64) -> usize {
         // The high bits, spread over any number of sets (Lemire, arXiv:1805.10941).
         ((u128::from(fingerprint) * self.sets as u128) >> 64) as usize
     }
 
+    #[inline]
     fn slot(&self, set: usize, way: usize) -> Slot {
         Slot(set * WAYS * (1 + self.columns) + WAYS + way * self.columns)
     }
 
+    #[inline]
     fn fingerprint(&self, set: usize, way: usize) -> &AtomicU64 {
         self.word(set * WAYS * (1 + self.columns) + way)
     }
 
+    #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
         &self.lines[index / WORDS].0[index % WORDS]
     }
 
+    #[inline]
     fn lock_set(&self, set: usize) -> MutexGuard<'_, ()> {
         // The lock guards no data of its own, so a panic under it leaves nothing inconsistent.
         self.stripes[set % self.stripes.len()]
@@ -253,7 +276,7 @@ mod tests {
         Table::new(keys, columns, on_full, Meter::new("test"))
     }
 
-    fn nobody_owes(_: Slot) -> u64 {
+    fn nobody_owes(_: Slot, _: u64) -> u64 {
         0
     }
 
@@ -272,8 +295,8 @@ mod tests {
     #[test]
     fn a_key_keeps_its_place() {
         let table = table(100, 2, OnFull::default());
-        let slot = table.claim(7, nobody_owes).unwrap();
-        assert_eq!(table.claim(7, nobody_owes), Some(slot));
+        let slot = table.claim(7, || 0, nobody_owes).unwrap();
+        assert_eq!(table.claim(7, || 0, nobody_owes), Some(slot));
         assert_eq!(table.find(7), Some(slot));
         assert_eq!(table.find(8), None);
         assert_eq!(table.resident(), 1);
@@ -282,13 +305,13 @@ mod tests {
     #[test]
     fn a_full_set_forgets_the_least_indebted_key_and_counts_it() {
         let table = table(4, 1, OnFull::EvictLeastIndebted);
-        let owed = |slot: Slot| table.tat(slot, 0).load(Ordering::Relaxed);
+        let owed = |slot: Slot, _: u64| table.tat(slot, 0).load(Ordering::Relaxed);
         for key in 1..=8 {
-            let slot = table.claim(same_set(key), owed).unwrap();
+            let slot = table.claim(same_set(key), || 0, owed).unwrap();
             table.tat(slot, 0).store(100 + key, Ordering::Relaxed);
         }
-        let newcomer = table.claim(same_set(9), owed).unwrap();
-        assert_eq!(owed(newcomer), 0);
+        let newcomer = table.claim(same_set(9), || 0, owed).unwrap();
+        assert_eq!(owed(newcomer, 0), 0);
         assert_eq!(table.find(same_set(1)), None, "the smallest debt was 101");
         assert!((2..=9).all(|key| table.find(same_set(key)).is_some()));
         assert_eq!(table.live_evictions(), 1);
@@ -298,9 +321,9 @@ mod tests {
     fn a_key_without_debt_makes_room_without_a_live_eviction() {
         let table = table(4, 1, OnFull::RefuseNew);
         for key in 1..=8 {
-            table.claim(same_set(key), nobody_owes).unwrap();
+            table.claim(same_set(key), || 0, nobody_owes).unwrap();
         }
-        assert!(table.claim(same_set(9), nobody_owes).is_some());
+        assert!(table.claim(same_set(9), || 0, nobody_owes).is_some());
         assert_eq!(table.live_evictions(), 0);
         assert_eq!(table.resident(), 8);
     }
@@ -310,15 +333,15 @@ mod tests {
         let refusing = table(4, 1, OnFull::RefuseNew);
         let sharing = table(4, 1, OnFull::ShareOne);
         for key in 1..=8 {
-            refusing.claim(same_set(key), |_| 5).unwrap();
-            sharing.claim(same_set(key), |_| 5).unwrap();
+            refusing.claim(same_set(key), || 0, |_, _| 5).unwrap();
+            sharing.claim(same_set(key), || 0, |_, _| 5).unwrap();
         }
-        assert_eq!(refusing.claim(same_set(9), |_| 5), None);
-        let shared = sharing.claim(same_set(9), |_| 5);
+        assert_eq!(refusing.claim(same_set(9), || 0, |_, _| 5), None);
+        let shared = sharing.claim(same_set(9), || 0, |_, _| 5);
         assert!(shared.is_some());
-        assert_eq!(sharing.claim(same_set(10), |_| 5), shared);
+        assert_eq!(sharing.claim(same_set(10), || 0, |_, _| 5), shared);
         assert_eq!(
-            refusing.claim(same_set(8), |_| 5),
+            refusing.claim(same_set(8), || 0, |_, _| 5),
             refusing.find(same_set(8))
         );
     }
@@ -332,7 +355,7 @@ mod tests {
         ) {
             let table = table(64, columns, OnFull::EvictLeastIndebted);
             for &key in &keys {
-                prop_assert!(table.claim(key, |_| 1).is_some());
+                prop_assert!(table.claim(key, || 0, |_, _| 1).is_some());
             }
             let mut owners = HashMap::new();
             for &key in &keys {
@@ -352,7 +375,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         (1..=64u64)
-                            .map(|n| table.claim(n << 57 | n, |_| 1))
+                            .map(|n| table.claim(n << 57 | n, || 0, |_, _| 1))
                             .collect()
                     })
                 })
