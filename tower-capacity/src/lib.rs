@@ -36,6 +36,8 @@
 //!   default.
 //! - [`Limiter`]: both, with the accounting in between; the handle that a service keeps.
 //! - [`layer`]: the Tower middleware, and what it promises.
+//! - `throttle` (feature `client`): the other side, a client that asks less of a backend that
+//!   rejects.
 //!
 //! # What you will see
 //!
@@ -56,6 +58,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `layer` (default) | the Tower middleware |
+//! | `client` | for clients: throttling and retry budgets |
 //! | `metrics` | metrics through the `metrics` facade |
 //! | `tracing` | events through `tracing` |
 //!
@@ -80,6 +83,8 @@ pub mod metrics;
 #[cfg(all(feature = "layer", not(loom)))]
 mod reject;
 mod sync;
+#[cfg(all(feature = "client", not(loom)))]
+pub mod throttle;
 
 pub use crate::gate::Priority;
 #[cfg(not(loom))]

@@ -17,6 +17,21 @@ pub mod names {
     pub const REQUESTS: &str = "tower_capacity_requests_total";
     /// Histogram: how long requests waited, in seconds, of those that had to.
     pub const WAIT: &str = "tower_capacity_wait_seconds";
+    /// Counter of a client's requests, by `throttle` (the name given to the throttler), `decision`
+    /// (`sent`, `shed`) and `reason` (`none`, `adaptive`, `paused`).
+    #[cfg(feature = "client")]
+    pub const THROTTLE_REQUESTS: &str = "tower_capacity_throttle_requests_total";
+    /// Counter of what became of requests that a client sent, by `throttle` and `answer`
+    /// (`accepted`, `rejected`, `none`).
+    #[cfg(feature = "client")]
+    pub const THROTTLE_ANSWERS: &str = "tower_capacity_throttle_answers_total";
+    /// Gauge: probability with which a client refuses a request, by `throttle`.
+    #[cfg(feature = "client")]
+    pub const THROTTLE_PROBABILITY: &str = "tower_capacity_throttle_probability";
+    /// Counter of retries that were asked of a budget, by `budget` (its name) and `decision`
+    /// (`allowed`, `denied`).
+    #[cfg(feature = "client")]
+    pub const THROTTLE_RETRIES: &str = "tower_capacity_throttle_retries_total";
 }
 
 /// Describes the metrics to the installed recorder, with their units.
@@ -37,6 +52,29 @@ pub fn describe() {
         Unit::Seconds,
         "Wait for a permit, of requests that had to"
     );
+    #[cfg(feature = "client")]
+    {
+        describe_counter!(
+            names::THROTTLE_REQUESTS,
+            Unit::Count,
+            "Requests of a client by decision and reason"
+        );
+        describe_counter!(
+            names::THROTTLE_ANSWERS,
+            Unit::Count,
+            "What became of requests that a client sent"
+        );
+        describe_gauge!(
+            names::THROTTLE_PROBABILITY,
+            Unit::Count,
+            "Probability with which a client refuses a request, 0 to 1"
+        );
+        describe_counter!(
+            names::THROTTLE_RETRIES,
+            Unit::Count,
+            "Retries asked of a budget by decision"
+        );
+    }
 }
 
 /// The handles of one limiter, registered with the recorder that is installed when the first
@@ -148,4 +186,186 @@ impl Metrics {
     pub(crate) const fn waited(&self, _wait: Duration) {}
 
     pub(crate) const fn limit(&self, _limit: usize) {}
+}
+
+#[cfg(feature = "client")]
+pub(crate) use self::client::{BudgetMetrics, ThrottleMetrics};
+
+/// What throttles and retry budgets publish. Without the feature `metrics` they do nothing.
+#[cfg(all(feature = "client", feature = "metrics"))]
+mod client {
+    use std::{fmt, sync::OnceLock};
+
+    use metrics::{Counter, Gauge, counter, gauge};
+
+    use super::names;
+    use crate::throttle::{Answer, ThrottledReason};
+
+    #[derive(Debug)]
+    pub(crate) struct ThrottleMetrics {
+        throttle: String,
+        handles: OnceLock<ThrottleHandles>,
+    }
+
+    struct ThrottleHandles {
+        sent: Counter,
+        adaptive: Counter,
+        paused: Counter,
+        accepted: Counter,
+        rejected: Counter,
+        unanswered: Counter,
+        probability: Gauge,
+    }
+
+    impl fmt::Debug for ThrottleHandles {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("ThrottleHandles").finish_non_exhaustive()
+        }
+    }
+
+    impl ThrottleMetrics {
+        pub(crate) fn new(throttle: &str) -> Self {
+            Self {
+                throttle: throttle.to_owned(),
+                handles: OnceLock::new(),
+            }
+        }
+
+        fn handles(&self) -> &ThrottleHandles {
+            self.handles.get_or_init(|| {
+                let name = &self.throttle;
+                let requests = |decision: &'static str, reason: &'static str| {
+                    counter!(
+                        names::THROTTLE_REQUESTS,
+                        "throttle" => name.clone(), "decision" => decision, "reason" => reason
+                    )
+                };
+                let answers = |answer: &'static str| {
+                    counter!(
+                        names::THROTTLE_ANSWERS,
+                        "throttle" => name.clone(), "answer" => answer
+                    )
+                };
+                ThrottleHandles {
+                    sent: requests("sent", "none"),
+                    adaptive: requests("shed", ThrottledReason::Adaptive.as_str()),
+                    paused: requests("shed", ThrottledReason::Paused.as_str()),
+                    accepted: answers("accepted"),
+                    rejected: answers("rejected"),
+                    unanswered: answers("none"),
+                    probability: gauge!(names::THROTTLE_PROBABILITY, "throttle" => name.clone()),
+                }
+            })
+        }
+
+        pub(crate) fn sent(&self) {
+            self.handles().sent.increment(1);
+        }
+
+        pub(crate) fn shed(&self, reason: ThrottledReason) {
+            let handles = self.handles();
+            match reason {
+                ThrottledReason::Adaptive => &handles.adaptive,
+                ThrottledReason::Paused => &handles.paused,
+            }
+            .increment(1);
+        }
+
+        pub(crate) fn answered(&self, answer: Option<Answer>) {
+            let handles = self.handles();
+            match answer {
+                Some(Answer::Accepted) => &handles.accepted,
+                Some(Answer::Rejected(_)) => &handles.rejected,
+                None => &handles.unanswered,
+            }
+            .increment(1);
+        }
+
+        pub(crate) fn probability(&self, probability: f64) {
+            self.handles().probability.set(probability);
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct BudgetMetrics {
+        budget: String,
+        handles: OnceLock<BudgetHandles>,
+    }
+
+    struct BudgetHandles {
+        allowed: Counter,
+        denied: Counter,
+    }
+
+    impl fmt::Debug for BudgetHandles {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("BudgetHandles").finish_non_exhaustive()
+        }
+    }
+
+    impl BudgetMetrics {
+        pub(crate) fn new(budget: &str) -> Self {
+            Self {
+                budget: budget.to_owned(),
+                handles: OnceLock::new(),
+            }
+        }
+
+        pub(crate) fn retry(&self, allowed: bool) {
+            let handles = self.handles.get_or_init(|| {
+                let retries = |decision: &'static str| {
+                    counter!(
+                        names::THROTTLE_RETRIES,
+                        "budget" => self.budget.clone(), "decision" => decision
+                    )
+                };
+                BudgetHandles {
+                    allowed: retries("allowed"),
+                    denied: retries("denied"),
+                }
+            });
+            if allowed {
+                handles.allowed.increment(1);
+            } else {
+                handles.denied.increment(1);
+            }
+        }
+    }
+}
+
+#[cfg(all(feature = "client", not(feature = "metrics")))]
+#[expect(
+    clippy::unused_self,
+    reason = "the same calls, with nothing behind them"
+)]
+mod client {
+    use crate::throttle::{Answer, ThrottledReason};
+
+    #[derive(Debug)]
+    pub(crate) struct ThrottleMetrics {}
+
+    impl ThrottleMetrics {
+        pub(crate) const fn new(_throttle: &str) -> Self {
+            Self {}
+        }
+
+        pub(crate) const fn sent(&self) {}
+
+        pub(crate) const fn shed(&self, _reason: ThrottledReason) {}
+
+        pub(crate) const fn answered(&self, _answer: Option<Answer>) {}
+
+        pub(crate) const fn probability(&self, _probability: f64) {}
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct BudgetMetrics {}
+
+    impl BudgetMetrics {
+        pub(crate) const fn new(_budget: &str) -> Self {
+            Self {}
+        }
+
+        pub(crate) const fn retry(&self, _allowed: bool) {}
+    }
 }

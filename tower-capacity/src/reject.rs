@@ -94,13 +94,13 @@ fn jitter(least: Duration) -> Duration {
     least + least.mul_f64(share as f64 / (1_u64 << 24) as f64)
 }
 
-/// Answers a refused request.
+/// Answers a refused request. `T` says why it was refused.
 ///
 /// [`DefaultReject`] answers unless [`CapacityLayer::on_shed`](crate::CapacityLayer::on_shed) set
 /// a hook.
-pub trait Reject<B: Body> {
+pub trait Reject<B: Body, T = Shed> {
     /// Creates the answer. `request` is the head of the refused request.
-    fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>>;
+    fn reject(&self, refusal: &T, request: &request::Parts) -> Response<CapacityBody<B>>;
 }
 
 /// Answers gRPC requests with a trailers-only status, and others with 503.
@@ -120,25 +120,30 @@ where
     B::Data: From<Bytes>,
 {
     fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>> {
-        if is_grpc(&request.headers) {
-            reject_grpc(shed)
-        } else {
-            reject_http(shed)
+        if !is_grpc(&request.headers) {
+            return reject_http(shed.retry_after(), HTTP_BODY);
         }
+        let (status, message) = match shed.reason() {
+            RefusedReason::Closed => ("14", "draining"),
+            _ => ("8", "overloaded"),
+        };
+        let pushback = shed.retry_after().as_millis() as u64;
+        reject_grpc(status, message, HeaderValue::from(pushback))
     }
 }
 
 const HTTP_BODY: Bytes = Bytes::from_static(b"overloaded, try again later\n");
 
-fn reject_http<B>(shed: &Shed) -> Response<CapacityBody<B>>
+/// 503 with a line of text.
+pub(crate) fn reject_http<B>(retry_after: Duration, line: Bytes) -> Response<CapacityBody<B>>
 where
     B: Body,
     B::Data: From<Bytes>,
 {
-    let mut response = Response::new(CapacityBody::refusal(HTTP_BODY.into()));
+    let mut response = Response::new(CapacityBody::refusal(line.into()));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, whole_seconds(shed.retry_after()));
+    headers.insert(RETRY_AFTER, whole_seconds(retry_after));
     headers.insert(
         CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),
@@ -146,18 +151,18 @@ where
     response
 }
 
-fn reject_grpc<B: Body>(shed: &Shed) -> Response<CapacityBody<B>> {
-    let (status, message) = match shed.reason() {
-        RefusedReason::Closed => ("14", "draining"),
-        _ => ("8", "overloaded"),
-    };
+/// A trailers-only response.
+pub(crate) fn reject_grpc<B: Body>(
+    status: &'static str,
+    message: &'static str,
+    pushback_ms: HeaderValue,
+) -> Response<CapacityBody<B>> {
     let mut response = Response::new(CapacityBody::empty());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from_static(status));
     headers.insert("grpc-message", HeaderValue::from_static(message));
-    let pushback = shed.retry_after().as_millis() as u64;
-    headers.insert("grpc-retry-pushback-ms", HeaderValue::from(pushback));
+    headers.insert("grpc-retry-pushback-ms", pushback_ms);
     response
 }
 
@@ -172,15 +177,15 @@ fn whole_seconds(time: Duration) -> HeaderValue {
 }
 
 /// A hook that answers refused requests with the response type of the inner service.
-pub struct ShedHook<B> {
-    answer: Arc<Answer<B>>,
+pub struct ShedHook<B, T = Shed> {
+    answer: Arc<Answer<B, T>>,
 }
 
-type Answer<B> = dyn Fn(&Shed, &request::Parts) -> Response<B> + Send + Sync;
+type Answer<B, T> = dyn Fn(&T, &request::Parts) -> Response<B> + Send + Sync;
 
-impl<B> ShedHook<B> {
+impl<B, T> ShedHook<B, T> {
     pub(crate) fn new(
-        answer: impl Fn(&Shed, &request::Parts) -> Response<B> + Send + Sync + 'static,
+        answer: impl Fn(&T, &request::Parts) -> Response<B> + Send + Sync + 'static,
     ) -> Self {
         Self {
             answer: Arc::new(answer),
@@ -188,7 +193,7 @@ impl<B> ShedHook<B> {
     }
 }
 
-impl<B> Clone for ShedHook<B> {
+impl<B, T> Clone for ShedHook<B, T> {
     fn clone(&self) -> Self {
         Self {
             answer: Arc::clone(&self.answer),
@@ -196,13 +201,13 @@ impl<B> Clone for ShedHook<B> {
     }
 }
 
-impl<B: Body> Reject<B> for ShedHook<B> {
-    fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>> {
-        (self.answer)(shed, request).map(CapacityBody::unlimited)
+impl<B: Body, T> Reject<B, T> for ShedHook<B, T> {
+    fn reject(&self, refusal: &T, request: &request::Parts) -> Response<CapacityBody<B>> {
+        (self.answer)(refusal, request).map(CapacityBody::unlimited)
     }
 }
 
-impl<B> fmt::Debug for ShedHook<B> {
+impl<B, T> fmt::Debug for ShedHook<B, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShedHook").finish_non_exhaustive()
     }

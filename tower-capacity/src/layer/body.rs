@@ -14,7 +14,8 @@ pin_project! {
     /// Body of a response that passed [`Capacity`](crate::Capacity): the inner body with its
     /// permit, or the body of a refusal.
     ///
-    /// The permit returns when the body ends, fails or is dropped.
+    /// The permit returns when the body ends, fails or is dropped. Responses that passed a
+    /// client's throttle have such a body too, without a permit.
     pub struct CapacityBody<B>
     where
         B: Body,

@@ -1,0 +1,82 @@
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::{ThrottleFuture, Throttled, layer::Config};
+use crate::{
+    layer::CapacityBody,
+    reject::{DefaultReject, Reject},
+};
+
+/// Service that refuses requests to a backend that rejects too many.
+///
+/// Made by [`ThrottleLayer`](super::ThrottleLayer). See the [module docs](super).
+#[derive(Debug)]
+pub struct Throttle<S, R = DefaultReject> {
+    inner: S,
+    config: Arc<Config<R>>,
+}
+
+impl<S, R> Throttle<S, R> {
+    pub(super) const fn new(inner: S, config: Arc<Config<R>>) -> Self {
+        Self { inner, config }
+    }
+
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service, mutably.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Takes the inner service out.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S: Clone, R> Clone for Throttle<S, R> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), Arc::clone(&self.config))
+    }
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for Throttle<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body,
+    R: Reject<ResBody, Throttled>,
+{
+    type Response = Response<CapacityBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ThrottleFuture<S::Future, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let config = &self.config;
+        let (parts, body) = request.into_parts();
+        let attempt = if config.bypasses(&parts) {
+            None
+        } else if config.shadow {
+            Some(config.throttler.admit_anyway().0)
+        } else {
+            match config.throttler.admit() {
+                Ok(attempt) => Some(attempt),
+                Err(throttled) => return ThrottleFuture::refused(config.answer(throttled, &parts)),
+            }
+        };
+        let future = self.inner.call(Request::from_parts(parts, body));
+        ThrottleFuture::sent(future, attempt, config.classify.clone())
+    }
+}

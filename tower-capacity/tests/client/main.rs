@@ -1,0 +1,8 @@
+//! The layers of a client.
+#![cfg(not(loom))]
+
+mod support;
+mod throttle_layer;
+mod throttle_metrics;
+mod throttle_servers;
+mod throttle_value;

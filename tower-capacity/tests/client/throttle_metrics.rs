@@ -1,0 +1,55 @@
+//! What a throttle and a budget publish.
+#![cfg(feature = "metrics")]
+
+use std::time::Duration;
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use tower_capacity::{
+    metrics::names,
+    throttle::{Answer, RetryAdvice, RetryBudget, RetryBudgetConfig, ThrottleConfig, Throttler},
+};
+
+#[tokio::test(start_paused = true)]
+async fn decisions_answers_and_retries_are_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        let throttler = Throttler::new(ThrottleConfig::new().name("billing")).unwrap();
+        throttler.admit().unwrap().answered(Answer::Accepted);
+        drop(throttler.admit().unwrap());
+        let pause = RetryAdvice::After(Duration::from_secs(1));
+        throttler.admit().unwrap().answered(Answer::Rejected(pause));
+        throttler.admit().unwrap_err();
+        let config = RetryBudgetConfig::new().min_retries(1).name("billing");
+        let budget = RetryBudget::new(config).unwrap();
+        assert!(budget.withdraw() && !budget.withdraw());
+    });
+    let seen: Vec<_> = snapshotter
+        .snapshot()
+        .into_vec()
+        .into_iter()
+        .map(|(key, _unit, _text, value)| {
+            let labels: Vec<_> = key.key().labels().map(|label| label.value()).collect();
+            (key.key().name().to_owned(), labels.join(" "), value)
+        })
+        .collect();
+    let count = |name: &str, labels: &str, expected| {
+        let found = seen
+            .iter()
+            .find(|(n, l, _)| (n.as_str(), l.as_str()) == (name, labels));
+        let found = found.map(|(.., value)| value);
+        assert_eq!(
+            found,
+            Some(&DebugValue::Counter(expected)),
+            "{name} {labels}"
+        );
+    };
+    count(names::THROTTLE_REQUESTS, "billing sent none", 3);
+    count(names::THROTTLE_REQUESTS, "billing shed paused", 1);
+    count(names::THROTTLE_REQUESTS, "billing shed adaptive", 0);
+    for answer in ["accepted", "rejected", "none"] {
+        count(names::THROTTLE_ANSWERS, &format!("billing {answer}"), 1);
+    }
+    count(names::THROTTLE_RETRIES, "billing allowed", 1);
+    count(names::THROTTLE_RETRIES, "billing denied", 1);
+}
