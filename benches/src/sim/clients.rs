@@ -4,13 +4,77 @@ use std::time::Duration;
 
 use super::Server;
 
+/// How requests come.
+#[derive(Clone, Copy, Debug)]
+pub enum Load {
+    /// So many a second at random moments (Poisson), whatever becomes of them.
+    Open(f64),
+    /// Open, with a rate that moves in a straight line during the phase.
+    Ramp {
+        /// Requests a second at the start.
+        from: f64,
+        /// And at the end.
+        to: f64,
+    },
+    /// Open, with two rates in turn.
+    Bursts {
+        /// Requests a second in a burst.
+        high: f64,
+        /// And between two.
+        low: f64,
+        /// Seconds that each lasts.
+        each: f64,
+    },
+    /// So many clients, each of which asks again once it has its answer and has thought.
+    Closed {
+        /// How many.
+        clients: usize,
+        /// Seconds of thought (mean, exponential); also the pause after a refusal.
+        think: f64,
+    },
+}
+
+impl From<f64> for Load {
+    fn from(offered: f64) -> Self {
+        Self::Open(offered)
+    }
+}
+
+impl Load {
+    /// Greatest rate at which open requests come.
+    pub(super) fn peak(&self) -> f64 {
+        match *self {
+            Self::Open(offered) => offered,
+            Self::Ramp { from, to } => from.max(to),
+            Self::Bursts { high, low, .. } => high.max(low),
+            Self::Closed { .. } => 0.0,
+        }
+    }
+
+    /// Rate at a moment of a phase.
+    pub(super) fn rate(&self, since: f64, lasts: f64) -> f64 {
+        match *self {
+            Self::Open(offered) => offered,
+            Self::Ramp { from, to } => from + (to - from) * since / lasts,
+            Self::Bursts { high, low, each } => {
+                if (since / each) as u64 & 1 == 0 {
+                    high
+                } else {
+                    low
+                }
+            }
+            Self::Closed { .. } => 0.0,
+        }
+    }
+}
+
 /// What holds from one moment on.
 #[derive(Clone, Copy, Debug)]
 pub struct Phase {
     /// Seconds that the phase lasts.
     pub lasts: f64,
-    /// Requests offered a second, at random moments (Poisson).
-    pub offered: f64,
+    /// How requests come meanwhile.
+    pub load: Load,
     /// The server meanwhile.
     pub server: Server,
 }
@@ -19,13 +83,15 @@ pub struct Phase {
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// Name in tables.
-    pub name: &'static str,
+    pub name: String,
     /// One after the other.
     pub phases: Vec<Phase>,
     /// Answers later than this are worth nothing.
     pub objective: Duration,
     /// Clients go away after this long.
     pub patience: Duration,
+    /// A share of the clients that goes away sooner, and how soon.
+    pub impatient: (f64, Duration),
     /// How often a client that got no answer, or a refusal, tries again at once.
     pub retries: u32,
     /// The whole process stands still: every so many seconds, for so many.
@@ -38,24 +104,25 @@ impl Scenario {
     /// Creates a scenario without phases: an objective of 500 ms, a patience of two seconds, no
     /// retries.
     #[must_use]
-    pub const fn new(name: &'static str) -> Self {
+    pub fn new(name: &str) -> Self {
         Self {
-            name,
+            name: name.to_owned(),
             phases: Vec::new(),
             objective: Duration::from_millis(500),
             patience: Duration::from_secs(2),
+            impatient: (0.0, Duration::ZERO),
             retries: 0,
             pauses: None,
             seed: 1,
         }
     }
 
-    /// Adds a phase of so many seconds with so many requests a second.
+    /// Adds a phase of so many seconds. A number is a rate of open requests.
     #[must_use]
-    pub fn phase(mut self, lasts: f64, offered: f64, server: Server) -> Self {
+    pub fn phase(mut self, lasts: f64, load: impl Into<Load>, server: Server) -> Self {
         self.phases.push(Phase {
             lasts,
-            offered,
+            load: load.into(),
             server,
         });
         self
@@ -65,6 +132,20 @@ impl Scenario {
     #[must_use]
     pub const fn objective(mut self, objective: Duration) -> Self {
         self.objective = objective;
+        self
+    }
+
+    /// Sets the patience.
+    #[must_use]
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Lets a share of the clients go away sooner.
+    #[must_use]
+    pub const fn impatient(mut self, share: f64, patience: Duration) -> Self {
+        self.impatient = (share, patience);
         self
     }
 

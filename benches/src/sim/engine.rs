@@ -4,25 +4,48 @@ use std::{
     cmp::Reverse,
     collections::BinaryHeap,
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
-use rand::{SeedableRng, rngs::SmallRng};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Exp1};
+use slab::Slab;
 use tokio::time::Instant;
-use tower_capacity::{Admission, Admit, Limiter, Outcome, gate::Refused, limit::Fixed};
+use tower_capacity::{Admission, Admit, Limiter, Outcome, gate::Refused};
 
 use super::{
-    PhaseReport, Report, Sample, Scenario, Server,
+    Load, PhaseReport, Report, Sample, Scenario, Server,
+    peers::{Ended, Peer},
     server::{Connections, Cores},
 };
 
-/// Runs a scenario under the limiter that `limiter` creates.
+/// What stands in front of the server.
+#[derive(Debug)]
+pub struct Guard {
+    /// The shipped limiter.
+    pub limiter: Limiter,
+    /// Another project's law, which sets the limit from outside.
+    pub peer: Option<Box<dyn Peer>>,
+    /// The peer has the limiter's waiting room, not its own.
+    pub room: bool,
+}
+
+impl From<Limiter> for Guard {
+    fn from(limiter: Limiter) -> Self {
+        Self {
+            limiter,
+            peer: None,
+            room: true,
+        }
+    }
+}
+
+/// Runs a scenario behind what `guard` creates.
 #[must_use]
-pub fn run(scenario: &Scenario, limiter: impl FnOnce() -> Limiter + Send) -> Report {
+pub fn run<G: Into<Guard>>(scenario: &Scenario, guard: impl FnOnce() -> G + Send) -> Report {
     // A thread of its own: what the limiter keeps for each thread starts afresh.
     std::thread::scope(|scope| {
         let run = scope.spawn(|| {
@@ -31,33 +54,22 @@ pub fn run(scenario: &Scenario, limiter: impl FnOnce() -> Limiter + Send) -> Rep
                 .start_paused(true)
                 .build()
                 .expect("a runtime without I/O needs nothing that could be missing")
-                .block_on(async { Simulation::new(scenario, limiter()).run().await })
+                .block_on(async { Simulation::new(scenario, guard().into()).run().await })
         });
         run.join().expect("a simulation does not panic")
     })
 }
 
-/// The best goodput of any fixed limit without a waiting room, phase by phase.
-#[must_use]
-pub fn oracle(scenario: &Scenario, limits: &[usize]) -> Vec<f64> {
-    let mut best = vec![0.0_f64; scenario.phases.len()];
-    for &limit in limits {
-        let fixed = || {
-            Limiter::builder()
-                .law(Fixed::new(limit))
-                .build()
-                .expect("the oracle tries possible limits")
-        };
-        for (best, phase) in best.iter_mut().zip(&run(scenario, fixed).phases) {
-            *best = best.max(phase.goodput());
-        }
-    }
-    best
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    Arrival,
+    /// An open request may come, if the phase is still this one.
+    Arrival {
+        phase: usize,
+    },
+    /// A client of a closed loop has thought.
+    Ask {
+        client: usize,
+    },
     /// The first request on the cores is done, if nothing changed since this version.
     CpuDone {
         version: u64,
@@ -69,10 +81,12 @@ enum Event {
     /// A request's answer arrives.
     Answer {
         request: usize,
+        number: u64,
     },
     /// A client has lost its patience.
     GoneAway {
         request: usize,
+        number: u64,
     },
     NextPhase,
     PauseBegins,
@@ -122,11 +136,16 @@ enum Place {
     Travelling,
     /// Its client went away while it held a connection, which it still gives back.
     Abandoned,
-    Gone,
 }
 
 struct Request {
+    /// Tells the requests apart that have the same place in memory one after the other.
+    number: u64,
+    /// Whose it is, in a closed loop.
+    client: Option<usize>,
     arrived: f64,
+    entered: f64,
+    inflight_on_entry: usize,
     phase: usize,
     retries: u32,
     place: Place,
@@ -136,44 +155,66 @@ struct Request {
 struct Simulation<'a> {
     scenario: &'a Scenario,
     limiter: Limiter,
+    peer: Option<Box<dyn Peer>>,
+    peer_limit: usize,
+    peer_queue: usize,
+    room: bool,
     random: SmallRng,
     start: Instant,
     now: f64,
     phase: usize,
+    phase_began: f64,
+    /// Clients of the closed loop that exist.
+    clients: usize,
     server: Server,
+    last_yield: f64,
+    busy_at_sample: f64,
     events: BinaryHeap<Reverse<Planned>>,
     planned: u64,
-    requests: Vec<Request>,
+    requests: Slab<Request>,
+    arrivals: u64,
     cores: Cores,
     connections: Connections,
     /// While the process stands still nothing happens in it; its events wait.
     paused: Option<Vec<Event>>,
     woken: Arc<Mutex<Vec<usize>>>,
-    good_since_sample: std::collections::VecDeque<f64>,
     report: Report,
 }
 
 impl<'a> Simulation<'a> {
-    fn new(scenario: &'a Scenario, limiter: Limiter) -> Self {
+    fn new(scenario: &'a Scenario, guard: Guard) -> Self {
         let phases = &scenario.phases;
+        let Guard {
+            limiter,
+            peer,
+            room,
+        } = guard;
         Self {
             scenario,
+            room,
+            peer_queue: peer.as_ref().map_or(0, |peer| peer.queue()),
+            peer_limit: limiter.snapshot().limit(),
             limiter,
+            peer,
             random: SmallRng::seed_from_u64(scenario.seed),
             start: Instant::now(),
             now: 0.0,
             phase: 0,
+            phase_began: 0.0,
+            clients: 0,
+            last_yield: 0.0,
+            busy_at_sample: 0.0,
             server: phases
                 .first()
                 .map_or_else(Server::default, |phase| phase.server),
             events: BinaryHeap::new(),
             planned: 0,
-            requests: Vec::new(),
+            requests: Slab::new(),
+            arrivals: 0,
             cores: Cores::default(),
             connections: Connections::default(),
             paused: None,
             woken: Arc::default(),
-            good_since_sample: std::collections::VecDeque::new(),
             report: Report {
                 phases: phases
                     .iter()
@@ -189,14 +230,7 @@ impl<'a> Simulation<'a> {
 
     async fn run(mut self) -> Report {
         let end: f64 = self.scenario.phases.iter().map(|phase| phase.lasts).sum();
-        self.plan_arrival();
-        self.plan(
-            self.scenario
-                .phases
-                .first()
-                .map_or(0.0, |phase| phase.lasts),
-            Event::NextPhase,
-        );
+        self.begin_phase();
         self.plan(0.1, Event::Sample);
         if let Some((every, _)) = self.scenario.pauses {
             self.plan(every, Event::PauseBegins);
@@ -215,16 +249,27 @@ impl<'a> Simulation<'a> {
             .iter()
             .map(ToString::to_string)
             .collect();
+        self.requests.clear();
+        self.report.leaked = self.limiter.snapshot().inflight();
         self.report
     }
 
+    /// Moves the clock. The runtime fires timers only when it is given a turn, which costs more
+    /// than the rest of an event: once a millisecond while somebody waits, it gets one.
     async fn advance_to(&mut self, at: f64) {
         let target = self.start + Duration::from_secs_f64(at);
         let step = target.saturating_duration_since(Instant::now());
-        if !step.is_zero() {
-            tokio::time::advance(step).await;
-        }
         self.now = at;
+        if step.is_zero() {
+            return;
+        }
+        let mut advance = pin!(tokio::time::advance(step));
+        let mut context = Context::from_waker(Waker::noop());
+        // The clock moves on the first poll; what is left of the future only yields.
+        if advance.as_mut().poll(&mut context).is_pending() && at - self.last_yield >= 0.001 {
+            self.last_yield = at;
+            tokio::task::yield_now().await;
+        }
     }
 
     fn plan(&mut self, after: f64, event: Event) {
@@ -241,10 +286,57 @@ impl<'a> Simulation<'a> {
         let Some(phase) = self.scenario.phases.get(self.phase) else {
             return;
         };
-        if phase.offered > 0.0 {
+        let peak = phase.load.peak();
+        if peak > 0.0 {
             let gap: f64 = Exp1.sample(&mut self.random);
-            self.plan(gap / phase.offered, Event::Arrival);
+            self.plan(gap / peak, Event::Arrival { phase: self.phase });
         }
+    }
+
+    /// A request comes with the share of the peak rate that holds now (thinning).
+    fn open_arrival(&mut self) {
+        let Some(phase) = self.scenario.phases.get(self.phase) else {
+            return;
+        };
+        let rate = phase.load.rate(self.now - self.phase_began, phase.lasts);
+        let share = rate / phase.load.peak();
+        if share >= 1.0 || self.random.random_bool(share.max(0.0)) {
+            self.arrive(None, 0);
+        }
+    }
+
+    /// How many clients the closed loop has, and how long they think.
+    fn closed_loop(&self) -> (usize, f64) {
+        match self.scenario.phases.get(self.phase).map(|phase| phase.load) {
+            Some(Load::Closed { clients, think }) => (clients, think),
+            _ => (0, 0.0),
+        }
+    }
+
+    /// The client asks again once it has thought, unless it is one too many.
+    fn think(&mut self, client: usize, refused: bool) {
+        let (clients, mean) = self.closed_loop();
+        if client >= clients {
+            return;
+        }
+        let thought: f64 = Exp1.sample(&mut self.random);
+        let mean = if refused { mean.max(0.01) } else { mean };
+        self.plan(thought * mean, Event::Ask { client });
+    }
+
+    fn begin_phase(&mut self) {
+        self.phase_began = self.now;
+        let Some(phase) = self.scenario.phases.get(self.phase) else {
+            return;
+        };
+        let lasts = phase.lasts;
+        self.plan(lasts, Event::NextPhase);
+        self.plan_arrival();
+        let (clients, _) = self.closed_loop();
+        for client in self.clients..clients {
+            self.think(client, true);
+        }
+        self.clients = clients;
     }
 
     fn handle(&mut self, event: Event) {
@@ -265,16 +357,27 @@ impl<'a> Simulation<'a> {
             return;
         }
         match event {
-            Event::Arrival => {
-                self.arrive(0);
+            Event::Arrival { phase } if phase == self.phase => {
+                self.open_arrival();
                 self.plan_arrival();
             }
+            Event::Ask { client } if client < self.clients => self.arrive(Some(client), 0),
             Event::CpuDone { version } if version == self.cores.version => self.cpu_done(),
             Event::ConnectionDone { request } => self.connection_done(request),
-            Event::Answer { request } => self.answer(request),
-            Event::GoneAway { request } => self.give_up(request),
+            Event::Answer { request, number } if self.is_alive(request, number) => {
+                self.answer(request);
+            }
+            Event::GoneAway { request, number } if self.is_alive(request, number) => {
+                self.give_up(request);
+            }
             _ => {}
         }
+    }
+
+    fn is_alive(&self, request: usize, number: u64) -> bool {
+        self.requests
+            .get(request)
+            .is_some_and(|alive| alive.number == number)
     }
 
     /// The process goes on: what fell into the pause happens now, all at once.
@@ -294,59 +397,91 @@ impl<'a> Simulation<'a> {
 
     fn next_phase(&mut self) {
         self.cores.serve(self.now, &self.server);
-        let was_silent = self.scenario.phases[self.phase].offered <= 0.0;
         self.phase += 1;
-        let Some(phase) = self.scenario.phases.get(self.phase) else {
-            return;
-        };
-        self.server = phase.server;
-        self.plan(phase.lasts, Event::NextPhase);
-        self.plan_cpu();
-        if was_silent {
-            self.plan_arrival();
+        if let Some(phase) = self.scenario.phases.get(self.phase) {
+            self.server = phase.server;
+            self.plan_cpu();
         }
+        self.begin_phase();
     }
 
     fn sample(&mut self) {
         let snapshot = self.limiter.snapshot();
-        while self
-            .good_since_sample
-            .front()
-            .is_some_and(|&at| at < self.now - 1.0)
-        {
-            self.good_since_sample.pop_front();
-        }
         self.report.samples.push(Sample {
             at: self.now,
             limit: snapshot.limit(),
             inflight: snapshot.inflight(),
             queued: snapshot.queued(),
-            goodput: self.good_since_sample.len() as u64,
         });
         if let Some(phase) = self.report.phases.get_mut(self.phase) {
             phase.limits.push(snapshot.limit());
         }
+        self.cores.serve(self.now, &self.server);
+        let busy = self.cores.busy - self.busy_at_sample;
+        self.busy_at_sample = self.cores.busy;
+        if let Some(peer) = &mut self.peer {
+            let limit = peer.on_tick(self.now, busy / (0.1 * self.server.cores));
+            self.obey(limit);
+        }
         self.plan(0.1, Event::Sample);
     }
 
-    fn arrive(&mut self, retries: u32) {
-        let request = self.requests.len();
+    fn arrive(&mut self, client: Option<usize>, retries: u32) {
         let Some(phase) = self.report.phases.get_mut(self.phase) else {
             return;
         };
         phase.offered += 1;
-        self.requests.push(Request {
+        self.arrivals += 1;
+        let number = self.arrivals;
+        let request = self.requests.insert(Request {
+            number,
+            client,
             arrived: self.now,
+            entered: self.now,
+            inflight_on_entry: 0,
             phase: self.phase,
             retries,
             place: Place::Waiting(Box::pin(self.limiter.admit())),
             admission: None,
         });
-        self.plan(
-            self.scenario.patience.as_secs_f64(),
-            Event::GoneAway { request },
-        );
+        let (share, soon) = self.scenario.impatient;
+        let patience = if share > 0.0 && self.random.random_bool(share) {
+            soon
+        } else {
+            self.scenario.patience
+        };
+        self.plan(patience.as_secs_f64(), Event::GoneAway { request, number });
         self.poll(request);
+    }
+
+    /// Tells the peer, if there is one, how an admitted request ended.
+    fn tell_peer(&mut self, entered: f64, inflight: usize, success: bool) {
+        if let Some(peer) = &mut self.peer {
+            let limit = peer.on_end(Ended {
+                now: self.now,
+                took: self.now - entered,
+                inflight,
+                inflight_now: self.limiter.snapshot().inflight(),
+                success,
+            });
+            self.obey(limit);
+        }
+    }
+
+    fn obey(&mut self, limit: usize) {
+        let limit = limit.clamp(1, 16_384);
+        let queue = self.peer.as_ref().map_or(0, |peer| peer.queue());
+        if !self.room && queue != self.peer_queue {
+            self.peer_queue = queue;
+            self.limiter
+                .set_waiting(Some(queue), Duration::from_secs(3600));
+        }
+        if limit != self.peer_limit {
+            self.peer_limit = limit;
+            self.limiter
+                .set_bounds(limit..=limit)
+                .expect("a limit between 1 and 16,384 is possible");
+        }
     }
 
     fn poll_woken(&mut self) {
@@ -363,7 +498,11 @@ impl<'a> Simulation<'a> {
     }
 
     fn poll(&mut self, request: usize) {
-        let Place::Waiting(admit) = &mut self.requests[request].place else {
+        let Some(Request {
+            place: Place::Waiting(admit),
+            ..
+        }) = self.requests.get_mut(request)
+        else {
             return;
         };
         let waker = Waker::from(Arc::new(Doorbell {
@@ -380,21 +519,30 @@ impl<'a> Simulation<'a> {
     fn admitted(&mut self, request: usize, admission: Admission) {
         let work = self.server.cpu.draw(&mut self.random);
         let done = self.cores.enter(self.now, &self.server, request, work);
-        self.requests[request].admission = Some(admission);
-        self.requests[request].place = Place::OnCpu { done };
+        // Only a peer asks.
+        let inflight = match self.peer {
+            Some(_) => self.limiter.snapshot().inflight(),
+            None => 0,
+        };
+        let inside = &mut self.requests[request];
+        inside.entered = self.now;
+        inside.inflight_on_entry = inflight;
+        inside.admission = Some(admission);
+        inside.place = Place::OnCpu { done };
         self.plan_cpu();
     }
 
     fn refused(&mut self, request: usize, _refused: &Refused) {
-        self.requests[request].place = Place::Gone;
-        self.report.phases[self.requests[request].phase].refused += 1;
-        self.retry(request);
+        let request = self.requests.remove(request);
+        self.report.phases[request.phase].refused += 1;
+        self.retry(request.client, request.retries);
     }
 
-    fn retry(&mut self, request: usize) {
-        let retries = self.requests[request].retries;
+    fn retry(&mut self, client: Option<usize>, retries: u32) {
         if retries < self.scenario.retries {
-            self.arrive(retries + 1);
+            self.arrive(client, retries + 1);
+        } else if let Some(client) = client {
+            self.think(client, true);
         }
     }
 
@@ -427,60 +575,87 @@ impl<'a> Simulation<'a> {
             self.requests[next].place = Place::Connected;
             self.plan(time, Event::ConnectionDone { request: next });
         }
-        if matches!(self.requests[request].place, Place::Connected) {
-            self.requests[request].place = Place::Travelling;
-            self.plan(self.server.delay, Event::Answer { request });
+        match self.requests[request].place {
+            Place::Connected => {
+                self.requests[request].place = Place::Travelling;
+                let number = self.requests[request].number;
+                self.plan(self.server.delay, Event::Answer { request, number });
+            }
+            Place::Abandoned => {
+                self.requests.remove(request);
+            }
+            _ => {}
         }
     }
 
     fn answer(&mut self, request: usize) {
-        let Request {
-            arrived,
-            phase,
-            place,
-            admission,
+        let Some(Request {
+            place: Place::Travelling,
             ..
-        } = &mut self.requests[request];
-        if !matches!(place, Place::Travelling) {
+        }) = self.requests.get(request)
+        else {
             return;
-        }
-        *place = Place::Gone;
-        if let Some(mut admission) = admission.take() {
+        };
+        let mut answered = self.requests.remove(request);
+        if let Some(mut admission) = answered.admission.take() {
             admission.complete(Outcome::Success);
         }
-        let sojourn = self.now - *arrived;
-        let report = &mut self.report.phases[*phase];
-        report.sojourn.push(sojourn);
+        self.tell_peer(answered.entered, answered.inflight_on_entry, true);
+        let sojourn = self.now - answered.arrived;
+        let report = &mut self.report.phases[answered.phase];
+        report.sojourn.push(sojourn as f32);
         if sojourn <= self.scenario.objective.as_secs_f64() {
             report.good += 1;
-            self.good_since_sample.push_back(self.now);
+            let tenth = (10.0 * self.now) as usize;
+            if self.report.good_by_tenth.len() <= tenth {
+                self.report.good_by_tenth.resize(tenth + 1, 0);
+            }
+            self.report.good_by_tenth[tenth] += 1;
         } else {
             report.late += 1;
+        }
+        if let Some(client) = answered.client {
+            self.think(client, false);
         }
     }
 
     /// The client goes away; the server notices and stops, but a connection that is busy with a
     /// query stays busy until it ends.
     fn give_up(&mut self, request: usize) {
-        let left = match &self.requests[request].place {
-            Place::Gone | Place::Abandoned => return,
+        let Request {
+            client,
+            entered,
+            inflight_on_entry,
+            phase,
+            retries,
+            ..
+        } = self.requests[request];
+        let was_inside = match &self.requests[request].place {
+            Place::Abandoned => return,
             Place::OnCpu { done } => {
                 let done = *done;
                 self.cores.leave(self.now, &self.server, request, done);
                 self.plan_cpu();
-                Place::Gone
+                true
             }
             Place::InLine => {
                 self.connections.give_up(request);
-                Place::Gone
+                true
             }
-            Place::Connected => Place::Abandoned,
-            Place::Waiting(_) | Place::Travelling => Place::Gone,
+            Place::Connected | Place::Travelling => true,
+            Place::Waiting(_) => false,
         };
-        self.requests[request].place = left;
-        self.requests[request].admission = None;
-        self.report.phases[self.requests[request].phase].abandoned += 1;
-        self.retry(request);
+        if matches!(self.requests[request].place, Place::Connected) {
+            self.requests[request].place = Place::Abandoned;
+            self.requests[request].admission = None;
+        } else {
+            self.requests.remove(request);
+        }
+        if was_inside {
+            self.tell_peer(entered, inflight_on_entry, false);
+        }
+        self.report.phases[phase].abandoned += 1;
+        self.retry(client, retries);
     }
 }
 

@@ -7,18 +7,27 @@
 //! - [`Server`]: cores shared by all requests inside (processor sharing, with a contention
 //!   coefficient), then a dependency with a bounded pool and a delay.
 //! - [`Phase`]: what the clients offer and what the server has, from one moment on.
-//! - [`run`]: the scenario under one limiter; [`oracle`]: the best fixed limit, phase by phase.
+//! - [`run`]: the scenario behind one guard; [`oracle`]: the best fixed limit, phase by phase.
+//! - [`scenarios`]: the table of scenarios; [`Contender`]: who is compared; [`Score`]: how well.
 //!
 //! The measure is *goodput*: requests answered within the objective, counted from their arrival.
 
 mod clients;
+mod contenders;
 mod engine;
+mod judge;
+pub mod peers;
+mod plot;
 mod report;
+pub mod scenarios;
 mod server;
 
 pub use self::{
-    clients::{Phase, Scenario},
-    engine::{oracle, run},
+    clients::{Load, Phase, Scenario},
+    contenders::{Contender, adaptive, fixed},
+    engine::{Guard, run},
+    judge::{Oracle, Score, in_parallel, oracle},
+    plot::svg,
     report::{PhaseReport, Report, Sample},
     server::{Server, Time},
 };

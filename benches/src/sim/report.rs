@@ -16,7 +16,7 @@ pub struct PhaseReport {
     /// Given up by the client.
     pub abandoned: u64,
     /// Sojourn times of the answered, in seconds.
-    pub sojourn: Vec<f64>,
+    pub sojourn: Vec<f32>,
     /// Limit in force, sampled ten times a second.
     pub limits: Vec<usize>,
 }
@@ -31,13 +31,12 @@ impl PhaseReport {
     /// The sojourn time that a share of the answered requests stays below, in seconds.
     #[must_use]
     pub fn quantile(&self, share: f64) -> f64 {
-        let mut sorted = self.sojourn.clone();
-        sorted.sort_by(f64::total_cmp);
-        let index = (sorted.len() as f64 * share) as usize;
-        sorted
-            .get(index.min(sorted.len().saturating_sub(1)))
-            .copied()
-            .unwrap_or(0.0)
+        if self.sojourn.is_empty() {
+            return 0.0;
+        }
+        let mut times = self.sojourn.clone();
+        let index = ((times.len() as f64 * share) as usize).min(times.len() - 1);
+        f64::from(*times.select_nth_unstable_by(index, f32::total_cmp).1)
     }
 
     /// Mean limit over the last half of the phase.
@@ -59,8 +58,6 @@ pub struct Sample {
     pub inflight: usize,
     /// Requests that wait.
     pub queued: usize,
-    /// Good answers in the second that ends here.
-    pub goodput: u64,
 }
 
 /// A whole run.
@@ -70,8 +67,12 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     /// Ten a second.
     pub samples: Vec<Sample>,
+    /// Good answers in each tenth of a second, by the time of the answer.
+    pub good_by_tenth: Vec<u32>,
     /// Every explained change of the limit that is still in the limiter's history.
     pub changes: Vec<String>,
+    /// Permits that were still out after every request was gone.
+    pub leaked: usize,
 }
 
 impl Report {

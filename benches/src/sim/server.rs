@@ -1,6 +1,6 @@
 //! The server model.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use rand::{Rng, rngs::SmallRng};
 use rand_distr::{Distribution, Exp1, LogNormal};
@@ -55,6 +55,49 @@ impl Time {
     }
 }
 
+impl Time {
+    /// Mean, in seconds.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        match *self {
+            Self::Fixed(mean) | Self::Exponential(mean) | Self::LogNormal { mean, .. } => mean,
+            Self::Bimodal { fast, slow, share } => fast + share * (slow - fast),
+        }
+    }
+
+    /// The same distribution, so many times as long.
+    #[must_use]
+    pub fn scaled(&self, by: f64) -> Self {
+        match *self {
+            Self::Fixed(time) => Self::Fixed(by * time),
+            Self::Exponential(mean) => Self::Exponential(by * mean),
+            Self::LogNormal { mean, cv } => Self::LogNormal {
+                mean: by * mean,
+                cv,
+            },
+            Self::Bimodal { fast, slow, share } => Self::Bimodal {
+                fast: by * fast,
+                slow: by * slow,
+                share,
+            },
+        }
+    }
+}
+
+impl Server {
+    /// Requests a second that it can serve, contention aside.
+    #[must_use]
+    pub fn capacity(&self) -> f64 {
+        (self.cores / self.cpu.mean()).min(self.connections as f64 / self.dependency.mean())
+    }
+
+    /// Mean service time of a request that is alone, in seconds.
+    #[must_use]
+    pub fn alone(&self) -> f64 {
+        self.cpu.mean() + self.dependency.mean() + self.delay
+    }
+}
+
 /// What one request needs, and what the server has to give.
 #[derive(Clone, Copy, Debug)]
 pub struct Server {
@@ -94,8 +137,10 @@ impl Default for Server {
 pub(super) struct Cores {
     /// Work that each request inside has received since the start.
     served: f64,
+    /// Seconds of core time used since the start.
+    pub(super) busy: f64,
     /// Requests by the value of `served` at which they are done; ties by request.
-    inside: BTreeMap<(u64, usize), ()>,
+    inside: BTreeSet<(u64, usize)>,
     since: f64,
     /// Invalidates completions that were scheduled for another number of requests.
     pub(super) version: u64,
@@ -105,7 +150,7 @@ impl Cores {
     pub(super) fn enter(&mut self, now: f64, server: &Server, request: usize, work: f64) -> u64 {
         self.serve(now, server);
         let done = ((self.served + work) * 1e12) as u64;
-        self.inside.insert((done, request), ());
+        self.inside.insert((done, request));
         done
     }
 
@@ -118,7 +163,7 @@ impl Cores {
     pub(super) fn next(&mut self, now: f64, server: &Server) -> Option<(f64, usize)> {
         self.serve(now, server);
         self.version += 1;
-        let (&(done, request), ()) = self.inside.first_key_value()?;
+        let &(done, request) = self.inside.first()?;
         let missing = (done as f64 / 1e12 - self.served).max(0.0);
         Some((now + missing / self.pace(server), request))
     }
@@ -126,6 +171,7 @@ impl Cores {
     /// Must be called with the old server before its capacity changes.
     pub(super) fn serve(&mut self, now: f64, server: &Server) {
         self.served += (now - self.since) * self.pace(server);
+        self.busy += (now - self.since) * server.cores.min(self.inside.len() as f64);
         self.since = now;
     }
 

@@ -1,0 +1,243 @@
+//! Compares limiters in the simulator.
+//!
+//! ```text
+//! cargo run --release -p overload-benches --bin sim                      # the named scenarios
+//! cargo run --release -p overload-benches --bin sim -- --scenario bimodal --law ours --explain
+//! cargo run --release -p overload-benches --bin sim -- --random 200 --seed 1
+//! cargo run --release -p overload-benches --bin sim -- --half-hour
+//! ```
+
+use std::{error::Error, fs, path::PathBuf};
+
+use clap::Parser;
+use overload_benches::sim::{
+    Contender, Oracle, Report, Scenario, Score, in_parallel, run, scenarios, svg,
+};
+
+/// Compares limiters in a deterministic simulation of a service.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Only scenarios whose name contains this; may be given again.
+    #[arg(long)]
+    scenario: Vec<String>,
+    /// Random scenarios instead of the named ones, so many.
+    #[arg(long)]
+    random: Option<u64>,
+    /// Seed of the first random scenario; each next one has the next.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Half an hour at 1.3 times the capacity instead.
+    #[arg(long)]
+    half_hour: bool,
+    /// Only these contenders; may be given again. Defaults to all.
+    #[arg(long)]
+    law: Vec<Contender>,
+    /// Gives every peer the waiting room that ours has.
+    #[arg(long)]
+    room: bool,
+    /// Writes all numbers as JSON.
+    #[arg(long, value_name = "PATH")]
+    json: Option<PathBuf>,
+    /// Draws each run.
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+    /// Prints phases and the explained changes of the limit.
+    #[arg(long)]
+    explain: bool,
+    /// Where sweeps of fixed limits are kept.
+    #[arg(long, value_name = "PATH", default_value = "target/sim-oracle.txt")]
+    cache: PathBuf,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    let contenders = if options.law.is_empty() {
+        Contender::ALL.to_vec()
+    } else {
+        options.law.clone()
+    };
+    let scenarios = chosen(&options)?;
+    if let Some(parent) = options.cache.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let oracle = Oracle::in_file(&options.cache)?;
+    if let Some(dir) = &options.svg {
+        fs::create_dir_all(dir)?;
+    }
+    let table = in_parallel(&scenarios, |scenario| {
+        let best = oracle.best(scenario);
+        let row: Vec<Score> = contenders
+            .iter()
+            .map(|contender| {
+                let report = run(scenario, || contender.guard(scenario, options.room));
+                let score = Score::of(scenario, &report, &best);
+                if options.explain {
+                    print!("{}", explain(scenario, *contender, &report, &best));
+                }
+                if let Some(dir) = &options.svg {
+                    let name = format!("{}-{}.svg", scenario.name, contender.name());
+                    let drawn = svg(scenario, contender.name(), &report);
+                    if let Err(error) = fs::write(dir.join(&name), drawn) {
+                        eprintln!("{name}: {error}");
+                    }
+                }
+                score
+            })
+            .collect();
+        row
+    });
+    if let Some(count) = options.random {
+        let last = options.seed + count - 1;
+        println!("random scenarios, seeds {} to {last}", options.seed);
+    }
+    print_tables(&scenarios, &contenders, &table);
+    if let Some(path) = &options.json {
+        fs::write(path, json(&scenarios, &contenders, &table).to_string())?;
+    }
+    Ok(())
+}
+
+fn chosen(options: &Options) -> Result<Vec<Scenario>, String> {
+    let all = match (options.random, options.half_hour) {
+        (Some(count), _) => (options.seed..options.seed + count)
+            .map(scenarios::random)
+            .collect(),
+        (None, true) => vec![scenarios::half_hour()],
+        (None, false) => scenarios::named(),
+    };
+    let names: Vec<_> = all.iter().map(|scenario| scenario.name.clone()).collect();
+    let chosen: Vec<_> = all
+        .into_iter()
+        .filter(|scenario| {
+            options.scenario.is_empty()
+                || options
+                    .scenario
+                    .iter()
+                    .any(|part| scenario.name.contains(part))
+        })
+        .collect();
+    if chosen.is_empty() {
+        let known = names.join(", ");
+        return Err(format!(
+            "no scenario's name contains one of {:?}: expected a part of {known}",
+            options.scenario
+        ));
+    }
+    Ok(chosen)
+}
+
+/// What a row is called, and how it is computed.
+type Row<T> = (&'static str, fn(&T) -> f64);
+
+fn print_tables(scenarios: &[Scenario], contenders: &[Contender], table: &[Vec<Score>]) {
+    println!("\ngoodput in % of the best fixed limit of each phase");
+    header(contenders);
+    for (scenario, row) in scenarios.iter().zip(table) {
+        print!("{:<20}", scenario.name);
+        for score in row {
+            print!("{:>10.1}", 100.0 * score.share);
+        }
+        println!();
+    }
+    let column = |index: usize| -> Vec<f64> {
+        let mut shares: Vec<f64> = table.iter().map(|row| 100.0 * row[index].share).collect();
+        shares.sort_by(f64::total_cmp);
+        shares
+    };
+    let statistics: [Row<[f64]>; 4] = [
+        ("mean", |shares| {
+            shares.iter().sum::<f64>() / shares.len() as f64
+        }),
+        ("median", |shares| shares[shares.len() / 2]),
+        ("10th percentile", |shares| shares[shares.len() / 10]),
+        ("worst", |shares| shares[0]),
+    ];
+    for (name, of) in statistics {
+        print!("{name:<20}");
+        for index in 0..contenders.len() {
+            print!("{:>10.1}", of(&column(index)));
+        }
+        println!();
+    }
+    if scenarios.len() > 60 {
+        return;
+    }
+    let details: [Row<Score>; 3] = [
+        ("P99 of the answered in the slowest phase, ms", |score| {
+            1e3 * score.p99
+        }),
+        (
+            "seconds to 90 % of the best goodput in the slowest overloaded phase",
+            |score| score.convergence,
+        ),
+        ("% refused in phases below 70 % of the capacity", |score| {
+            100.0 * score.refused_below_capacity
+        }),
+    ];
+    for (title, of) in details {
+        println!("\n{title}");
+        header(contenders);
+        for (scenario, row) in scenarios.iter().zip(table) {
+            print!("{:<20}", scenario.name);
+            for score in row {
+                print!("{:>10.1}", of(score));
+            }
+            println!();
+        }
+    }
+}
+
+fn header(contenders: &[Contender]) {
+    print!("{:<20}", "");
+    for contender in contenders {
+        print!("{:>10}", contender.name());
+    }
+    println!();
+}
+
+fn explain(scenario: &Scenario, contender: Contender, report: &Report, best: &[f64]) -> String {
+    let mut text = format!("{} / {}\n", scenario.name, contender.name());
+    for ((phase, result), best) in scenario.phases.iter().zip(&report.phases).zip(best) {
+        text += &format!(
+            "  {:5.1} % of {best:.0}/s: offered {} good {} late {} refused {} abandoned {} \
+             p50 {:.1} ms p99 {:.1} ms limit {:.0} ({:?}, {:?})\n",
+            100.0 * result.goodput() / best,
+            result.offered,
+            result.good,
+            result.late,
+            result.refused,
+            result.abandoned,
+            1e3 * result.quantile(0.5),
+            1e3 * result.quantile(0.99),
+            result.settled_limit(),
+            phase.load,
+            phase.server,
+        );
+    }
+    for change in &report.changes {
+        text += &format!("    {change}\n");
+    }
+    text
+}
+
+fn json(
+    scenarios: &[Scenario],
+    contenders: &[Contender],
+    table: &[Vec<Score>],
+) -> serde_json::Value {
+    let rows = scenarios.iter().zip(table).map(|(scenario, row)| {
+        let scores = contenders.iter().zip(row).map(|(contender, score)| {
+            let score = serde_json::json!({
+                "share": score.share,
+                "phases": score.phases,
+                "p99_seconds": score.p99,
+                "convergence_seconds": score.convergence,
+                "refused_below_capacity": score.refused_below_capacity,
+            });
+            (contender.name().to_owned(), score)
+        });
+        let scores: serde_json::Map<_, _> = scores.collect();
+        serde_json::json!({"scenario": scenario.name, "seed": scenario.seed, "scores": scores})
+    });
+    rows.collect()
+}

@@ -1,0 +1,125 @@
+//! Who takes part.
+
+use std::{str::FromStr, time::Duration};
+
+use tower_capacity::{
+    Limiter,
+    limit::{Fixed, Limit, VerifiedGradient},
+};
+
+use super::{Guard, Scenario, peers};
+
+/// A limiter to compare, with its own defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contender {
+    /// The default of this workspace.
+    Ours,
+    /// Netflix `VegasLimit`.
+    Vegas,
+    /// Netflix `Gradient2Limit` in windows of a second.
+    Gradient2,
+    /// Netflix `AIMDLimit`.
+    Aimd,
+    /// Envoy's gradient controller.
+    Envoy,
+    /// kratos' BBR.
+    Bbr,
+    /// little-loadshedder, with half the objective as its target.
+    Little,
+    /// failsafe-go's adaptive limiter.
+    Failsafe,
+    /// No limit.
+    Unlimited,
+}
+
+impl Contender {
+    /// Everybody, ours first.
+    pub const ALL: [Self; 9] = [
+        Self::Ours,
+        Self::Envoy,
+        Self::Little,
+        Self::Gradient2,
+        Self::Vegas,
+        Self::Aimd,
+        Self::Failsafe,
+        Self::Bbr,
+        Self::Unlimited,
+    ];
+
+    /// Name in tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Vegas => "vegas",
+            Self::Gradient2 => "gradient2",
+            Self::Aimd => "aimd",
+            Self::Envoy => "envoy",
+            Self::Bbr => "bbr",
+            Self::Little => "little",
+            Self::Failsafe => "failsafe",
+            Self::Unlimited => "unlimited",
+        }
+    }
+
+    /// Creates it for a scenario, of which it learns nothing but, if it must have one, the
+    /// objective. `room` gives a peer without a waiting room the one that ours has.
+    #[must_use]
+    pub fn guard(self, scenario: &Scenario, room: bool) -> Guard {
+        match self {
+            Self::Ours => adaptive(VerifiedGradient::new()).into(),
+            Self::Vegas => peer(peers::Vegas::default(), room),
+            Self::Gradient2 => peer(peers::Gradient2::default(), room),
+            Self::Aimd => peer(peers::Aimd::default(), room),
+            Self::Envoy => peer(peers::Envoy::default(), room),
+            Self::Bbr => peer(peers::Bbr::default(), room),
+            Self::Little => peer(
+                peers::Little::new(0.5 * scenario.objective.as_secs_f64()),
+                false,
+            ),
+            Self::Failsafe => peer(peers::Failsafe::default(), room),
+            Self::Unlimited => fixed(16_384).into(),
+        }
+    }
+}
+
+impl FromStr for Contender {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|contender| contender.name() == name)
+            .ok_or_else(|| {
+                let names = Self::ALL.map(Self::name).join(", ");
+                format!("no contender is called `{name}`: expected one of {names}")
+            })
+    }
+}
+
+/// The shipped limiter with a law.
+#[must_use]
+pub fn adaptive(law: impl Limit + 'static) -> Limiter {
+    Limiter::builder()
+        .law(law)
+        .build()
+        .expect("the shipped laws start within the default bounds")
+}
+
+/// The shipped limiter with a limit that never moves.
+#[must_use]
+pub fn fixed(limit: usize) -> Limiter {
+    adaptive(Fixed::new(limit))
+}
+
+fn peer(peer: impl peers::Peer + 'static, room: bool) -> Guard {
+    let limiter = fixed(peer.initial());
+    if !room {
+        limiter.set_waiting(Some(peer.queue()), Duration::from_secs(3600));
+    }
+    Guard {
+        limiter,
+        peer: Some(Box::new(peer)),
+        room,
+    }
+}
