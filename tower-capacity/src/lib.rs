@@ -58,7 +58,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `layer` (default) | the Tower middleware |
-//! | `client` | for clients: throttling and retry budgets |
+//! | `client` | for clients: throttling, retry budgets, a limit that shows in readiness |
 //! | `metrics` | metrics through the `metrics` facade |
 //! | `tracing` | events through `tracing` |
 //!
@@ -98,6 +98,9 @@ pub use crate::{
     layer::{Capacity, CapacityLayer, UpgradePermit, priority_header},
     reject::{DefaultReject, Reject, Shed, ShedHook},
 };
+
+#[cfg(all(feature = "client", not(loom)))]
+pub use crate::layer::{ReadyCapacity, ReadyCapacityLayer};
 
 // The README is tested too.
 #[cfg(all(doctest, feature = "layer"))]

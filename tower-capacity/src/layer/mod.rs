@@ -25,9 +25,13 @@ mod future;
     reason = "a middleware is always the same five files"
 )]
 mod layer;
+#[cfg(feature = "client")]
+mod ready;
 mod service;
 mod upgrade;
 
+#[cfg(feature = "client")]
+pub use self::ready::{ReadyCapacity, ReadyCapacityLayer};
 pub use self::{
     ask::priority_header, body::CapacityBody, future::CapacityFuture, layer::CapacityLayer,
     service::Capacity, upgrade::UpgradePermit,

@@ -1,6 +1,7 @@
 //! The layers of a client.
 #![cfg(not(loom))]
 
+mod ready;
 mod support;
 mod throttle_layer;
 mod throttle_metrics;

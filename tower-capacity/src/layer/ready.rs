@@ -1,0 +1,315 @@
+//! The variant that signals its limit through readiness.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, Weak},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use tokio::task::AbortHandle;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{CapacityBody, CapacityFuture, CapacityLayer, layer::Config};
+use crate::{
+    Admission, Admit, Limiter,
+    gate::{Ask, Priority, Refused, RefusedReason},
+    reject::{DefaultReject, Reject},
+    sync::lock,
+};
+
+/// Layer that applies [`ReadyCapacity`]: a limit whose backpressure shows in readiness, for clients.
+///
+/// [`CapacityLayer`] waits in its future and is always as ready as the inner service, which is
+/// right for servers. A client that picks work from a queue, or a balancer that picks a backend,
+/// wants to know *before* it has a request whether it could send it: this layer admits in
+/// `poll_ready`, and holds the permit until `call`.
+///
+/// Only for stacks in which whoever is told "ready" calls: a handle that is polled ready and put
+/// aside keeps a permit from the others, until it is dropped or its
+/// [`idle_timeout`](Self::idle_timeout) has passed; one that is put aside while it waits keeps its
+/// place in line. Never under a server, which polls a clone for each connection.
+///
+/// Whoever waits has the default priority and no deadline: there is no request yet to tell them.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_capacity::ReadyCapacityLayer;
+///
+/// let layer = ReadyCapacityLayer::adaptive().idle_timeout(Duration::from_secs(1));
+/// // tower::ServiceBuilder::new().layer(layer).service(channel)
+/// # let _service = tower::Layer::layer(&layer, ());
+/// ```
+///
+/// How it differs from `tower::limit::ConcurrencyLimit`: the limit adapts, is shared by all
+/// services of the layer, and counts a response until its body ends.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ReadyCapacityLayer<R = DefaultReject> {
+    layer: CapacityLayer<R>,
+    idle_timeout: Option<Duration>,
+}
+
+impl ReadyCapacityLayer {
+    /// Creates a layer that needs no numbers: an adaptive limit for which everybody waits as long
+    /// as it takes, and nobody is refused.
+    pub fn adaptive() -> Self {
+        let limiter = Limiter::builder()
+            .max_queue(usize::MAX)
+            .max_wait(Duration::MAX)
+            .build()
+            .expect("the default bounds are possible");
+        Self::new(limiter)
+    }
+
+    /// Creates a layer around a limiter, whose waiting room is where `poll_ready` waits.
+    ///
+    /// If the room is full, the wait is over or the limiter drains, the service is ready all the
+    /// same, and its next call is answered as refused. For a wait without bound set
+    /// [`max_queue`](crate::LimiterBuilder::max_queue) to `usize::MAX` and
+    /// [`max_wait`](crate::LimiterBuilder::max_wait) to `Duration::MAX`.
+    pub fn new(limiter: Limiter) -> Self {
+        Self::from_layer(CapacityLayer::new(limiter))
+    }
+}
+
+impl<R> ReadyCapacityLayer<R> {
+    /// Takes over a layer with all its settings.
+    ///
+    /// A request that its [`bypass`](CapacityLayer::bypass) lets past gives its permit back
+    /// unused, but has waited for it. Its [`upgrades`](CapacityLayer::upgrades) are not looked at.
+    pub const fn from_layer(layer: CapacityLayer<R>) -> Self {
+        Self {
+            layer,
+            idle_timeout: None,
+        }
+    }
+
+    /// The limiter: keep a clone to watch it, to change its bounds and to drain it.
+    pub const fn limiter(&self) -> &Limiter {
+        self.layer.limiter()
+    }
+
+    /// Gives the permit of a service back that was ready for so long and has not been called.
+    ///
+    /// The call that comes later needs a permit after all: it waits for one in its future. Needs a
+    /// tokio runtime, and spawns a task for each permit. Defaults to none.
+    pub const fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+}
+
+impl<S, R: Clone> Layer<S> for ReadyCapacityLayer<R> {
+    type Service = ReadyCapacity<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ReadyCapacity {
+            inner,
+            config: Arc::new(self.layer.config.clone()),
+            idle_timeout: self.idle_timeout,
+            readiness: Readiness::Idle,
+            admit: None,
+        }
+    }
+}
+
+/// Service that is ready when its limit has room for the next request.
+///
+/// Made by [`ReadyCapacityLayer`].
+pub struct ReadyCapacity<S, R = DefaultReject> {
+    inner: S,
+    config: Arc<Config<R>>,
+    idle_timeout: Option<Duration>,
+    readiness: Readiness,
+    /// The wait for a permit; the allocation is kept for the next one.
+    admit: Option<Pin<Box<Option<Admit>>>>,
+}
+
+#[derive(Debug)]
+enum Readiness {
+    Idle,
+    Waiting,
+    Admitted(Admission),
+    /// As `Admitted`, until the time is up.
+    Lent(Lent),
+    Refused(Refused),
+}
+
+/// A permit that returns by itself if nobody picks it up.
+#[derive(Debug)]
+struct Lent {
+    admission: Arc<Mutex<Option<Admission>>>,
+    timeout: AbortHandle,
+}
+
+impl Lent {
+    fn new(admission: Admission, idle_timeout: Duration) -> Self {
+        let admission = Arc::new(Mutex::new(Some(admission)));
+        let lent = Arc::downgrade(&admission);
+        let timeout = tokio::spawn(async move {
+            tokio::time::sleep(idle_timeout).await;
+            drop(Weak::upgrade(&lent).and_then(|lent| lock(&lent).take()));
+        });
+        Self {
+            admission,
+            timeout: timeout.abort_handle(),
+        }
+    }
+
+    fn take(&self) -> Option<Admission> {
+        lock(&self.admission).take()
+    }
+
+    fn is_back(&self) -> bool {
+        lock(&self.admission).is_none()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.timeout.abort();
+    }
+}
+
+impl<S, R> ReadyCapacity<S, R> {
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service, mutably.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Takes the inner service out.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
+    fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Readiness::Lent(lent) = &self.readiness
+            && lent.is_back()
+        {
+            self.readiness = Readiness::Idle;
+        }
+        if matches!(self.readiness, Readiness::Idle) {
+            let limiter = &self.config.limiter;
+            if self.config.shadow {
+                self.readiness = self.admitted(limiter.admit_anyway().0);
+                return Poll::Ready(());
+            }
+            match limiter.try_enter(Priority::Default) {
+                Ok(admission) => self.readiness = self.admitted(admission),
+                Err(refused) if refused.reason() == RefusedReason::Full => {
+                    let admit = limiter.admit();
+                    match &mut self.admit {
+                        Some(slot) => slot.set(Some(admit)),
+                        None => self.admit = Some(Box::pin(Some(admit))),
+                    }
+                    self.readiness = Readiness::Waiting;
+                }
+                Err(refused) => {
+                    limiter.note_refusal(&refused);
+                    self.readiness = Readiness::Refused(refused);
+                }
+            }
+        }
+        if matches!(self.readiness, Readiness::Waiting)
+            && let Some(slot) = &mut self.admit
+            && let Some(admit) = slot.as_mut().as_pin_mut()
+        {
+            let result = ready!(admit.poll(cx));
+            slot.set(None);
+            self.readiness = match result {
+                Ok(admission) => self.admitted(admission),
+                Err(refused) => Readiness::Refused(refused),
+            };
+        }
+        Poll::Ready(())
+    }
+
+    fn admitted(&self, admission: Admission) -> Readiness {
+        match self.idle_timeout {
+            Some(timeout) => Readiness::Lent(Lent::new(admission, timeout)),
+            None => Readiness::Admitted(admission),
+        }
+    }
+}
+
+/// A clone is not ready, whatever the original is.
+impl<S: Clone, R> Clone for ReadyCapacity<S, R> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            config: Arc::clone(&self.config),
+            idle_timeout: self.idle_timeout,
+            readiness: Readiness::Idle,
+            admit: None,
+        }
+    }
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for ReadyCapacity<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    ResBody: Body,
+    R: Reject<ResBody>,
+{
+    type Response = Response<CapacityBody<ResBody>>;
+    type Error = S::Error;
+    type Future = CapacityFuture<S, R, ReqBody, ResBody>;
+
+    /// Is ready when the inner service is and a permit is held. The permit comes last, so that a
+    /// client that still connects holds none.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        ready!(self.inner.poll_ready(cx))?;
+        self.poll_admission(cx).map(Ok)
+    }
+
+    /// # Panics
+    ///
+    /// If `poll_ready` has not answered that the service is ready.
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        let bypasses = self.config.request.bypasses(&parts);
+        let request = Request::from_parts(parts, body);
+        let config = &self.config;
+        let admission = match mem::replace(&mut self.readiness, Readiness::Idle) {
+            Readiness::Idle | Readiness::Waiting => {
+                panic!("`ReadyCapacity` called without `poll_ready` having been ready")
+            }
+            _ if bypasses => return CapacityFuture::bypassed(self.inner.call(request)),
+            Readiness::Refused(refused) => {
+                return CapacityFuture::refused(config.answer(refused, request));
+            }
+            Readiness::Admitted(admission) => Some(admission),
+            Readiness::Lent(lent) => lent.take(),
+        };
+        if let Some(admission) = admission {
+            return CapacityFuture::admitted(&mut self.inner, request, admission, None, config);
+        }
+        // The instance that was polled ready goes into the future, not a clone of it.
+        let clone = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, clone);
+        let admit = config.limiter.admit_with(Ask::new());
+        CapacityFuture::waiting(ready, request, admit, None, Arc::clone(config))
+    }
+}
+
+impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ReadyCapacity<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadyCapacity")
+            .field("inner", &self.inner)
+            .field("config", &self.config)
+            .field("readiness", &self.readiness)
+            .finish_non_exhaustive()
+    }
+}
