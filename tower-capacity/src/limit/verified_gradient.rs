@@ -37,7 +37,7 @@ use super::{Explanation, Limit, Window};
 ///   counted, which measures e between L/2 and L:
 ///
 ///   ```text
-///   e < 0.15          half was enough: L ← L/2, B ← min(B, w), and audit again at once    (4)
+///   e < 0.15          half was enough: L ← L/2, B ← min(B, w), and again at once, down to 2  (4)
 ///   0.15 ≤ e ≤ 0.65   restore L, B ← B · (1 + gain · (e − e*))                            (5)
 ///   e > 0.65          restore L, B ← max(B, w), slow start: the latency is not our queue  (6)
 ///   ```
@@ -158,6 +158,9 @@ const BET_SLOWER: f64 = 1.25;
 const IN_USE: f64 = 0.4;
 /// An elasticity is read only from a change of ln N of this much (model).
 const MOVED: f64 = 0.15;
+/// No audit goes below this limit, rounded: one request at a time leaves all but one core idle for
+/// as long as it takes to find that out (a service of 100 requests a second: two seconds).
+const LEAST_AUDIT: f64 = 1.5;
 /// Most windows that a probe measures.
 const PROBE_WINDOWS: u32 = 8;
 /// A gap this long is a stall if this many completions should have fallen into it (model).
@@ -246,7 +249,7 @@ impl VerifiedGradient {
             return self.bet_or_cut(now, gradient, window, service_time);
         }
         self.note_throughput(window);
-        if self.audit.is_due(now) && !self.slow_start {
+        if self.audit.is_due(now) && !self.slow_start && 0.5 * self.limit >= LEAST_AUDIT {
             return self.start(ProbeKind::Audit, 0.5 * self.limit, steady, service_time);
         }
         (self.step(gradient, window), self.limit)
@@ -463,6 +466,10 @@ impl VerifiedGradient {
                 return ("cut_accept", self.limit);
             }
             let deeper = 0.5 * self.limit;
+            if deeper < LEAST_AUDIT {
+                self.audit.later(now, every, window.duration);
+                return ("audit_accept", self.limit);
+            }
             return self.start(ProbeKind::Audit, deeper, probe.during, service_time);
         }
         self.verified = true;
