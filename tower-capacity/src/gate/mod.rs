@@ -287,12 +287,14 @@ impl Gate {
 
     /// Enters as [`try_acquire_as`](Self::try_acquire_as) does, for an owner of the gate that returns the
     /// permit itself with [`leave`](Self::leave) and so needs no handle for each.
+    #[cfg(not(loom))]
     pub(crate) fn enter(&self, priority: Priority) -> Result<GateSnapshot, Refused> {
         let entered = self.shared.try_enter(priority).map(GateSnapshot);
         entered.map_err(|word| Refused::now(word, RefusedReason::Full))
     }
 
     /// Returns what [`enter`](Self::enter) gave.
+    #[cfg(not(loom))]
     pub(crate) fn leave(&self) {
         self.shared.leave();
     }
