@@ -32,6 +32,7 @@ async fn statuses(address: SocketAddr, path: &str, limiter: &Limiter, work: &Wor
     let requests = (0..CONNECTIONS).map(|_| get_once(address, path));
     let release = async {
         until(|| limiter.snapshot().refusals() == (CONNECTIONS - LIMIT) as u64).await;
+        until(|| work.inside() == LIMIT).await;
         work.open();
     };
     let (responses, ()) = tokio::join!(join_all(requests), release);
@@ -95,6 +96,7 @@ async fn forty_connections_share_one_limit_over_three_routes() {
     let requests = (0..CONNECTIONS).map(|i| get_once(address, ["/a", "/b", "/c"][i % 3]));
     let release = async {
         until(|| limiter.snapshot().refusals() == (CONNECTIONS - LIMIT) as u64).await;
+        until(|| inner.inside() == LIMIT).await;
         inner.open();
     };
     tokio::join!(join_all(requests), release);
@@ -114,6 +116,7 @@ async fn forty_connections_are_all_served_when_the_room_holds_them() {
     let requests = (0..CONNECTIONS).map(|_| get_once(address, "/"));
     let release = async {
         until(|| limiter.snapshot().queued() == CONNECTIONS - LIMIT).await;
+        until(|| inner.inside() == LIMIT).await;
         inner.open();
     };
     let (responses, ()) = tokio::join!(join_all(requests), release);

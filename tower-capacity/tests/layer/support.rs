@@ -49,6 +49,11 @@ impl Work {
         self.open.send_replace(true);
     }
 
+    /// How many are inside; admitted requests get there a moment after they are counted.
+    pub(crate) fn inside(&self) -> usize {
+        self.inside.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn peak(&self) -> usize {
         self.peak.load(Ordering::SeqCst)
     }

@@ -121,6 +121,7 @@ async fn two_thousand_sockets_leave_the_limit_on_requests_alone() {
     let requests = (0..20).map(|_| get_once(server.address, "/work"));
     let release = async {
         until(|| server.requests.snapshot().refusals() == 15).await;
+        until(|| server.work.inside() == LIMIT).await;
         server.work.open();
     };
     let (responses, ()) = tokio::join!(join_all(requests), release);
