@@ -148,14 +148,7 @@ impl Metrics {
     }
 
     pub(crate) fn shed(&self, reason: RefusedReason) {
-        let handles = self.handles().shed.iter();
-        let counter = RefusedReason::ALL
-            .iter()
-            .zip(handles)
-            .find(|(known, _)| **known == reason);
-        if let Some((_, counter)) = counter {
-            counter.increment(1);
-        }
+        self.handles().shed[reason as usize].increment(1);
     }
 
     pub(crate) fn waited(&self, wait: Duration) {

@@ -546,7 +546,7 @@ pub enum RefusedReason {
 }
 
 impl RefusedReason {
-    /// All of them.
+    /// All of them, in the order of their declaration.
     pub const ALL: [Self; 7] = [
         Self::Full,
         Self::QueueFull,
