@@ -8,7 +8,7 @@ use std::{
     cell::Cell,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use crate::sync::lock;
 
-/// Cells, a power of two. More threads than this share.
-const SHARDS: usize = 16;
+/// Cells. Each thread has one of its own, but for the last, which all others share.
+const SHARDS: usize = 32;
 /// Above this rate only some requests are timed.
 const TIMED_PER_SECOND: f64 = 10_000.0;
 const MAX_STRIDE: u32 = 256;
@@ -42,8 +42,9 @@ pub(crate) struct Accounting {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard {
-    /// Signed, because a completion may be taken back on another thread.
-    completions: AtomicI64,
+    completions: AtomicU64,
+    /// Completions that were none after all.
+    revoked: AtomicU64,
     ignored: AtomicU64,
     drops: AtomicU64,
     cancelled: AtomicU64,
@@ -81,11 +82,61 @@ pub(crate) struct Totals {
     pub(crate) longest_gap: u64,
 }
 
-/// When a timed request entered, in ns since the limiter was built, and how many it stands for.
+/// What is remembered of one request: when it entered and how many it stands for, if it is one
+/// that is timed, and whether it has ended.
+///
+/// `entered:57 ns since the limiter was built | weight:4 | progress:3`. One word, so that it moves
+/// with the request in a register.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stamp {
-    pub(crate) at: u64,
-    weight: i64,
+pub(crate) struct Ticket(u64);
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    Running = 0,
+    Succeeded = 1,
+    /// Ignored or dropped: there is nothing more to be said of it.
+    Ended = 2,
+}
+
+impl Ticket {
+    const PROGRESS: u64 = 0b111;
+    /// Position of the binary logarithm of the weight plus one; zero if the request is not timed.
+    const WEIGHT_SHIFT: u32 = 3;
+    const WEIGHT: u64 = 0b1111;
+    const AT_SHIFT: u32 = 7;
+
+    pub(crate) const UNTIMED: Self = Self(0);
+
+    /// Enough for four and a half years.
+    const fn timed(at: u64, weight: u32) -> Self {
+        let weight = weight.trailing_zeros() as u64 + 1;
+        Self(at << Self::AT_SHIFT | weight << Self::WEIGHT_SHIFT)
+    }
+
+    /// When it entered, if it is timed.
+    pub(crate) const fn entered(self) -> Option<u64> {
+        if self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT == 0 {
+            return None;
+        }
+        Some(self.0 >> Self::AT_SHIFT)
+    }
+
+    const fn weight(self) -> i64 {
+        1 << ((self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT) - 1)
+    }
+
+    pub(crate) const fn progress(self) -> Progress {
+        match self.0 & Self::PROGRESS {
+            0 => Progress::Running,
+            1 => Progress::Succeeded,
+            _ => Progress::Ended,
+        }
+    }
+
+    pub(crate) const fn set_progress(&mut self, progress: Progress) {
+        self.0 = self.0 & !Self::PROGRESS | progress as u64;
+    }
 }
 
 /// How a request ended.
@@ -125,69 +176,86 @@ impl Accounting {
         self.epoch + Duration::from_nanos(at)
     }
 
-    /// Counts a request that entered; `Some` if it is one that is timed.
-    pub(crate) fn enter(&self) -> Option<Stamp> {
+    /// Draws whether a request is to be timed, and for how many it then stands.
+    #[inline]
+    pub(crate) fn draw(&self) -> Option<u32> {
         let stride = self.stride.load(Relaxed);
-        if stride > 1 && random() & u64::from(stride - 1) != 0 {
-            return None;
-        }
-        let stamp = Stamp {
-            at: self.now(),
-            weight: i64::from(stride),
-        };
-        let mut timed = lock(&self.shard().timed);
-        timed.inside += stamp.weight;
-        timed.balance = timed
-            .balance
-            .wrapping_sub(stamp.weight.wrapping_mul(stamp.at as i64));
-        Some(stamp)
+        (stride == 1 || random() & u64::from(stride - 1) == 0).then_some(stride)
     }
 
-    /// Counts a request that left.
-    pub(crate) fn leave(&self, stamp: Stamp) {
-        let now = self.now();
-        let mut timed = lock(&self.shard().timed);
-        timed.inside -= stamp.weight;
+    /// Starts to time a request that was drawn.
+    pub(crate) fn enter(&self, now: u64, stride: u32) -> Ticket {
+        let ticket = Ticket::timed(now, stride);
+        let mut timed = lock(&self.shard().0.timed);
+        timed.inside += ticket.weight();
         timed.balance = timed
             .balance
-            .wrapping_add(stamp.weight.wrapping_mul(now as i64));
+            .wrapping_sub(ticket.weight().wrapping_mul(now as i64));
+        ticket
+    }
+
+    /// Counts a timed request that left.
+    pub(crate) fn leave(&self, ticket: Ticket) {
+        let now = self.now();
+        let mut timed = lock(&self.shard().0.timed);
+        timed.inside -= ticket.weight();
+        timed.balance = timed
+            .balance
+            .wrapping_add(ticket.weight().wrapping_mul(now as i64));
     }
 
     /// Counts how a request ended. A timed one answers when.
-    pub(crate) fn complete(&self, stamp: Option<Stamp>, outcome: Outcome) -> Option<u64> {
-        let shard = self.shard();
+    #[inline]
+    pub(crate) fn complete(&self, ticket: Ticket, outcome: Outcome) -> Option<u64> {
+        let (shard, owned) = self.shard();
         match outcome {
-            Outcome::Success => shard.completions.fetch_add(1, Relaxed),
-            Outcome::Ignored => shard.ignored.fetch_add(1, Relaxed) as i64,
-            Outcome::Dropped => shard.drops.fetch_add(1, Relaxed) as i64,
-        };
-        let stamp = stamp?;
+            // The count that every request adds to: its thread alone writes there.
+            Outcome::Success if owned => {
+                let completions = shard.completions.load(Relaxed);
+                shard.completions.store(completions + 1, Relaxed);
+            }
+            Outcome::Success => {
+                shard.completions.fetch_add(1, Relaxed);
+            }
+            Outcome::Ignored => {
+                shard.ignored.fetch_add(1, Relaxed);
+            }
+            Outcome::Dropped => {
+                shard.drops.fetch_add(1, Relaxed);
+            }
+        }
+        let entered = ticket.entered()?;
+        Some(self.complete_timed(shard, entered, outcome))
+    }
+
+    #[inline(never)]
+    fn complete_timed(&self, shard: &Shard, entered: u64, outcome: Outcome) -> u64 {
         let now = self.now();
         let gap = now.saturating_sub(self.last_completion.swap(now, Relaxed));
         let mut timed = lock(&shard.timed);
         timed.longest_gap = timed.longest_gap.max(gap);
-        let service_time = now.saturating_sub(stamp.at);
+        let service_time = now.saturating_sub(entered);
         match outcome {
             Outcome::Success => timed.sample(service_time),
             Outcome::Dropped => self.sample_unfinished(&mut timed, service_time),
             Outcome::Ignored => {}
         }
-        Some(now)
+        now
     }
 
     /// Turns a request that was counted as a success into one that was dropped.
     pub(crate) fn revoke_success(&self) {
-        let shard = self.shard();
-        shard.completions.fetch_sub(1, Relaxed);
+        let (shard, _) = self.shard();
+        shard.revoked.fetch_add(1, Relaxed);
         shard.drops.fetch_add(1, Relaxed);
     }
 
     /// Counts a request whose caller went away.
-    pub(crate) fn cancel(&self, stamp: Option<Stamp>) {
-        let shard = self.shard();
+    pub(crate) fn cancel(&self, ticket: Ticket) {
+        let (shard, _) = self.shard();
         shard.cancelled.fetch_add(1, Relaxed);
-        if let Some(stamp) = stamp {
-            let age = self.now().saturating_sub(stamp.at);
+        if let Some(entered) = ticket.entered() {
+            let age = self.now().saturating_sub(entered);
             self.sample_unfinished(&mut lock(&shard.timed), age);
         }
     }
@@ -202,7 +270,7 @@ impl Accounting {
 
     /// Counts a request that was refused.
     pub(crate) fn refuse(&self) {
-        self.shard().refusals.fetch_add(1, Relaxed);
+        self.shard().0.refusals.fetch_add(1, Relaxed);
         self.set_limited();
     }
 
@@ -243,9 +311,10 @@ impl Accounting {
             longest_gap: at.saturating_sub(self.last_completion.load(Relaxed)),
             ..Totals::default()
         };
-        let mut completions = 0;
+        let mut revoked = 0;
         for shard in &self.shards {
-            completions += shard.completions.load(Relaxed);
+            totals.completions += shard.completions.load(Relaxed);
+            revoked += shard.revoked.load(Relaxed);
             totals.ignored += shard.ignored.load(Relaxed);
             totals.drops += shard.drops.load(Relaxed);
             totals.cancelled += shard.cancelled.load(Relaxed);
@@ -263,7 +332,7 @@ impl Accounting {
                 timed.longest_gap = 0;
             }
         }
-        totals.completions = completions.max(0) as u64;
+        totals.completions = totals.completions.saturating_sub(revoked);
         totals
     }
 
@@ -272,8 +341,12 @@ impl Accounting {
         self.last_completion.fetch_max(at, Relaxed);
     }
 
-    fn shard(&self) -> &Shard {
-        &self.shards[SHARD.get() & (SHARDS - 1)]
+    /// The counts of this thread, and whether no other thread writes there.
+    #[inline]
+    fn shard(&self) -> (&Shard, bool) {
+        let thread = THREAD.get();
+        let shard = thread.min(SHARDS - 1);
+        (&self.shards[shard], thread < SHARDS - 1)
     }
 }
 
@@ -303,12 +376,14 @@ impl Timed {
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    static SHARD: Cell<usize> = Cell::new(THREADS.fetch_add(1, Relaxed) as usize);
+    /// Counts threads up, so that no two have the same number.
+    static THREAD: Cell<usize> = Cell::new(THREADS.fetch_add(1, Relaxed) as usize);
     static RANDOM: Cell<u64> = const { Cell::new(0x9E37_79B9_7F4A_7C15) };
 }
 
 /// A coin for each thread (xorshift64, Marsaglia 2003). Random, not every n-th: a request that
 /// passes two limiters must not always be drawn by the same one.
+#[inline]
 fn random() -> u64 {
     let mut x = RANDOM.get();
     x ^= x << 13;

@@ -95,7 +95,10 @@ pub use crate::limiter::{
 #[cfg(all(feature = "layer", not(loom)))]
 pub use crate::{
     classify::by_status,
-    layer::{Capacity, CapacityLayer, UpgradePermit, priority_header},
+    layer::{
+        Capacity, CapacityError, CapacityLayer, PlainCapacity, PlainCapacityLayer, UpgradePermit,
+        priority_header,
+    },
     reject::{DefaultReject, Reject, Shed, ShedHook},
 };
 

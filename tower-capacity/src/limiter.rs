@@ -19,8 +19,8 @@ use tokio::time::Instant;
 
 pub use crate::accounting::Outcome;
 use crate::{
-    accounting::{Accounting, Stamp, Totals},
-    gate::{self, Acquire, Ask, Codel, Gate, GateConfig, GateSnapshot, Permit, Priority, Refused},
+    accounting::{Accounting, Progress, Ticket, Totals},
+    gate::{self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Priority, Refused},
     limit::{Explanation, Limit, VerifiedGradient, Window},
     metrics::Metrics,
     sync::lock,
@@ -167,9 +167,15 @@ impl Limiter {
     /// # Errors
     ///
     /// [`Refused`] says why, and what the limit was.
+    #[inline]
     pub fn try_admit_as(&self, priority: Priority) -> Result<Admission, Refused> {
-        self.try_enter(priority)
-            .inspect_err(|refused| self.note_refusal(refused))
+        match self.shared.gate.enter(priority) {
+            Ok(entered) => Ok(self.admission(entered)),
+            Err(refused) => {
+                self.note_refusal(&refused);
+                Err(refused)
+            }
+        }
     }
 
     /// Admits, after a wait in the bounded waiting room if need be.
@@ -197,7 +203,7 @@ impl Limiter {
             gate.makes_wait(priority) && self.expected_sojourn(gate.queued()) > left
         });
         Admit {
-            acquire: self.shared.gate.acquire_with(ask),
+            enter: self.shared.gate.enter_with(ask),
             limiter: self.clone(),
             waiting_since: None,
             refused: doomed.then(|| Refused::for_deadline(gate)),
@@ -208,12 +214,11 @@ impl Limiter {
     ///
     /// The answer of shadow mode: a request above the limit is counted as refused, and as inside.
     pub fn admit_anyway(&self) -> (Admission, Result<(), Refused>) {
-        let (permit, would) = self.shared.gate.acquire_anyway();
+        let (entered, would) = self.shared.gate.enter_anyway();
         if let Err(refused) = &would {
             self.note_refusal(refused);
         }
-        let entered = permit.entered();
-        (self.admission(Some(permit), entered), would)
+        (self.admission(entered), would)
     }
 
     /// Reads the state of the limiter.
@@ -264,6 +269,14 @@ impl Limiter {
         } else {
             Duration::ZERO
         }
+    }
+
+    /// Refuses a request that found no permit, if no wait would give it one: the limiter drains,
+    /// or its waiting room has no place. Counts the refusal.
+    pub(crate) fn turn_away(&self, priority: Priority) -> Option<Refused> {
+        let refused = self.shared.gate.turn_away(priority)?;
+        self.note_refusal(&refused);
+        Some(refused)
     }
 
     /// Moves the bounds of the limit, and the limit into them.
@@ -344,34 +357,46 @@ impl Limiter {
         );
     }
 
-    /// Admits now, or says why not without counting a refusal: the request may still wait.
-    pub(crate) fn try_enter(&self, priority: Priority) -> Result<Admission, Refused> {
-        let entered = self.shared.gate.enter(priority)?;
-        Ok(self.admission(None, entered))
+    /// Admits now, or not without counting a refusal: the request may still wait. See
+    /// [`turn_away`](Self::turn_away).
+    ///
+    /// Two words, so that admission and refusal alike come back in registers.
+    #[inline]
+    pub(crate) fn try_enter(&self, priority: Priority) -> Option<Admission> {
+        let entered = self.shared.gate.enter(priority).ok()?;
+        Some(self.admission(entered))
     }
 
     /// Counts a request that has just entered.
-    fn admission(&self, permit: Option<Permit>, entered: GateSnapshot) -> Admission {
+    #[inline]
+    fn admission(&self, entered: GateSnapshot) -> Admission {
         let shared = &self.shared;
         // Within 5 % of the limit, so that a law also sees a limit that is only just reached.
         let limit = entered.limit();
         if entered.inflight() + limit / 20 >= limit {
             shared.accounting.set_limited();
         }
-        let stamp = shared.accounting.enter();
-        if let Some(stamp) = stamp
-            && entered.inflight() == 1
-            && stamp.at >= shared.stale_at.load(Relaxed)
-        {
-            self.restart_window(stamp.at);
-        }
+        let ticket = if let Some(stride) = shared.accounting.draw() {
+            self.enter_timed(stride, entered)
+        } else {
+            Ticket::UNTIMED
+        };
         shared.metrics.admitted();
         Admission {
             limiter: self.clone(),
-            permit,
-            stamp,
-            state: AdmissionState::Running,
+            ticket,
         }
+    }
+
+    /// Starts to time a request.
+    fn enter_timed(&self, stride: u32, entered: GateSnapshot) -> Ticket {
+        let shared = &self.shared;
+        let now = shared.accounting.now();
+        let ticket = shared.accounting.enter(now, stride);
+        if entered.inflight() == 1 && now >= shared.stale_at.load(Relaxed) {
+            self.restart_window(now);
+        }
+        ticket
     }
 
     /// Nobody was inside for a long time: what the window holds is no longer news.
@@ -706,11 +731,10 @@ impl std::error::Error for DrainTimeout {}
 
 pin_project! {
     /// Future of [`Limiter::admit`].
-    #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Admit {
         #[pin]
-        acquire: Acquire,
+        enter: Enter,
         limiter: Limiter,
         waiting_since: Option<Instant>,
         // Decided before it could wait.
@@ -728,7 +752,7 @@ impl Future for Admit {
             limiter.note_refusal(&refused);
             return Poll::Ready(Err(refused));
         }
-        let Poll::Ready(acquired) = this.acquire.poll(cx) else {
+        let Poll::Ready(entered) = this.enter.poll(cx) else {
             limiter.shared.accounting.set_limited();
             this.waiting_since.get_or_insert_with(Instant::now);
             return Poll::Pending;
@@ -736,16 +760,22 @@ impl Future for Admit {
         if let Some(since) = this.waiting_since {
             limiter.shared.metrics.waited(since.elapsed());
         }
-        Poll::Ready(match acquired {
-            Ok(permit) => {
-                let entered = permit.entered();
-                Ok(limiter.admission(Some(permit), entered))
-            }
+        Poll::Ready(match entered {
+            Ok(entered) => Ok(limiter.admission(entered)),
             Err(refused) => {
                 limiter.note_refusal(&refused);
                 Err(refused)
             }
         })
+    }
+}
+
+impl fmt::Debug for Admit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admit")
+            .field("limiter", &self.limiter)
+            .field("waiting", &self.waiting_since.is_some())
+            .finish()
     }
 }
 
@@ -758,16 +788,7 @@ impl Future for Admit {
 #[must_use = "dropping an admission returns its permit"]
 pub struct Admission {
     limiter: Limiter,
-    /// `None` if the request entered without one: then the gate is told when it leaves.
-    permit: Option<Permit>,
-    stamp: Option<Stamp>,
-    state: AdmissionState,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AdmissionState {
-    Running,
-    Completed(Outcome),
+    ticket: Ticket,
 }
 
 impl Admission {
@@ -776,20 +797,24 @@ impl Admission {
     /// The permit stays out until the admission is dropped, so that a body that is still being
     /// streamed stays counted. Saying it again changes a success into a drop (a gRPC status comes
     /// after the body) and nothing else.
+    #[inline]
     pub fn complete(&mut self, outcome: Outcome) {
         let accounting = &self.limiter.shared.accounting;
-        match self.state {
-            AdmissionState::Running => {
-                self.state = AdmissionState::Completed(outcome);
-                if let Some(now) = accounting.complete(self.stamp, outcome) {
+        match self.ticket.progress() {
+            Progress::Running => {
+                self.ticket.set_progress(match outcome {
+                    Outcome::Success => Progress::Succeeded,
+                    Outcome::Ignored | Outcome::Dropped => Progress::Ended,
+                });
+                if let Some(now) = accounting.complete(self.ticket, outcome) {
                     self.limiter.look(now);
                 }
             }
-            AdmissionState::Completed(Outcome::Success) if outcome == Outcome::Dropped => {
-                self.state = AdmissionState::Completed(outcome);
+            Progress::Succeeded if outcome == Outcome::Dropped => {
+                self.ticket.set_progress(Progress::Ended);
                 accounting.revoke_success();
             }
-            AdmissionState::Completed(_) => {}
+            Progress::Succeeded | Progress::Ended => {}
         }
     }
 
@@ -801,18 +826,17 @@ impl Admission {
 }
 
 impl Drop for Admission {
+    #[inline]
     fn drop(&mut self) {
         let shared = &self.limiter.shared;
-        if self.state == AdmissionState::Running {
-            shared.accounting.cancel(self.stamp);
+        if self.ticket.progress() == Progress::Running {
+            shared.accounting.cancel(self.ticket);
         }
-        if let Some(stamp) = self.stamp {
-            shared.accounting.leave(stamp);
+        if self.ticket.entered().is_some() {
+            shared.accounting.leave(self.ticket);
         }
         shared.metrics.left();
-        if self.permit.is_none() {
-            shared.gate.leave();
-        }
+        shared.gate.leave();
     }
 }
 

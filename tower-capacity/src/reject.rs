@@ -27,7 +27,6 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shed {
     refused: Refused,
-    retry_after: Duration,
 }
 
 /// Least time a shed caller is asked to stay away. The header has whole seconds and must not say 0.
@@ -37,11 +36,11 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 impl Shed {
     /// `drain` is how long the requests inside and in line are expected to take.
-    pub(crate) fn new(refused: Refused, drain: Duration) -> Self {
-        Self {
-            refused,
-            retry_after: jitter(drain.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER / 2)),
-        }
+    pub(crate) fn new(mut refused: Refused, drain: Duration) -> Self {
+        let retry_after = jitter(drain.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER / 2));
+        // At most ten seconds.
+        refused.set_retry_after_millis(retry_after.as_millis() as u16);
+        Self { refused }
     }
 
     /// Why.
@@ -79,7 +78,13 @@ impl Shed {
     /// together do not return together.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
-        self.retry_after
+        Duration::from_millis(self.refused.retry_after_millis() as u64)
+    }
+}
+
+impl fmt::Display for Shed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.refused.fmt(f)
     }
 }
 
@@ -121,7 +126,7 @@ where
 {
     fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>> {
         if !is_grpc(&request.headers) {
-            return reject_http(shed.retry_after(), HTTP_BODY);
+            return reject_http(shed.retry_after(), || HTTP_BODY.into());
         }
         let (status, message) = match shed.reason() {
             RefusedReason::Closed => ("14", "draining"),
@@ -135,12 +140,11 @@ where
 const HTTP_BODY: Bytes = Bytes::from_static(b"overloaded, try again later\n");
 
 /// 503 with a line of text.
-pub(crate) fn reject_http<B>(retry_after: Duration, line: Bytes) -> Response<CapacityBody<B>>
-where
-    B: Body,
-    B::Data: From<Bytes>,
-{
-    let mut response = Response::new(CapacityBody::refusal(line.into()));
+pub(crate) fn reject_http<B: Body>(
+    retry_after: Duration,
+    line: fn() -> B::Data,
+) -> Response<CapacityBody<B>> {
+    let mut response = Response::new(CapacityBody::refusal(line));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
     headers.insert(RETRY_AFTER, whole_seconds(retry_after));

@@ -9,7 +9,7 @@ use http::{Request, Response};
 use http_body_util::Empty;
 use tower::{Layer, Service, service_fn};
 use tower_capacity::{
-    CapacityLayer, Limiter, Outcome,
+    CapacityLayer, Limiter, Outcome, PlainCapacityLayer,
     gate::{Gate, GateConfig},
     limit::Fixed,
 };
@@ -72,6 +72,20 @@ fn a_request_through_the_layer_allocates_nothing() {
             .unwrap()
             .unwrap();
         drop(response);
+    };
+    assert_eq!(allocations(work), 0);
+}
+
+#[test]
+fn a_plain_request_allocates_nothing_admitted_or_shed() {
+    let limiter = Limiter::builder().law(Fixed::new(1)).max_queue(0).build();
+    let layer = PlainCapacityLayer::new(limiter.unwrap());
+    let inner = service_fn(|()| ready(Ok::<_, std::convert::Infallible>(())));
+    let mut service = layer.layer(inner);
+    let work = || {
+        let admitted = service.call(());
+        service.call(()).now_or_never().unwrap().unwrap_err();
+        admitted.now_or_never().unwrap().unwrap();
     };
     assert_eq!(allocations(work), 0);
 }

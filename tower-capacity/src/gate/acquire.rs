@@ -10,7 +10,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Ask, Gate, Permit, Refused, RefusedReason, queue::Told};
+use super::{Ask, Gate, GateSnapshot, Permit, Refused, RefusedReason, queue::Told};
 use crate::sync::lock;
 
 pin_project! {
@@ -20,6 +20,42 @@ pin_project! {
     /// or its wait is over.
     #[must_use = "futures do nothing unless polled"]
     pub struct Acquire {
+        #[pin]
+        enter: Enter,
+    }
+}
+
+impl Acquire {
+    pub(super) const fn new(gate: Gate, ask: Ask) -> Self {
+        Self {
+            enter: Enter::new(gate, ask),
+        }
+    }
+}
+
+impl Future for Acquire {
+    type Output = Result<Permit, Refused>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut enter = self.project().enter;
+        let entered = ready!(enter.as_mut().poll(cx));
+        Poll::Ready(entered.map(|entered| Permit::new(enter.gate().clone(), entered)))
+    }
+}
+
+impl fmt::Debug for Acquire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acquire")
+            .field("gate", &self.enter.place.gate)
+            .field("queued", &self.enter.place.key.is_some())
+            .finish()
+    }
+}
+
+pin_project! {
+    /// Enters a gate for an owner that returns the permit itself, with [`Gate::leave`].
+    #[must_use = "futures do nothing unless polled"]
+    pub(crate) struct Enter {
         place: Place,
         ask: Ask,
         #[pin]
@@ -27,18 +63,22 @@ pin_project! {
     }
 }
 
-impl Acquire {
-    pub(super) const fn new(gate: Gate, ask: Ask) -> Self {
+impl Enter {
+    pub(crate) const fn new(gate: Gate, ask: Ask) -> Self {
         Self {
             place: Place { gate, key: None },
             ask,
             timer: None,
         }
     }
+
+    const fn gate(&self) -> &Gate {
+        &self.place.gate
+    }
 }
 
-impl Future for Acquire {
-    type Output = Result<Permit, Refused>;
+impl Future for Enter {
+    type Output = Result<GateSnapshot, Refused>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -59,17 +99,8 @@ impl Future for Acquire {
     }
 }
 
-impl fmt::Debug for Acquire {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Acquire")
-            .field("gate", &self.place.gate)
-            .field("queued", &self.place.key.is_some())
-            .finish()
-    }
-}
-
 enum Entry {
-    Done(Result<Permit, Refused>),
+    Done(Result<GateSnapshot, Refused>),
     /// In line until this deadline, if there is one.
     Queued(Option<Instant>),
 }
@@ -85,7 +116,7 @@ impl Place {
     fn enter_or_queue(&mut self, cx: &Context<'_>, ask: &Ask) -> Entry {
         let shared = &self.gate.shared;
         let refusing = match shared.word.try_enter(ask.priority) {
-            Ok(word) => return Entry::Done(Ok(Permit::new(self.gate.clone(), word))),
+            Ok(word) => return Entry::Done(Ok(GateSnapshot(word))),
             Err(word) => word,
         };
         if refusing.is_closed() {
@@ -94,10 +125,7 @@ impl Place {
         let waker = cx.waker().clone();
         let now = Instant::now();
         let mut room = lock(&shared.room);
-        let longest = room
-            .max_queue
-            .unwrap_or_else(|| refusing.limit())
-            .min(super::MAX);
+        let longest = shared.longest(refusing);
         let mut displaced = None;
         if room.queue.len() >= longest {
             displaced = room.queue.displace(ask.priority);
@@ -131,7 +159,7 @@ impl Place {
     }
 
     /// What this waiter was told, if it is no longer to wait: picks up its permit, or leaves.
-    fn told(&mut self, cx: &Context<'_>) -> Option<Result<Permit, Refused>> {
+    fn told(&mut self, cx: &Context<'_>) -> Option<Result<GateSnapshot, Refused>> {
         let key = self.key?;
         let mut room = lock(&self.gate.shared.room);
         let (told, stale) = room.queue.ask(key, cx.waker());
@@ -143,7 +171,7 @@ impl Place {
 
     /// Leaves the line: with a permit if one arrived, else because it was told to, or because its
     /// wait is over.
-    fn leave_line(&mut self) -> Result<Permit, Refused> {
+    fn leave_line(&mut self) -> Result<GateSnapshot, Refused> {
         let shared = &self.gate.shared;
         let Some(key) = self.key.take() else {
             // Only reached when polled again after completion.
@@ -158,7 +186,7 @@ impl Place {
         drop(room);
         drop(waker);
         match told {
-            Told::Enter => Ok(Permit::new(self.gate.clone(), word)),
+            Told::Enter => Ok(GateSnapshot(word)),
             Told::Leave(reason) => Err(Refused::after(since, word, reason)),
             Told::Wait => {
                 shared.tell_if_emptied(word);
@@ -170,9 +198,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.key.is_some() {
-            // A permit that was on its way is returned by its own drop.
-            drop(self.leave_line());
+        if self.key.is_some() && self.leave_line().is_ok() {
+            // A permit was on its way.
+            self.gate.shared.leave();
         }
     }
 }

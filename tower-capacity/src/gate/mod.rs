@@ -49,10 +49,17 @@ mod priority;
 mod queue;
 mod word;
 
-use std::{fmt, task::Waker, time::Duration};
+use std::{
+    fmt,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    task::Waker,
+    time::Duration,
+};
 
 use tokio::{sync::Notify, time::Instant};
 
+#[cfg(not(loom))]
+pub(crate) use self::acquire::Enter;
 pub(crate) use self::word::MAX;
 pub use self::{acquire::Acquire, codel::Codel, permit::Permit, priority::Priority};
 
@@ -72,15 +79,20 @@ pub struct Gate {
 
 struct Shared {
     word: AtomicWord,
+    /// How many may wait; [`AS_THE_LIMIT`] follows the limit in force. Outside the lock, for those
+    /// who are turned away.
+    max_queue: AtomicUsize,
     /// Touched only by those who wait, and by those who return a permit while somebody waits.
     room: Mutex<Room>,
     /// Told when a closed gate has emptied.
     emptied: Notify,
 }
 
+/// Instead of a number of waiters.
+const AS_THE_LIMIT: usize = usize::MAX;
+
 struct Room {
     queue: Queue,
-    max_queue: Option<usize>,
     max_wait: Duration,
     codel: Option<Codel>,
 }
@@ -206,9 +218,9 @@ impl Gate {
         Self {
             shared: Arc::new(Shared {
                 word: AtomicWord::new(config.limit.min(MAX)),
+                max_queue: AtomicUsize::new(waiters(config.max_queue)),
                 room: Mutex::new(Room {
                     queue: Queue::default(),
-                    max_queue: config.max_queue,
                     max_wait: config.max_wait,
                     codel: config.codel,
                 }),
@@ -235,7 +247,7 @@ impl Gate {
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_as(&self, priority: Priority) -> Result<Permit, Refused> {
         match self.shared.try_enter(priority) {
-            Ok(word) => Ok(Permit::new(self.clone(), word)),
+            Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word))),
             Err(word) => Err(Refused::now(word, RefusedReason::Full)),
         }
     }
@@ -276,10 +288,16 @@ impl Gate {
     /// For shadow mode, and for work that must never be refused but has to be counted. The
     /// surplus is a debt like that of a lowered limit.
     pub fn acquire_anyway(&self) -> (Permit, Result<(), Refused>) {
+        let (entered, would) = self.enter_anyway();
+        (Permit::new(self.clone(), entered), would)
+    }
+
+    /// As [`acquire_anyway`](Self::acquire_anyway), for an owner that returns the permit itself.
+    pub(crate) fn enter_anyway(&self) -> (GateSnapshot, Result<(), Refused>) {
         match self.shared.try_enter(Priority::Default) {
-            Ok(word) => (Permit::new(self.clone(), word), Ok(())),
+            Ok(word) => (GateSnapshot(word), Ok(())),
             Err(refusing) => (
-                Permit::new(self.clone(), self.shared.word.enter()),
+                GateSnapshot(self.shared.word.enter()),
                 Err(Refused::now(refusing, RefusedReason::Full)),
             ),
         }
@@ -288,13 +306,34 @@ impl Gate {
     /// Enters as [`try_acquire_as`](Self::try_acquire_as) does, for an owner of the gate that returns the
     /// permit itself with [`leave`](Self::leave) and so needs no handle for each.
     #[cfg(not(loom))]
+    #[inline]
     pub(crate) fn enter(&self, priority: Priority) -> Result<GateSnapshot, Refused> {
         let entered = self.shared.try_enter(priority).map(GateSnapshot);
         entered.map_err(|word| Refused::now(word, RefusedReason::Full))
     }
 
-    /// Returns what [`enter`](Self::enter) gave.
+    /// As [`acquire_with`](Self::acquire_with), for an owner that returns the permit itself.
     #[cfg(not(loom))]
+    pub(crate) fn enter_with(&self, ask: Ask) -> Enter {
+        Enter::new(self.clone(), ask)
+    }
+
+    /// Refuses a request of this class that found no permit and may not wait for one either.
+    #[cfg(not(loom))]
+    pub(crate) fn turn_away(&self, priority: Priority) -> Option<Refused> {
+        let word = self.shared.word.load();
+        let longest = self.shared.longest(word);
+        let is_full = || {
+            let room = lock(&self.shared.room);
+            room.queue.len() >= longest && !room.queue.has_below(priority)
+        };
+        let no_place = longest == 0 || word.queued() >= longest && is_full();
+        (no_place || word.is_closed()).then(|| Refused::now(word, RefusedReason::QueueFull))
+    }
+
+    /// Returns what [`enter`](Self::enter) and its kin gave.
+    #[cfg(not(loom))]
+    #[inline]
     pub(crate) fn leave(&self) {
         self.shared.leave();
     }
@@ -314,9 +353,8 @@ impl Gate {
     ///
     /// Applies to those who come from now on; nobody who waits is sent away.
     pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
-        let mut room = lock(&self.shared.room);
-        room.max_queue = max_queue;
-        room.max_wait = max_wait;
+        self.shared.max_queue.store(waiters(max_queue), Relaxed);
+        lock(&self.shared.room).max_wait = max_wait;
     }
 
     /// Changes the bounds of a healthy wait, see [`GateConfig::codel`].
@@ -399,10 +437,32 @@ impl fmt::Debug for Gate {
     }
 }
 
+/// As an atomic holds it.
+fn waiters(max_queue: Option<usize>) -> usize {
+    max_queue.map_or(AS_THE_LIMIT, |waiters| waiters.min(MAX))
+}
+
 impl Shared {
+    /// How many may wait now.
+    fn longest(&self, word: Word) -> usize {
+        match self.max_queue.load(Relaxed) {
+            AS_THE_LIMIT => word.limit(),
+            waiters => waiters,
+        }
+    }
+
     /// Returns a permit: to the next in line, unless there is a debt to pay first.
+    #[inline]
     fn leave(&self) {
         let word = self.word.leave();
+        if word.queued() > 0 || word.is_closed() {
+            self.left(word);
+        }
+    }
+
+    /// What follows when somebody has left whom others may have waited for.
+    #[cold]
+    fn left(&self, word: Word) {
         if word.queued() > 0 {
             self.admit_waiters();
         } else {
@@ -411,19 +471,25 @@ impl Shared {
     }
 
     /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
+    #[inline]
     fn try_enter(&self, priority: Priority) -> Result<Word, Word> {
-        self.word.try_enter(priority).or_else(|word| {
-            // A line of those who matter less, who have filled their part of the limit, is no line
-            // for this class.
-            if word.queued() == 0 || !word.has_room(priority) {
-                return Err(word);
+        match self.word.try_enter(priority) {
+            Err(word) if word.queued() > 0 && word.has_room(priority) => {
+                self.try_overtake(priority, word)
             }
-            let room = lock(&self.room);
-            match room.queue.first_class() {
-                Some(first) if first >= priority => Err(word),
-                _ => self.word.try_overtake(priority),
-            }
-        })
+            entered => entered,
+        }
+    }
+
+    /// Enters past those who wait for their part of the limit, if all of them matter less: theirs
+    /// is no line for this class.
+    #[cold]
+    fn try_overtake(&self, priority: Priority, word: Word) -> Result<Word, Word> {
+        let room = lock(&self.room);
+        match room.queue.first_class() {
+            Some(first) if first >= priority => Err(word),
+            _ => self.word.try_overtake(priority),
+        }
     }
 
     /// Admits waiters, of the highest class first, for as long as permits are free.
@@ -581,17 +647,21 @@ impl fmt::Display for RefusedReason {
 /// A gate let somebody not in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
-    reason: RefusedReason,
     word: Word,
-    waited: Duration,
+    /// In microseconds, at most 71 minutes: refusals are answered by the million and kept small.
+    waited: u32,
+    /// What a limiter adds for its layers: when to come back.
+    retry_after_millis: u16,
+    reason: RefusedReason,
 }
 
 impl Refused {
-    const fn new(reason: RefusedReason, word: Word, waited: Duration) -> Self {
+    const fn new(reason: RefusedReason, word: Word) -> Self {
         Self {
-            reason,
             word,
-            waited,
+            waited: 0,
+            retry_after_millis: 0,
+            reason,
         }
     }
 
@@ -602,17 +672,31 @@ impl Refused {
         } else {
             reason
         };
-        Self::new(reason, word, Duration::ZERO)
+        Self::new(reason, word)
     }
 
     fn after(since: Instant, word: Word, reason: RefusedReason) -> Self {
-        Self::new(reason, word, since.elapsed())
+        let waited = u32::try_from(since.elapsed().as_micros());
+        Self {
+            waited: waited.unwrap_or(u32::MAX),
+            ..Self::new(reason, word)
+        }
     }
 
     /// Refused because the wait would have lasted too long for the request.
     #[cfg(not(loom))]
     pub(crate) const fn for_deadline(gate: GateSnapshot) -> Self {
-        Self::new(RefusedReason::Deadline, gate.0, Duration::ZERO)
+        Self::new(RefusedReason::Deadline, gate.0)
+    }
+
+    #[cfg(all(feature = "layer", not(loom)))]
+    pub(crate) const fn set_retry_after_millis(&mut self, millis: u16) {
+        self.retry_after_millis = millis;
+    }
+
+    #[cfg(all(feature = "layer", not(loom)))]
+    pub(crate) const fn retry_after_millis(&self) -> u16 {
+        self.retry_after_millis
     }
 
     /// Why.
@@ -639,10 +723,10 @@ impl Refused {
         self.word.queued()
     }
 
-    /// How long the caller stood in line.
+    /// How long the caller stood in line, in whole microseconds, at most 71 minutes.
     #[must_use]
     pub const fn waited(&self) -> Duration {
-        self.waited
+        Duration::from_micros(self.waited as u64)
     }
 }
 
@@ -651,7 +735,7 @@ impl fmt::Debug for Refused {
         GateSnapshot(self.word).fields(
             f.debug_struct("Refused")
                 .field("reason", &self.reason)
-                .field("waited", &self.waited),
+                .field("waited", &self.waited()),
         )
     }
 }
@@ -671,7 +755,7 @@ impl fmt::Display for Refused {
                 write!(
                     f,
                     "displaced by a request that matters more after {:?}",
-                    self.waited
+                    self.waited()
                 )
             }
             RefusedReason::WaitTimeout | RefusedReason::Overloaded => {
@@ -679,7 +763,7 @@ impl fmt::Display for Refused {
                     f,
                     "no permit of {} came free in {:?}",
                     self.limit(),
-                    self.waited
+                    self.waited()
                 )
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Gate, GateSnapshot, word::Word};
+use super::{Gate, GateSnapshot};
 
 /// The right of one request to be inside a [`Gate`].
 ///
@@ -10,11 +10,11 @@ use super::{Gate, GateSnapshot, word::Word};
 #[must_use = "dropping a permit returns it"]
 pub struct Permit {
     gate: Gate,
-    entered: Word,
+    entered: GateSnapshot,
 }
 
 impl Permit {
-    pub(super) const fn new(gate: Gate, entered: Word) -> Self {
+    pub(super) const fn new(gate: Gate, entered: GateSnapshot) -> Self {
         Self { gate, entered }
     }
 
@@ -27,7 +27,7 @@ impl Permit {
     /// The gate as it stood when this request had just entered.
     #[must_use]
     pub const fn entered(&self) -> GateSnapshot {
-        GateSnapshot(self.entered)
+        self.entered
     }
 }
 

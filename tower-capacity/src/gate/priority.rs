@@ -39,13 +39,15 @@ impl Priority {
         1.0 - self.kept_free() as f64 / 20.0
     }
 
-    /// Permits of `limit` that this class leaves to those above it.
+    /// Permits of `limit` that this class may fill.
+    #[inline]
     pub(super) const fn room_in(self, limit: usize) -> usize {
         // Rounded so that a class that may enter at all may enter a small limit too.
         limit - limit * self.kept_free() / 20
     }
 
     /// Twentieths of the limit.
+    #[inline]
     const fn kept_free(self) -> usize {
         match self {
             Self::Critical | Self::Default => 0,

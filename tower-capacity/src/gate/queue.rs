@@ -131,14 +131,23 @@ impl Queue {
     /// Sends away the newest of the lowest class that waits, if that is below `priority`. Answers
     /// whom to wake.
     pub(super) fn displace(&mut self, priority: Priority) -> Option<Waker> {
-        let lowest = Priority::ALL
+        let lowest = self.last_class().filter(|lowest| *lowest < priority)?;
+        let back = self.line(lowest).back?;
+        self.dismiss(back, Standing::Shed(RefusedReason::Displaced))
+    }
+
+    /// Whether somebody waits who matters less.
+    #[cfg(not(loom))]
+    pub(super) fn has_below(&self, priority: Priority) -> bool {
+        self.last_class().is_some_and(|lowest| lowest < priority)
+    }
+
+    /// The lowest class that somebody waits in.
+    fn last_class(&self) -> Option<Priority> {
+        Priority::ALL
             .into_iter()
             .rev()
-            .find(|class| self.line(*class).back.is_some())?;
-        let back = self.line(lowest).back?;
-        (lowest < priority)
-            .then(|| self.dismiss(back, Standing::Shed(RefusedReason::Displaced)))
-            .flatten()
+            .find(|class| self.line(*class).back.is_some())
     }
 
     /// Says what the waiter is to do, and remembers whom to wake if it still stands in line.

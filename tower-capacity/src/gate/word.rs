@@ -80,6 +80,7 @@ impl AtomicWord {
     }
 
     /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
+    #[inline]
     pub(super) fn try_enter(&self, priority: Priority) -> Result<Word, Word> {
         self.update(|word| {
             word.admits_newcomer(priority)
@@ -101,6 +102,7 @@ impl AtomicWord {
     }
 
     /// Leaves and answers the word as it then stood.
+    #[inline]
     pub(super) fn leave(&self) -> Word {
         Word(self.0.fetch_sub(INFLIGHT, Ordering::AcqRel) - INFLIGHT)
     }
@@ -142,6 +144,7 @@ impl AtomicWord {
         Word(self.0.fetch_and(!CLOSED, Ordering::AcqRel))
     }
 
+    #[inline]
     fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
         let mut word = self.load();
         loop {
@@ -155,6 +158,7 @@ impl AtomicWord {
         }
     }
 
+    #[inline]
     fn exchange(&self, current: Word, new: Word) -> Result<(), Word> {
         self.0
             .compare_exchange_weak(current.0, new.0, Ordering::AcqRel, Ordering::Acquire)

@@ -4,6 +4,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -28,28 +29,25 @@ pin_project! {
 pin_project! {
     #[project = KindProjection]
     enum Kind<B, D> {
-        Inner { #[pin] body: B, held: Option<Held>, is_grpc: bool },
-        Refusal { data: Option<D> },
+        Inner { #[pin] body: B, held: Held },
+        // Made when it is asked for: data itself would make every body as large as a refusal.
+        Refusal { data: Option<fn() -> D> },
     }
 }
 
 impl<B: Body> CapacityBody<B> {
-    pub(super) const fn new(body: B, held: Option<Held>, is_grpc: bool) -> Self {
+    pub(super) const fn new(body: B, held: Held) -> Self {
         Self {
-            kind: Kind::Inner {
-                body,
-                held,
-                is_grpc,
-            },
+            kind: Kind::Inner { body, held },
         }
     }
 
     /// A body without a permit.
     pub(crate) const fn unlimited(body: B) -> Self {
-        Self::new(body, None, false)
+        Self::new(body, Held::NOTHING)
     }
 
-    pub(crate) const fn refusal(data: B::Data) -> Self {
+    pub(crate) const fn refusal(data: fn() -> B::Data) -> Self {
         Self {
             kind: Kind::Refusal { data: Some(data) },
         }
@@ -72,26 +70,18 @@ impl<B: Body> Body for CapacityBody<B> {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.project().kind.project() {
             KindProjection::Refusal { data } => {
-                Poll::Ready(data.take().map(|data| Ok(Frame::data(data))))
+                Poll::Ready(data.take().map(|data| Ok(Frame::data(data()))))
             }
-            KindProjection::Inner {
-                body,
-                held,
-                is_grpc,
-            } => {
+            KindProjection::Inner { body, held } => {
                 let frame = ready!(body.poll_frame(cx));
                 match &frame {
-                    None => *held = None,
+                    None => *held = Held::NOTHING,
                     Some(Err(_)) => {
-                        if let Some(mut held) = held.take() {
-                            held.complete(Outcome::Dropped);
-                        }
+                        held.complete(Outcome::Dropped);
+                        *held = Held::NOTHING;
                     }
                     Some(Ok(frame)) => {
-                        if *is_grpc
-                            && let Some(held) = held
-                            && let Some(outcome) = frame.trailers_ref().and_then(by_grpc_status)
-                        {
+                        if let Some(outcome) = frame.trailers_ref().and_then(by_grpc_status) {
                             held.complete(outcome);
                         }
                     }
@@ -112,7 +102,7 @@ impl<B: Body> Body for CapacityBody<B> {
         match &self.kind {
             Kind::Inner { body, .. } => body.size_hint(),
             Kind::Refusal { data } => {
-                let remaining = data.as_ref().map_or(0, bytes::Buf::remaining);
+                let remaining = data.map_or(0, |data| data().remaining());
                 SizeHint::with_exact(remaining as u64)
             }
         }
@@ -132,7 +122,7 @@ impl<B: Body + fmt::Debug> fmt::Debug for CapacityBody<B> {
             Kind::Inner { body, held, .. } => f
                 .debug_struct("CapacityBody")
                 .field("body", body)
-                .field("holds_permit", &held.is_some())
+                .field("holds_permit", &!held.is_nothing())
                 .finish(),
             Kind::Refusal { .. } => f.debug_struct("CapacityBody").finish_non_exhaustive(),
         }

@@ -1,6 +1,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,9 +15,9 @@ use tower_service::Service;
 use super::{
     CapacityBody, UpgradePermit,
     layer::{Config, ResponseConfig},
-    upgrade::Held,
+    upgrade::{Held, asks_for_upgrade},
 };
-use crate::{Admission, Admit, Outcome, classify::is_grpc, reject::Reject};
+use crate::{Admission, Admit, Outcome, classify::by_status, reject::Reject};
 
 pin_project! {
     /// Future of [`Capacity`](crate::Capacity).
@@ -39,21 +40,30 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<S, R, F, ReqBody, B> {
-        /// In the waiting room.
-        Waiting { #[pin] admit: Admit, waiting: Option<Waiting<S, R, ReqBody>> },
-        /// Inside; without a permit if bypassed.
-        Running { #[pin] future: F, held: Option<Held>, response: ResponseConfig },
+        /// In the waiting room. Apart, so that a request that need not wait does not move the
+        /// place for one.
+        Waiting { waiting: Pin<Box<Waiting<S, R, ReqBody>>> },
+        /// Inside, unless bypassed.
+        Running { #[pin] future: F, held: Held, response: Option<Arc<ResponseConfig>> },
         Refused { response: Option<Response<B>> },
     }
 }
 
-/// What a request that waits needs once it is admitted or refused.
-struct Waiting<S, R, ReqBody> {
+pin_project! {
+    /// A request that waits, and what it needs once it is admitted or refused.
+    struct Waiting<S, R, ReqBody> {
+        #[pin]
+        admit: Admit,
+        inner: Option<Inner<S, ReqBody>>,
+        config: Arc<Config<R>>,
+    }
+}
+
+struct Inner<S, ReqBody> {
     /// The inner service that was polled ready.
     service: S,
     request: Request<ReqBody>,
     upgrade: Option<UpgradePermit>,
-    config: Arc<Config<R>>,
 }
 
 impl<S, R, ReqBody, ResBody> CapacityFuture<S, R, ReqBody, ResBody>
@@ -62,11 +72,20 @@ where
     ResBody: Body,
 {
     pub(super) const fn bypassed(future: S::Future) -> Self {
+        Self::running(future, Held::NOTHING, None)
+    }
+
+    #[inline]
+    pub(super) const fn running(
+        future: S::Future,
+        held: Held,
+        response: Option<Arc<ResponseConfig>>,
+    ) -> Self {
         Self {
             state: State::Running {
                 future,
-                held: None,
-                response: ResponseConfig::bypassed(),
+                held,
+                response,
             },
         }
     }
@@ -83,21 +102,24 @@ where
         }
     }
 
-    pub(super) const fn waiting(
+    pub(super) fn waiting(
         service: S,
         request: Request<ReqBody>,
         admit: Admit,
         upgrade: Option<UpgradePermit>,
         config: Arc<Config<R>>,
     ) -> Self {
-        let waiting = Some(Waiting {
-            service,
-            request,
-            upgrade,
+        let waiting = Box::pin(Waiting {
+            admit,
+            inner: Some(Inner {
+                service,
+                request,
+                upgrade,
+            }),
             config,
         });
         Self {
-            state: State::Waiting { admit, waiting },
+            state: State::Waiting { waiting },
         }
     }
 
@@ -121,7 +143,11 @@ fn start<S, R, ReqBody, B>(
 where
     S: Service<Request<ReqBody>>,
 {
-    let held = Some(Held::new(admission, upgrade, &mut request));
+    let held = if upgrade.is_some() || asks_for_upgrade(&request) {
+        Held::shared(admission, upgrade, &mut request)
+    } else {
+        Held::Alone(admission)
+    };
     State::Running {
         future: service.call(request),
         held,
@@ -142,17 +168,19 @@ where
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
-                StateProjection::Waiting { admit, waiting } => {
-                    let admitted = ready!(admit.poll(cx));
-                    let Waiting {
+                StateProjection::Waiting { waiting } => {
+                    let waiting = waiting.as_mut().project();
+                    let admitted = ready!(waiting.admit.poll(cx));
+                    let Inner {
                         mut service,
                         request,
                         upgrade,
-                        config,
-                    } = waiting.take().expect(POLLED_AGAIN);
+                    } = waiting.inner.take().expect(POLLED_AGAIN);
+                    let config = &**waiting.config;
                     match admitted {
                         Ok(admission) => {
-                            state.set(start(&mut service, request, admission, upgrade, &config));
+                            let running = start(&mut service, request, admission, upgrade, config);
+                            state.set(running);
                         }
                         Err(refused) => return Poll::Ready(Ok(config.answer(refused, request))),
                     }
@@ -163,7 +191,8 @@ where
                     response,
                 } => {
                     let result = ready!(future.poll(cx));
-                    return Poll::Ready(finish(result, held.take(), response));
+                    let held = mem::replace(held, Held::NOTHING);
+                    return Poll::Ready(finish(result, held, response.as_deref()));
                 }
                 StateProjection::Refused { response } => {
                     return Poll::Ready(Ok(response.take().expect(POLLED_AGAIN)));
@@ -174,28 +203,34 @@ where
 }
 
 /// Says how the request ended, and passes the permit on to the body.
+#[inline]
 fn finish<B: Body, E>(
     result: Result<Response<B>, E>,
-    held: Option<Held>,
-    config: &ResponseConfig,
+    mut held: Held,
+    config: Option<&ResponseConfig>,
 ) -> Result<Response<CapacityBody<B>>, E> {
-    let Some(mut held) = held else {
-        return result.map(|response| response.map(CapacityBody::unlimited));
-    };
-    let mut response = match result {
+    let response = match result {
         Ok(response) => response,
         Err(error) => {
             held.complete(Outcome::Dropped);
             return Err(error);
         }
     };
-    let outcome;
-    (response, outcome) = config.outcome(response);
-    held.complete(outcome);
-    held.answered(response.status());
-    let held = (!config.release_on_headers).then_some(held);
-    let is_grpc = is_grpc(response.headers());
-    Ok(response.map(|body| CapacityBody::new(body, held, is_grpc)))
+    let Some(config) = config else {
+        held.complete(by_status(response.status(), response.headers()));
+        held.answered(response.status());
+        return Ok(response.map(|body| CapacityBody::new(body, held)));
+    };
+    let (parts, body) = response.into_parts();
+    held.complete(match &config.classify {
+        Some(classify) => classify(&parts),
+        None => by_status(parts.status, &parts.headers),
+    });
+    held.answered(parts.status);
+    if config.release_on_headers {
+        held = Held::NOTHING;
+    }
+    Ok(Response::from_parts(parts, CapacityBody::new(body, held)))
 }
 
 impl<S, R, ReqBody, ResBody> fmt::Debug for CapacityFuture<S, R, ReqBody, ResBody>
@@ -206,8 +241,8 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Waiting { .. } => "waiting",
-            State::Running { held: Some(_), .. } => "running",
-            State::Running { held: None, .. } => "bypassed",
+            State::Running { held, .. } if held.is_nothing() => "bypassed",
+            State::Running { .. } => "running",
             State::Refused { .. } => "refused",
         };
         f.debug_struct("CapacityFuture")

@@ -5,7 +5,7 @@ use tower_layer::Layer;
 
 use super::{Capacity, ask::RequestConfig};
 use crate::{
-    Limiter, Outcome, Priority, classify,
+    Limiter, Outcome, Priority,
     reject::{DefaultReject, Shed, ShedHook},
 };
 
@@ -38,11 +38,12 @@ pub(super) struct Config<R> {
     pub(super) reject: R,
     pub(super) request: RequestConfig,
     pub(super) shadow: bool,
-    pub(super) response: ResponseConfig,
+    /// `None`: nothing that differs from the defaults, and nothing to copy for each request.
+    pub(super) response: Option<Arc<ResponseConfig>>,
 }
 
-/// What a future needs of it once its request was admitted; a copy costs nothing by default.
-#[derive(Clone)]
+/// What a future needs once its request was admitted.
+#[derive(Clone, Default)]
 pub(super) struct ResponseConfig {
     pub(super) classify: Option<Arc<Classify>>,
     pub(super) release_on_headers: bool,
@@ -65,7 +66,7 @@ impl CapacityLayer {
                 reject: DefaultReject,
                 request: RequestConfig::default(),
                 shadow: false,
-                response: ResponseConfig::bypassed(),
+                response: None,
             },
         }
     }
@@ -139,8 +140,8 @@ impl<R> CapacityLayer<R> {
     ///
     /// For services whose bodies cost nothing to send: otherwise a stream is inside until it ends.
     /// Defaults to off.
-    pub const fn release_on_headers(mut self, release: bool) -> Self {
-        self.config.response.release_on_headers = release;
+    pub fn release_on_headers(mut self, release: bool) -> Self {
+        self.config.response_mut().release_on_headers = release;
         self
     }
 
@@ -181,7 +182,7 @@ impl<R> CapacityLayer<R> {
         mut self,
         classify: impl Fn(&response::Parts) -> Outcome + Send + Sync + 'static,
     ) -> Self {
-        self.config.response.classify = Some(Arc::new(classify));
+        self.config.response_mut().classify = Some(Arc::new(classify));
         self
     }
 
@@ -236,23 +237,18 @@ impl<S, R: Clone> Layer<S> for CapacityLayer<R> {
     }
 }
 
-impl ResponseConfig {
-    /// That of a request without a permit, and of a layer that was told nothing else.
-    pub(super) const fn bypassed() -> Self {
-        Self {
-            classify: None,
-            release_on_headers: false,
-        }
+impl<R> Config<R> {
+    fn response_mut(&mut self) -> &mut ResponseConfig {
+        Arc::make_mut(self.response.get_or_insert_default())
     }
+}
 
-    pub(super) fn outcome<B>(&self, response: Response<B>) -> (Response<B>, Outcome) {
-        let Some(classify) = &self.classify else {
-            let outcome = classify::by_status(response.status(), response.headers());
-            return (response, outcome);
-        };
-        let (parts, body) = response.into_parts();
-        let outcome = classify(&parts);
-        (Response::from_parts(parts, body), outcome)
+impl fmt::Debug for ResponseConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseConfig")
+            .field("classify", &self.classify.is_some())
+            .field("release_on_headers", &self.release_on_headers)
+            .finish()
     }
 }
 
@@ -264,8 +260,7 @@ impl<R: fmt::Debug> fmt::Debug for Config<R> {
             .field("reject", &self.reject)
             .field("request", &self.request)
             .field("shadow", &self.shadow)
-            .field("classify", &self.response.classify.is_some())
-            .field("release_on_headers", &self.response.release_on_headers)
+            .field("response", &self.response)
             .finish()
     }
 }

@@ -25,6 +25,7 @@ mod future;
     reason = "a middleware is always the same five files"
 )]
 mod layer;
+mod plain;
 #[cfg(feature = "client")]
 mod ready;
 mod service;
@@ -33,6 +34,14 @@ mod upgrade;
 #[cfg(feature = "client")]
 pub use self::ready::{ReadyCapacity, ReadyCapacityLayer};
 pub use self::{
-    ask::priority_header, body::CapacityBody, future::CapacityFuture, layer::CapacityLayer,
-    service::Capacity, upgrade::UpgradePermit,
+    ask::priority_header,
+    body::CapacityBody,
+    future::CapacityFuture,
+    layer::CapacityLayer,
+    plain::{
+        ByResult, CapacityError, ClassifyResult, PlainCapacity, PlainCapacityFuture,
+        PlainCapacityLayer,
+    },
+    service::Capacity,
+    upgrade::UpgradePermit,
 };

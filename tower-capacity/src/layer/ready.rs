@@ -19,7 +19,7 @@ use tower_service::Service;
 use super::{CapacityBody, CapacityFuture, CapacityLayer, layer::Config};
 use crate::{
     Admission, Admit, Limiter,
-    gate::{Ask, Priority, Refused, RefusedReason},
+    gate::{Ask, Priority, Refused},
     reject::{DefaultReject, Reject},
     sync::lock,
 };
@@ -207,19 +207,18 @@ impl<S, R> ReadyCapacity<S, R> {
                 return Poll::Ready(());
             }
             match limiter.try_enter(Priority::Default) {
-                Ok(admission) => self.readiness = self.admitted(admission),
-                Err(refused) if refused.reason() == RefusedReason::Full => {
-                    let admit = limiter.admit();
-                    match &mut self.admit {
-                        Some(slot) => slot.set(Some(admit)),
-                        None => self.admit = Some(Box::pin(Some(admit))),
+                Some(admission) => self.readiness = self.admitted(admission),
+                None => match limiter.turn_away(Priority::Default) {
+                    Some(refused) => self.readiness = Readiness::Refused(refused),
+                    None => {
+                        let admit = limiter.admit();
+                        match &mut self.admit {
+                            Some(slot) => slot.set(Some(admit)),
+                            None => self.admit = Some(Box::pin(Some(admit))),
+                        }
+                        self.readiness = Readiness::Waiting;
                     }
-                    self.readiness = Readiness::Waiting;
-                }
-                Err(refused) => {
-                    limiter.note_refusal(&refused);
-                    self.readiness = Readiness::Refused(refused);
-                }
+                },
             }
         }
         if matches!(self.readiness, Readiness::Waiting)

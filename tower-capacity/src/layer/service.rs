@@ -9,11 +9,13 @@ use http_body::Body;
 use tower_service::Service;
 
 use super::{
-    CapacityBody, CapacityFuture, UpgradePermit, layer::Config, upgrade::asks_for_upgrade,
+    CapacityBody, CapacityFuture, UpgradePermit,
+    layer::Config,
+    upgrade::{Held, asks_for_upgrade},
 };
 use crate::{
-    Limiter,
-    gate::{Ask, Refused, RefusedReason},
+    Limiter, Priority,
+    gate::{Ask, Refused},
     reject::{Reject, Shed},
 };
 
@@ -66,49 +68,92 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let mut ask = Ask::new();
-        if self.config.request.reads() {
-            let (parts, body) = request.into_parts();
-            let bypasses = self.config.request.bypasses(&parts);
-            if !bypasses {
-                ask = self.config.request.ask(&parts);
-            }
-            request = Request::from_parts(parts, body);
-            if bypasses {
-                return CapacityFuture::bypassed(self.inner.call(request));
-            }
-        }
-        let upgrade = match self.config.admit_upgrade(&request) {
-            Ok(upgrade) => upgrade,
-            Err(shed) => return CapacityFuture::refused(self.config.reject(&shed, request)),
-        };
+    #[inline]
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let config = &self.config;
+        if !config.is_plain() || asks_for_upgrade(&request) {
+            return self.call_configured(request);
+        }
+        match config.limiter.try_enter(Priority::Default) {
+            Some(admission) => CapacityFuture::running(
+                self.inner.call(request),
+                Held::Alone(admission),
+                config.response.clone(),
+            ),
+            None => self.wait(request, Ask::new(), None),
+        }
+    }
+}
+
+impl<S, R> Capacity<S, R> {
+    /// Admits a request that has to be read first.
+    #[inline(never)]
+    fn call_configured<ReqBody, ResBody>(
+        &mut self,
+        request: Request<ReqBody>,
+    ) -> CapacityFuture<S, R, ReqBody, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+        ResBody: Body,
+        R: Reject<ResBody>,
+    {
+        let config = &self.config;
+        let (parts, body) = request.into_parts();
+        let bypasses = config.request.bypasses(&parts);
+        let ask = config.request.ask(&parts);
+        let request = Request::from_parts(parts, body);
+        if bypasses {
+            return CapacityFuture::bypassed(self.inner.call(request));
+        }
+        let upgrade = match config.admit_upgrade(&request) {
+            Ok(upgrade) => upgrade,
+            Err(shed) => return CapacityFuture::refused(config.reject(&shed, request)),
+        };
         if config.shadow {
             let (admission, _would) = config.limiter.admit_anyway();
             return CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config);
         }
         match config.limiter.try_enter(ask.parts().0) {
-            Ok(admission) => {
+            Some(admission) => {
                 CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config)
             }
-            Err(refused) if refused.reason() == RefusedReason::Full => {
-                // The instance that was polled ready goes into the future, not a clone of it.
-                let clone = self.inner.clone();
-                let ready = mem::replace(&mut self.inner, clone);
-                let ask = config.request.with_grpc_timeout(ask, request.headers());
-                let admit = config.limiter.admit_with(ask);
-                CapacityFuture::waiting(ready, request, admit, upgrade, Arc::clone(config))
-            }
-            Err(refused) => {
-                config.limiter.note_refusal(&refused);
-                CapacityFuture::refused(config.answer(refused, request))
-            }
+            None => self.wait(request, ask, upgrade),
         }
+    }
+
+    /// Waits for a permit, if whoever refused one might still give it.
+    #[cold]
+    fn wait<ReqBody, ResBody>(
+        &mut self,
+        request: Request<ReqBody>,
+        ask: Ask,
+        upgrade: Option<UpgradePermit>,
+    ) -> CapacityFuture<S, R, ReqBody, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+        ResBody: Body,
+        R: Reject<ResBody>,
+    {
+        let config = &self.config;
+        if let Some(refused) = config.limiter.turn_away(ask.parts().0) {
+            return CapacityFuture::refused(config.answer(refused, request));
+        }
+        // The instance that was polled ready goes into the future, not a clone of it.
+        let clone = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, clone);
+        let ask = config.request.with_grpc_timeout(ask, request.headers());
+        let admit = config.limiter.admit_with(ask);
+        CapacityFuture::waiting(ready, request, admit, upgrade, Arc::clone(config))
     }
 }
 
 impl<R> Config<R> {
+    /// Whether every request asks for the same, and nothing needs to be read of it.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        !self.shadow && self.upgrades.is_none() && !self.request.reads()
+    }
+
     /// Admits the connection that the request wants upgraded, if such are counted apart.
     fn admit_upgrade<B>(&self, request: &Request<B>) -> Result<Option<UpgradePermit>, Shed> {
         let Some(upgrades) = &self.upgrades else {
@@ -155,7 +200,7 @@ impl<R> Config<R> {
     }
 }
 
-fn shed_by(limiter: &Limiter, refused: Refused) -> Shed {
+pub(super) fn shed_by(limiter: &Limiter, refused: Refused) -> Shed {
     let ahead = refused.inflight() + refused.queued();
     Shed::new(refused, limiter.expected_drain(ahead))
 }

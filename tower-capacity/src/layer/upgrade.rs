@@ -48,71 +48,75 @@ impl fmt::Debug for UpgradePermit {
     }
 }
 
-/// What a request holds on its way through the layer.
+/// What a request holds on its way through the layer. Two words, since it moves with each response.
 #[derive(Debug)]
 pub(super) enum Held {
+    /// The permit of a request that asks for no upgrade.
     Alone(Admission),
-    /// The permit of the request is the handler's too, should the connection be upgraded.
-    Shared(UpgradePermit),
-    /// Upgraded connections have a limiter of their own.
-    Apart(Box<Apart>),
+    /// Nothing, or what a request holds that asks for an upgrade.
+    Other(Option<Box<Upgrade>>),
 }
 
-/// The handler shares the permit of the upgraded connection; that of the request returns when the
-/// connection is upgraded.
 #[derive(Debug)]
-pub(super) struct Apart {
-    request: Option<Admission>,
-    upgrade: UpgradePermit,
+pub(super) struct Upgrade {
+    /// That of the request, unless its handler shares it.
+    admission: Option<Admission>,
+    /// The permit that the handler shares: that of the request, or that of the connection if such
+    /// have a limiter of their own.
+    permit: UpgradePermit,
     is_connect: bool,
 }
 
 impl Held {
-    /// Shares a permit with the handler if the request asks for an upgrade: its own, or that of
+    /// What a request holds that bypassed the limiter.
+    pub(super) const NOTHING: Self = Self::Other(None);
+
+    /// Shares a permit with the handler of a request that asks for an upgrade: its own, or that of
     /// the limiter of upgraded connections.
-    pub(super) fn new<B>(
+    pub(super) fn shared<B>(
         admission: Admission,
-        upgrade: Option<UpgradePermit>,
+        apart: Option<UpgradePermit>,
         request: &mut Request<B>,
     ) -> Self {
-        if let Some(upgrade) = upgrade {
-            request.extensions_mut().insert(upgrade.clone());
-            return Self::Apart(Box::new(Apart {
-                request: Some(admission),
-                upgrade,
-                is_connect: request.method() == Method::CONNECT,
-            }));
-        }
-        if asks_for_upgrade(request) {
-            let permit = UpgradePermit::new(admission);
-            request.extensions_mut().insert(permit.clone());
-            return Self::Shared(permit);
-        }
-        Self::Alone(admission)
+        let (admission, permit) = match apart {
+            Some(permit) => (Some(admission), permit),
+            None => (None, UpgradePermit::new(admission)),
+        };
+        request.extensions_mut().insert(permit.clone());
+        Self::Other(Some(Box::new(Upgrade {
+            admission,
+            permit,
+            is_connect: request.method() == Method::CONNECT,
+        })))
     }
 
+    pub(super) const fn is_nothing(&self) -> bool {
+        matches!(self, Self::Other(None))
+    }
+
+    #[inline]
     pub(super) fn complete(&mut self, outcome: Outcome) {
         match self {
             Self::Alone(admission) => admission.complete(outcome),
-            Self::Shared(permit) => permit.complete(outcome),
-            Self::Apart(apart) => {
-                if let Some(request) = &mut apart.request {
-                    request.complete(outcome);
+            Self::Other(None) => {}
+            Self::Other(Some(upgrade)) => {
+                if let Some(admission) = &mut upgrade.admission {
+                    admission.complete(outcome);
                 }
-                apart.upgrade.complete(outcome);
+                upgrade.permit.complete(outcome);
             }
         }
     }
 
     /// Returns the permit of a request whose answer has `status`, if that upgrades the connection
     /// and the connection is counted apart.
+    #[inline]
     pub(super) fn answered(&mut self, status: StatusCode) {
-        if let Self::Apart(apart) = self {
-            let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
-                || apart.is_connect && status.is_success();
-            if upgrades {
-                apart.request = None;
-            }
+        if let Self::Other(Some(upgrade)) = self
+            && (status == StatusCode::SWITCHING_PROTOCOLS
+                || upgrade.is_connect && status.is_success())
+        {
+            upgrade.admission = None;
         }
     }
 }

@@ -141,7 +141,7 @@ where
             };
             reject_grpc("14", message, HeaderValue::from_static("-1"))
         } else {
-            reject_http(throttled.retry_after, HTTP_BODY)
+            reject_http(throttled.retry_after, || HTTP_BODY.into())
         }
     }
 }

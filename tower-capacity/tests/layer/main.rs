@@ -3,6 +3,7 @@
 
 mod axum;
 mod contract;
+mod plain;
 mod support;
 mod tonic;
 mod upgrades;

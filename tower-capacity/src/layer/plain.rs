@@ -1,0 +1,353 @@
+//! The variant for services that do not speak HTTP.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::service::shed_by;
+use crate::{Admission, Admit, Limiter, Outcome, Priority, reject::Shed};
+
+/// Layer that applies [`PlainCapacity`]: the limit for services of any request and response.
+///
+/// [`CapacityLayer`](crate::CapacityLayer) answers refused requests in HTTP or gRPC. A service that
+/// speaks neither, such as a client of a database or of a message broker, has no response to
+/// refuse with: here a refusal is the error [`CapacityError::Shed`]. The permit returns when the
+/// inner future is done.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_capacity::PlainCapacityLayer;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let double = service_fn(async |number: u32| Ok::<_, Infallible>(2 * number));
+/// let limited = PlainCapacityLayer::adaptive().layer(double);
+/// assert_eq!(limited.oneshot(21).await?, 42);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// How it differs from `tower::limit::ConcurrencyLimit` under `tower::load_shed`: the limit adapts,
+/// is shared by all services of the layer, and is asked in `call`, so that an idle clone that was
+/// polled ready holds no permit.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct PlainCapacityLayer<C = ByResult> {
+    limiter: Limiter,
+    classify: C,
+}
+
+impl PlainCapacityLayer {
+    /// Creates a layer that needs no numbers, around [`Limiter::adaptive`].
+    pub fn adaptive() -> Self {
+        Self::new(Limiter::adaptive())
+    }
+
+    /// Creates a layer around a limiter. Layers around clones of one limiter share its limit.
+    pub const fn new(limiter: Limiter) -> Self {
+        Self {
+            limiter,
+            classify: ByResult,
+        }
+    }
+}
+
+impl<C> PlainCapacityLayer<C> {
+    /// The limiter: keep a clone to watch it, to change its bounds and to drain it.
+    pub const fn limiter(&self) -> &Limiter {
+        &self.limiter
+    }
+
+    /// Says what a result means for the limit. Defaults to [`ByResult`].
+    ///
+    /// ```
+    /// use tower_capacity::{Outcome, PlainCapacityLayer};
+    ///
+    /// let layer = PlainCapacityLayer::adaptive().classify(|result: &Result<u32, std::io::Error>| {
+    ///     match result {
+    ///         Ok(_) => Outcome::Success,
+    ///         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Outcome::Dropped,
+    ///         Err(_) => Outcome::Ignored,
+    ///     }
+    /// });
+    /// # let _ = layer;
+    /// ```
+    pub fn classify<T, E, F>(self, classify: F) -> PlainCapacityLayer<F>
+    where
+        F: Fn(&Result<T, E>) -> Outcome + Clone,
+    {
+        PlainCapacityLayer {
+            limiter: self.limiter,
+            classify,
+        }
+    }
+}
+
+impl<S, C: Clone> Layer<S> for PlainCapacityLayer<C> {
+    type Service = PlainCapacity<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        PlainCapacity {
+            inner,
+            limiter: self.limiter.clone(),
+            classify: self.classify.clone(),
+        }
+    }
+}
+
+/// Says what the result of a service means for the limit.
+pub trait ClassifyResult<T, E> {
+    /// How the request ended.
+    fn outcome(&self, result: &Result<T, E>) -> Outcome;
+}
+
+/// A response is a [`Success`](Outcome::Success), an error is [`Dropped`](Outcome::Dropped).
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct ByResult;
+
+impl<T, E> ClassifyResult<T, E> for ByResult {
+    #[inline]
+    fn outcome(&self, result: &Result<T, E>) -> Outcome {
+        match result {
+            Ok(_) => Outcome::Success,
+            Err(_) => Outcome::Dropped,
+        }
+    }
+}
+
+impl<T, E, F: Fn(&Result<T, E>) -> Outcome> ClassifyResult<T, E> for F {
+    #[inline]
+    fn outcome(&self, result: &Result<T, E>) -> Outcome {
+        self(result)
+    }
+}
+
+/// Service that admits requests within an adaptive limit, and answers the rest with an error.
+///
+/// Made by [`PlainCapacityLayer`].
+#[derive(Clone, Debug)]
+pub struct PlainCapacity<S, C = ByResult> {
+    inner: S,
+    limiter: Limiter,
+    classify: C,
+}
+
+impl<S, C> PlainCapacity<S, C> {
+    /// The inner service.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service, mutably.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// Takes the inner service out.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
+    /// Waits for a permit, if whoever refused one might still give it.
+    #[cold]
+    fn wait<Request>(&mut self, request: Request) -> PlainCapacityFuture<S, C, Request>
+    where
+        S: Service<Request> + Clone,
+        C: Clone,
+    {
+        if let Some(refused) = self.limiter.turn_away(Priority::Default) {
+            let shed = shed_by(&self.limiter, refused);
+            return PlainCapacityFuture::new(State::Refused { shed }, self.classify.clone());
+        }
+        // The instance that was polled ready goes into the future, not a clone of it.
+        let clone = self.inner.clone();
+        let waiting = Box::pin(Waiting {
+            admit: self.limiter.admit(),
+            inner: Some((mem::replace(&mut self.inner, clone), request)),
+            limiter: self.limiter.clone(),
+        });
+        PlainCapacityFuture::new(State::Waiting { waiting }, self.classify.clone())
+    }
+}
+
+impl<S, C, Request> Service<Request> for PlainCapacity<S, C>
+where
+    S: Service<Request> + Clone,
+    C: ClassifyResult<S::Response, S::Error> + Clone,
+{
+    type Response = S::Response;
+    type Error = CapacityError<S::Error>;
+    type Future = PlainCapacityFuture<S, C, Request>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(CapacityError::Service)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request) -> Self::Future {
+        match self.limiter.try_enter(Priority::Default) {
+            Some(admission) => PlainCapacityFuture::new(
+                State::Running {
+                    future: self.inner.call(request),
+                    admission: Some(admission),
+                },
+                self.classify.clone(),
+            ),
+            None => self.wait(request),
+        }
+    }
+}
+
+pin_project! {
+    /// Future of [`PlainCapacity`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it returns the permit, or the place in the waiting room; the request counts as
+    /// cancelled.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct PlainCapacityFuture<S, C, Request>
+    where
+        S: Service<Request>,
+    {
+        #[pin]
+        state: State<S, S::Future, Request>,
+        classify: C,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<S, F, Request> {
+        /// In the waiting room. Apart, so that a request that need not wait does not move the
+        /// place for one.
+        Waiting { waiting: Pin<Box<Waiting<S, Request>>> },
+        Running { #[pin] future: F, admission: Option<Admission> },
+        Refused { shed: Shed },
+    }
+}
+
+pin_project! {
+    /// A request that waits, and the inner service that was polled ready for it.
+    struct Waiting<S, Request> {
+        #[pin]
+        admit: Admit,
+        inner: Option<(S, Request)>,
+        limiter: Limiter,
+    }
+}
+
+impl<S, C, Request> PlainCapacityFuture<S, C, Request>
+where
+    S: Service<Request>,
+{
+    #[inline]
+    const fn new(state: State<S, S::Future, Request>, classify: C) -> Self {
+        Self { state, classify }
+    }
+}
+
+impl<S, C, Request> Future for PlainCapacityFuture<S, C, Request>
+where
+    S: Service<Request>,
+    C: ClassifyResult<S::Response, S::Error>,
+{
+    type Output = Result<S::Response, CapacityError<S::Error>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut state = this.state;
+        loop {
+            match state.as_mut().project() {
+                StateProjection::Running { future, admission } => {
+                    let result = ready!(future.poll(cx));
+                    if let Some(mut admission) = admission.take() {
+                        admission.complete(this.classify.outcome(&result));
+                    }
+                    return Poll::Ready(result.map_err(CapacityError::Service));
+                }
+                StateProjection::Waiting { waiting } => {
+                    let waiting = waiting.as_mut().project();
+                    let admitted = ready!(waiting.admit.poll(cx));
+                    let (mut service, request) = waiting
+                        .inner
+                        .take()
+                        .expect("`PlainCapacityFuture` polled after it had answered");
+                    match admitted {
+                        Ok(admission) => {
+                            let future = service.call(request);
+                            let admission = Some(admission);
+                            state.set(State::Running { future, admission });
+                        }
+                        Err(refused) => {
+                            let shed = shed_by(waiting.limiter, refused);
+                            return Poll::Ready(Err(CapacityError::Shed(shed)));
+                        }
+                    }
+                }
+                StateProjection::Refused { shed } => {
+                    return Poll::Ready(Err(CapacityError::Shed(*shed)));
+                }
+            }
+        }
+    }
+}
+
+impl<S, C, Request> fmt::Debug for PlainCapacityFuture<S, C, Request>
+where
+    S: Service<Request>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Waiting { .. } => "waiting",
+            State::Running { .. } => "running",
+            State::Refused { .. } => "refused",
+        };
+        f.debug_struct("PlainCapacityFuture")
+            .field("state", &state)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What went wrong in a [`PlainCapacity`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "there is no third side to an error"
+)]
+pub enum CapacityError<E> {
+    /// The limiter refused the request; the inner service never saw it.
+    Shed(Shed),
+    /// The inner service failed.
+    Service(E),
+}
+
+impl<E: fmt::Display> fmt::Display for CapacityError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shed(shed) => write!(f, "shed: {shed}"),
+            Self::Service(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: std::error::Error> std::error::Error for CapacityError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Shed(_) => None,
+            Self::Service(error) => error.source(),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The layer for services that do not speak HTTP.
+
+use std::io;
+
+use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tower::{Layer, Service};
+use tower_capacity::{
+    CapacityError, Limiter, Outcome, PlainCapacity, PlainCapacityLayer, gate::RefusedReason,
+};
+use tower_test::{
+    assert_request_eq,
+    mock::{self, Handle, Mock},
+};
+
+use crate::support::fixed;
+
+type Limited = PlainCapacity<Mock<&'static str, u32>>;
+
+fn limited(limit: usize, max_queue: usize) -> (Limited, Handle<&'static str, u32>, Limiter) {
+    let limiter = fixed(limit, max_queue);
+    let (service, handle) = mock::pair();
+    let layer = PlainCapacityLayer::new(limiter.clone());
+    (layer.layer(service), handle, limiter)
+}
+
+fn call(
+    service: &mut Limited,
+    request: &'static str,
+) -> task::Spawn<<Limited as Service<&'static str>>::Future> {
+    let mut readiness = task::spawn(());
+    assert_ready_ok!(readiness.enter(|cx, _| service.poll_ready(cx)));
+    task::spawn(service.call(request))
+}
+
+#[tokio::test]
+async fn a_request_beyond_the_limit_is_shed_as_an_error_and_the_permit_returns_with_the_response() {
+    let (mut service, mut handle, limiter) = limited(1, 0);
+    let mut first = call(&mut service, "first");
+    assert_request_eq!(handle, "first").send_response(1);
+    let mut second = call(&mut service.clone(), "second");
+    match assert_ready_err!(second.poll()).downcast_shed() {
+        Some(reason) => assert_eq!(reason, RefusedReason::QueueFull),
+        None => panic!("the inner service never saw the request"),
+    }
+    assert_ready_ok!(first.poll());
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.inflight(), snapshot.refusals()), (0, 1));
+}
+
+/// The mock's error cannot be compared.
+trait DowncastShed {
+    fn downcast_shed(self) -> Option<RefusedReason>;
+}
+
+impl<E> DowncastShed for CapacityError<E> {
+    fn downcast_shed(self) -> Option<RefusedReason> {
+        match self {
+            Self::Shed(shed) => Some(shed.reason()),
+            Self::Service(_) => None,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_waits_in_line_and_calls_the_service_that_was_ready() {
+    let (mut service, mut handle, limiter) = limited(1, 1);
+    let mut first = call(&mut service, "first");
+    let mut second = call(&mut service, "second");
+    assert_pending!(second.poll());
+    assert_eq!(limiter.snapshot().queued(), 1);
+    assert_request_eq!(handle, "first").send_response(1);
+    assert_eq!(assert_ready_ok!(first.poll()), 1);
+    assert_pending!(second.poll());
+    assert_request_eq!(handle, "second").send_response(2);
+    assert_eq!(assert_ready_ok!(second.poll()), 2);
+    assert_eq!(limiter.snapshot().completions(), 2);
+}
+
+#[tokio::test]
+async fn a_dropped_future_returns_its_permit_or_its_place_and_counts_as_cancelled() {
+    let (mut service, _handle, limiter) = limited(1, 1);
+    let first = call(&mut service, "first");
+    let mut second = call(&mut service, "second");
+    assert_pending!(second.poll());
+    drop(second);
+    assert_eq!(limiter.snapshot().queued(), 0);
+    drop(first);
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.inflight(), snapshot.cancelled()), (0, 1));
+}
+
+#[tokio::test]
+async fn an_error_of_the_service_signals_overload_unless_told_otherwise() {
+    let answer = async |request: Result<u32, io::ErrorKind>| request.map_err(io::Error::from);
+    let layer = PlainCapacityLayer::adaptive();
+    let mut service = layer.layer(tower::service_fn(answer));
+    let missing = service.call(Err(io::ErrorKind::NotFound)).await;
+    assert_eq!(missing.unwrap_err().to_string(), "entity not found");
+    assert_eq!(layer.limiter().snapshot().drops(), 1);
+
+    let layer = layer.classify(|result: &Result<u32, io::Error>| match result {
+        Ok(_) => Outcome::Success,
+        Err(_) => Outcome::Ignored,
+    });
+    let mut service = layer.layer(tower::service_fn(answer));
+    service
+        .call(Err(io::ErrorKind::NotFound))
+        .await
+        .unwrap_err();
+    let snapshot = layer.limiter().snapshot();
+    assert_eq!((snapshot.drops(), snapshot.ignored()), (1, 1));
+}
