@@ -15,7 +15,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::sync::lock;
+use crate::{gate::Partition, sync::lock};
 
 /// Cells. Each thread has one of its own, but for the last, which all others share.
 const SHARDS: usize = 32;
@@ -85,8 +85,8 @@ pub(crate) struct Totals {
 /// What is remembered of one request: when it entered and how many it stands for, if it is one
 /// that is timed, and whether it has ended.
 ///
-/// `entered:57 ns since the limiter was built | weight:4 | progress:3`. One word, so that it moves
-/// with the request in a register.
+/// `entered:48 | partition:10 | weight:4 | progress:2`. One word, so that it moves with the request
+/// in a register. Times are in units of 128 ns and wrap around after 417 days.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket(u64);
 
@@ -100,26 +100,47 @@ pub(crate) enum Progress {
 }
 
 impl Ticket {
-    const PROGRESS: u64 = 0b111;
+    const PROGRESS: u64 = 0b11;
     /// Position of the binary logarithm of the weight plus one; zero if the request is not timed.
-    const WEIGHT_SHIFT: u32 = 3;
+    const WEIGHT_SHIFT: u32 = 2;
     const WEIGHT: u64 = 0b1111;
-    const AT_SHIFT: u32 = 7;
+    const PARTITION_SHIFT: u32 = 6;
+    const PARTITION: u64 = (1 << Partition::BITS) - 1;
+    const ENTERED_SHIFT: u32 = Self::PARTITION_SHIFT + Partition::BITS;
+    const ENTERED: u64 = u64::MAX >> Self::ENTERED_SHIFT;
+    /// Binary logarithm of the unit of time, in ns.
+    const UNIT: u32 = 7;
 
-    pub(crate) const UNTIMED: Self = Self(0);
-
-    /// Enough for four and a half years.
-    const fn timed(at: u64, weight: u32) -> Self {
-        let weight = weight.trailing_zeros() as u64 + 1;
-        Self(at << Self::AT_SHIFT | weight << Self::WEIGHT_SHIFT)
+    #[inline]
+    pub(crate) const fn untimed(partition: Partition) -> Self {
+        Self((partition.index() as u64) << Self::PARTITION_SHIFT)
     }
 
-    /// When it entered, if it is timed.
-    pub(crate) const fn entered(self) -> Option<u64> {
-        if self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT == 0 {
-            return None;
+    const fn timed(partition: Partition, now: u64, weight: u32) -> Self {
+        let weight = weight.trailing_zeros() as u64 + 1;
+        let entered = (now >> Self::UNIT) << Self::ENTERED_SHIFT;
+        Self(entered | weight << Self::WEIGHT_SHIFT | Self::untimed(partition).0)
+    }
+
+    #[inline]
+    pub(crate) const fn is_timed(self) -> bool {
+        self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT != 0
+    }
+
+    #[inline]
+    pub(crate) const fn partition(self) -> Partition {
+        Partition::new((self.0 >> Self::PARTITION_SHIFT & Self::PARTITION) as usize)
+    }
+
+    /// How long ago a timed request entered, in ns.
+    const fn age(self, now: u64) -> u64 {
+        let entered = self.0 >> Self::ENTERED_SHIFT;
+        let age = (now >> Self::UNIT).wrapping_sub(entered) & Self::ENTERED;
+        // A clock that was read before, and used later, than another thread's.
+        if age > Self::ENTERED / 2 {
+            return 0;
         }
-        Some(self.0 >> Self::AT_SHIFT)
+        age << Self::UNIT
     }
 
     const fn weight(self) -> i64 {
@@ -184,8 +205,8 @@ impl Accounting {
     }
 
     /// Starts to time a request that was drawn.
-    pub(crate) fn enter(&self, now: u64, stride: u32) -> Ticket {
-        let ticket = Ticket::timed(now, stride);
+    pub(crate) fn enter(&self, partition: Partition, now: u64, stride: u32) -> Ticket {
+        let ticket = Ticket::timed(partition, now, stride);
         let mut timed = lock(&self.shard().0.timed);
         timed.inside += ticket.weight();
         timed.balance = timed
@@ -224,17 +245,16 @@ impl Accounting {
                 shard.drops.fetch_add(1, Relaxed);
             }
         }
-        let entered = ticket.entered()?;
-        Some(self.complete_timed(shard, entered, outcome))
+        (ticket.is_timed()).then(|| self.complete_timed(shard, ticket, outcome))
     }
 
     #[inline(never)]
-    fn complete_timed(&self, shard: &Shard, entered: u64, outcome: Outcome) -> u64 {
+    fn complete_timed(&self, shard: &Shard, ticket: Ticket, outcome: Outcome) -> u64 {
         let now = self.now();
         let gap = now.saturating_sub(self.last_completion.swap(now, Relaxed));
         let mut timed = lock(&shard.timed);
         timed.longest_gap = timed.longest_gap.max(gap);
-        let service_time = now.saturating_sub(entered);
+        let service_time = ticket.age(now);
         match outcome {
             Outcome::Success => timed.sample(service_time),
             Outcome::Dropped => self.sample_unfinished(&mut timed, service_time),
@@ -254,8 +274,8 @@ impl Accounting {
     pub(crate) fn cancel(&self, ticket: Ticket) {
         let (shard, _) = self.shard();
         shard.cancelled.fetch_add(1, Relaxed);
-        if let Some(entered) = ticket.entered() {
-            let age = self.now().saturating_sub(entered);
+        if ticket.is_timed() {
+            let age = ticket.age(self.now());
             self.sample_unfinished(&mut lock(&shard.timed), age);
         }
     }

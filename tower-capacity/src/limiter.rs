@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     future::Future,
+    hash::{BuildHasher, RandomState},
     ops::RangeInclusive,
     pin::Pin,
     sync::{
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 pub use crate::accounting::Outcome;
 use crate::{
     accounting::{Accounting, Progress, Ticket, Totals},
-    gate::{self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Priority, Refused},
+    gate::{self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused},
     limit::{Explanation, Limit, VerifiedGradient, Window},
     metrics::Metrics,
     sync::lock,
@@ -85,6 +86,7 @@ struct Shared {
     throughput: AtomicU64,
     metrics: Metrics,
     name: Box<str>,
+    partitions: PartitionNames,
 }
 
 struct Control {
@@ -114,6 +116,7 @@ impl Limiter {
             max_queue: None,
             max_wait: GateConfig::DEFAULT_MAX_WAIT,
             codel: None,
+            shares: Vec::new(),
             name: "default".into(),
         }
     }
@@ -122,7 +125,10 @@ impl Limiter {
         let initial = law
             .initial()
             .clamp(*builder.bounds.start(), *builder.bounds.end());
-        let mut config = GateConfig::new(initial).max_wait(builder.max_wait);
+        let (partitions, shares): (Vec<_>, Vec<_>) = builder.shares.into_iter().unzip();
+        let mut config = GateConfig::new(initial)
+            .max_wait(builder.max_wait)
+            .shares(shares);
         if let Some(max_queue) = builder.max_queue {
             config = config.max_queue(max_queue);
         }
@@ -149,6 +155,7 @@ impl Limiter {
                 throughput: AtomicU64::new(0),
                 metrics: Metrics::new(&builder.name, initial),
                 name: builder.name,
+                partitions: PartitionNames::new(partitions),
             }),
         }
     }
@@ -169,8 +176,19 @@ impl Limiter {
     /// [`Refused`] says why, and what the limit was.
     #[inline]
     pub fn try_admit_as(&self, priority: Priority) -> Result<Admission, Refused> {
-        match self.shared.gate.enter(priority) {
-            Ok(entered) => Ok(self.admission(entered)),
+        self.try_admit_with(Ask::new().priority(priority))
+    }
+
+    /// Admits now or not at all, as `ask` says; how long it might wait is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] says why, and what the limit was.
+    #[inline]
+    pub fn try_admit_with(&self, ask: Ask) -> Result<Admission, Refused> {
+        let (priority, partition, _) = ask.parts();
+        match self.shared.gate.enter(priority, partition) {
+            Ok(entered) => Ok(self.admission(entered, partition)),
             Err(refused) => {
                 self.note_refusal(&refused);
                 Err(refused)
@@ -197,13 +215,19 @@ impl Limiter {
     /// [`RefusedReason::Deadline`](crate::gate::RefusedReason::Deadline), if those in line and its
     /// own service are expected to take longer than the time it has left.
     pub fn admit_with(&self, ask: Ask) -> Admit {
-        let (priority, time_left) = ask.parts();
+        let (priority, partition, time_left) = ask.parts();
         let gate = self.shared.gate.snapshot();
-        let doomed = time_left.is_some_and(|left| {
-            gate.makes_wait(priority) && self.expected_sojourn(gate.queued()) > left
-        });
+        // A partition within its guarantee does not stand behind the others.
+        let ahead = if partition == Partition::NONE {
+            gate.queued()
+        } else {
+            0
+        };
+        let doomed = time_left
+            .is_some_and(|left| gate.makes_wait(priority) && self.expected_sojourn(ahead) > left);
         Admit {
             enter: self.shared.gate.enter_with(ask),
+            partition,
             limiter: self.clone(),
             waiting_since: None,
             refused: doomed.then(|| Refused::for_deadline(gate)),
@@ -218,7 +242,7 @@ impl Limiter {
         if let Err(refused) = &would {
             self.note_refusal(refused);
         }
-        (self.admission(entered), would)
+        (self.admission(entered, Partition::NONE), would)
     }
 
     /// Reads the state of the limiter.
@@ -243,6 +267,23 @@ impl Limiter {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    /// The partition of a key, such as the name of a tenant or of a route, for
+    /// [`Ask::partition`].
+    ///
+    /// A key that has no share of its own ([`LimiterBuilder::share`]) is hashed, with a seed of
+    /// this process, into one of what is left of 1,023 partitions: of a hundred keys in use, about
+    /// five share theirs with another.
+    #[must_use]
+    pub fn partition(&self, key: &str) -> Partition {
+        self.shared.partitions.find(key)
+    }
+
+    /// Requests of a partition inside.
+    #[must_use]
+    pub fn inflight_of(&self, partition: Partition) -> usize {
+        self.shared.gate.inflight_of(partition)
     }
 
     /// How much of what the limiter admits is in use, waiting requests included: 0 when idle, 1
@@ -273,8 +314,9 @@ impl Limiter {
 
     /// Refuses a request that found no permit, if no wait would give it one: the limiter drains,
     /// or its waiting room has no place. Counts the refusal.
-    pub(crate) fn turn_away(&self, priority: Priority) -> Option<Refused> {
-        let refused = self.shared.gate.turn_away(priority)?;
+    #[cfg(feature = "layer")]
+    pub(crate) fn turn_away(&self, priority: Priority, partition: Partition) -> Option<Refused> {
+        let refused = self.shared.gate.turn_away(priority, partition)?;
         self.note_refusal(&refused);
         Some(refused)
     }
@@ -361,15 +403,16 @@ impl Limiter {
     /// [`turn_away`](Self::turn_away).
     ///
     /// Two words, so that admission and refusal alike come back in registers.
+    #[cfg(feature = "layer")]
     #[inline]
-    pub(crate) fn try_enter(&self, priority: Priority) -> Option<Admission> {
-        let entered = self.shared.gate.enter(priority).ok()?;
-        Some(self.admission(entered))
+    pub(crate) fn try_enter(&self, priority: Priority, partition: Partition) -> Option<Admission> {
+        let entered = self.shared.gate.enter(priority, partition).ok()?;
+        Some(self.admission(entered, partition))
     }
 
     /// Counts a request that has just entered.
     #[inline]
-    fn admission(&self, entered: GateSnapshot) -> Admission {
+    fn admission(&self, entered: GateSnapshot, partition: Partition) -> Admission {
         let shared = &self.shared;
         // Within 5 % of the limit, so that a law also sees a limit that is only just reached.
         let limit = entered.limit();
@@ -377,9 +420,9 @@ impl Limiter {
             shared.accounting.set_limited();
         }
         let ticket = if let Some(stride) = shared.accounting.draw() {
-            self.enter_timed(stride, entered)
+            self.enter_timed(stride, entered, partition)
         } else {
-            Ticket::UNTIMED
+            Ticket::untimed(partition)
         };
         shared.metrics.admitted();
         Admission {
@@ -389,10 +432,10 @@ impl Limiter {
     }
 
     /// Starts to time a request.
-    fn enter_timed(&self, stride: u32, entered: GateSnapshot) -> Ticket {
+    fn enter_timed(&self, stride: u32, entered: GateSnapshot, partition: Partition) -> Ticket {
         let shared = &self.shared;
         let now = shared.accounting.now();
-        let ticket = shared.accounting.enter(now, stride);
+        let ticket = shared.accounting.enter(partition, now, stride);
         if entered.inflight() == 1 && now >= shared.stale_at.load(Relaxed) {
             self.restart_window(now);
         }
@@ -586,6 +629,7 @@ pub struct LimiterBuilder {
     max_queue: Option<usize>,
     max_wait: Duration,
     codel: Option<Codel>,
+    shares: Vec<(Box<str>, f64)>,
     name: Box<str>,
 }
 
@@ -626,6 +670,22 @@ impl LimiterBuilder {
         self
     }
 
+    /// Guarantees a share of the limit, above 0 and at most 1, to the [`Partition`] of a key.
+    ///
+    /// Whatever it leaves idle others may fill. Keys without a share of their own are guaranteed
+    /// equal parts of the rest. Defaults to none: all keys in use are guaranteed the same.
+    ///
+    /// ```
+    /// use tower_capacity::Limiter;
+    ///
+    /// let limiter = Limiter::builder().share("checkout", 0.5).share("search", 0.2).build()?;
+    /// # Ok::<(), tower_capacity::ConfigError>(())
+    /// ```
+    pub fn share(mut self, key: &str, share: f64) -> Self {
+        self.shares.push((key.into(), share));
+        self
+    }
+
     /// Names the limiter in metrics and events. Defaults to `default`.
     pub fn name(mut self, name: &str) -> Self {
         self.name = name.into();
@@ -636,10 +696,12 @@ impl LimiterBuilder {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`], or if a law
-    /// that was set starts outside them. The default law starts at the nearest bound instead.
+    /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`], if a law that
+    /// was set starts outside them, or if shares are not possible. The default law starts at the
+    /// nearest bound instead.
     pub fn build(mut self) -> Result<Limiter, ConfigError> {
         check_bounds(&self.bounds)?;
+        check_shares(&self.shares)?;
         let law = match self.law.take() {
             Some(law) if !self.bounds.contains(&law.initial()) => {
                 return Err(ConfigError::InitialOutOfBounds {
@@ -662,8 +724,54 @@ fn check_bounds(bounds: &RangeInclusive<usize>) -> Result<(), ConfigError> {
     Ok(())
 }
 
+fn check_shares(shares: &[(Box<str>, f64)]) -> Result<(), ConfigError> {
+    let mut sum = 0.0;
+    for (index, (key, share)) in shares.iter().enumerate() {
+        let is_again = shares[..index].iter().any(|(other, _)| other == key);
+        sum += share;
+        // A sum of decimal fractions may miss 1 by a little.
+        let fits = *share > 0.0 && sum <= 1.0 + 1e-9;
+        if is_again || !fits || index >= Partition::MAX {
+            return Err(ConfigError::Share {
+                key: key.to_string(),
+                share: *share,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Which key belongs to which partition.
+#[derive(Debug)]
+struct PartitionNames {
+    /// Of the partitions from 1 on.
+    named: Vec<Box<str>>,
+    hasher: RandomState,
+}
+
+impl PartitionNames {
+    fn new(named: Vec<Box<str>>) -> Self {
+        Self {
+            named,
+            hasher: RandomState::new(),
+        }
+    }
+
+    fn find(&self, key: &str) -> Partition {
+        if let Some(index) = self.named.iter().position(|name| **name == *key) {
+            return Partition::new(index + 1);
+        }
+        let first = self.named.len() + 1;
+        let count = Partition::MAX + 1 - first;
+        if count == 0 {
+            return Partition::NONE;
+        }
+        Partition::new(first + self.hasher.hash_one(key) as usize % count)
+    }
+}
+
 /// A limiter that cannot work.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The bounds of the limit are not 1 ≤ min ≤ max ≤ [`Gate::MAX_LIMIT`].
@@ -682,6 +790,14 @@ pub enum ConfigError {
         /// The bounds asked for.
         bounds: RangeInclusive<usize>,
     },
+    /// A share of the limit cannot be guaranteed.
+    #[non_exhaustive]
+    Share {
+        /// Whose share.
+        key: String,
+        /// The share asked for.
+        share: f64,
+    },
 }
 
 impl fmt::Display for ConfigError {
@@ -695,6 +811,11 @@ impl fmt::Display for ConfigError {
             Self::InitialOutOfBounds { initial, bounds } => write!(
                 f,
                 "the law starts at a limit of {initial}: expected one within its bounds {bounds:?}"
+            ),
+            Self::Share { key, share } => write!(
+                f,
+                "a share of {share} for {key:?} is not possible: expected shares above 0, each \
+                 key once, and a sum of at most 1"
             ),
         }
     }
@@ -735,6 +856,7 @@ pin_project! {
     pub struct Admit {
         #[pin]
         enter: Enter,
+        partition: Partition,
         limiter: Limiter,
         waiting_since: Option<Instant>,
         // Decided before it could wait.
@@ -761,7 +883,7 @@ impl Future for Admit {
             limiter.shared.metrics.waited(since.elapsed());
         }
         Poll::Ready(match entered {
-            Ok(entered) => Ok(limiter.admission(entered)),
+            Ok(entered) => Ok(limiter.admission(entered, *this.partition)),
             Err(refused) => {
                 limiter.note_refusal(&refused);
                 Err(refused)
@@ -832,11 +954,11 @@ impl Drop for Admission {
         if self.ticket.progress() == Progress::Running {
             shared.accounting.cancel(self.ticket);
         }
-        if self.ticket.entered().is_some() {
+        if self.ticket.is_timed() {
             shared.accounting.leave(self.ticket);
         }
         shared.metrics.left();
-        shared.gate.leave();
+        shared.gate.leave(self.ticket.partition());
     }
 }
 

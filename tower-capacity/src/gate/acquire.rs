@@ -10,7 +10,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Ask, Gate, GateSnapshot, Permit, Refused, RefusedReason, queue::Told};
+use super::{Ask, Gate, GateSnapshot, Partition, Permit, Refused, RefusedReason, queue::Told};
 use crate::sync::lock;
 
 pin_project! {
@@ -39,7 +39,10 @@ impl Future for Acquire {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut enter = self.project().enter;
         let entered = ready!(enter.as_mut().poll(cx));
-        Poll::Ready(entered.map(|entered| Permit::new(enter.gate().clone(), entered)))
+        let place = &enter.place;
+        Poll::Ready(
+            entered.map(|entered| Permit::new(place.gate.clone(), entered, place.partition)),
+        )
     }
 }
 
@@ -66,14 +69,14 @@ pin_project! {
 impl Enter {
     pub(crate) const fn new(gate: Gate, ask: Ask) -> Self {
         Self {
-            place: Place { gate, key: None },
+            place: Place {
+                gate,
+                partition: ask.partition,
+                key: None,
+            },
             ask,
             timer: None,
         }
-    }
-
-    const fn gate(&self) -> &Gate {
-        &self.place.gate
     }
 }
 
@@ -109,13 +112,14 @@ enum Entry {
 /// picked up. Dropping it gives back whichever it is.
 struct Place {
     gate: Gate,
+    partition: Partition,
     key: Option<usize>,
 }
 
 impl Place {
     fn enter_or_queue(&mut self, cx: &Context<'_>, ask: &Ask) -> Entry {
         let shared = &self.gate.shared;
-        let refusing = match shared.word.try_enter(ask.priority) {
+        let refusing = match shared.try_enter(ask.priority, ask.partition) {
             Ok(word) => return Entry::Done(Ok(GateSnapshot(word))),
             Err(word) => word,
         };
@@ -128,7 +132,9 @@ impl Place {
         let longest = shared.longest(refusing);
         let mut displaced = None;
         if room.queue.len() >= longest {
-            displaced = room.queue.displace(ask.priority);
+            displaced = room
+                .queue
+                .displace(ask.line(), refusing, &shared.partitions);
             if displaced.is_none() {
                 drop(room);
                 return Entry::Done(Err(Refused::now(refusing, RefusedReason::QueueFull)));
@@ -138,10 +144,7 @@ impl Place {
         let wait = ask.max_wait.unwrap_or(room.max_wait);
         let wait = ask.time_left.map_or(wait, |left| wait.min(left));
         let codel = room.codel;
-        self.key = Some(
-            room.queue
-                .push_back(waker, ask.priority, now, codel.as_ref()),
-        );
+        self.key = Some(room.queue.push_back(waker, ask.line(), now, codel.as_ref()));
         let word = shared.word.queue();
         drop(room);
         if let Some(displaced) = displaced {
@@ -200,7 +203,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         if self.key.is_some() && self.leave_line().is_ok() {
             // A permit was on its way.
-            self.gate.shared.leave();
+            self.gate.shared.leave(self.partition);
         }
     }
 }

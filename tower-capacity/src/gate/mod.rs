@@ -29,8 +29,8 @@
 //!
 //! - **Fast path.** Entering and leaving an uncontended gate is one compare-and-swap and one
 //!   subtraction on a single atomic word: no lock, no allocation.
-//! - **Order.** Waiters of a [class](Priority) are admitted in order of arrival, those of a higher
-//!   one first, and a newcomer never overtakes its own class: while anybody of it waits,
+//! - **Order.** Waiters of a [class](Priority) and [partition](Partition) are admitted in order of arrival, those of a higher
+//!   class first, and a newcomer never overtakes its own class: while anybody of it waits,
 //!   [`try_acquire`](Gate::try_acquire) refuses and [`acquire`](Gate::acquire) stands in line.
 //!   Only a line that is [overloaded](Codel) is served from its end.
 //! - **Resize.** A limit lowered below the requests inside leaves a *debt*: the next permits that
@@ -44,6 +44,7 @@
 
 mod acquire;
 mod codel;
+mod partition;
 mod permit;
 mod priority;
 mod queue;
@@ -61,10 +62,13 @@ use tokio::{sync::Notify, time::Instant};
 #[cfg(not(loom))]
 pub(crate) use self::acquire::Enter;
 pub(crate) use self::word::MAX;
-pub use self::{acquire::Acquire, codel::Codel, permit::Permit, priority::Priority};
+pub use self::{
+    acquire::Acquire, codel::Codel, partition::Partition, permit::Permit, priority::Priority,
+};
 
 use self::{
-    queue::Queue,
+    partition::Partitions,
+    queue::{LineKey, Queue},
     word::{AtomicWord, Word},
 };
 use crate::sync::{Arc, Mutex, lock};
@@ -82,6 +86,7 @@ struct Shared {
     /// How many may wait; [`AS_THE_LIMIT`] follows the limit in force. Outside the lock, for those
     /// who are turned away.
     max_queue: AtomicUsize,
+    partitions: Partitions,
     /// Touched only by those who wait, and by those who return a permit while somebody waits.
     room: Mutex<Room>,
     /// Told when a closed gate has emptied.
@@ -105,6 +110,7 @@ pub struct GateConfig {
     max_queue: Option<usize>,
     max_wait: Duration,
     codel: Option<Codel>,
+    shares: Vec<f64>,
 }
 
 impl GateConfig {
@@ -118,6 +124,7 @@ impl GateConfig {
             max_queue: None,
             max_wait: Self::DEFAULT_MAX_WAIT,
             codel: None,
+            shares: Vec::new(),
         }
     }
 
@@ -145,6 +152,15 @@ impl GateConfig {
         self.codel = Some(codel);
         self
     }
+
+    /// Guarantees shares of the limit, from 0 to 1, to the [partitions](Partition) from 1 on.
+    ///
+    /// Shares beyond a sum of 1 are still served in proportion, but cannot all be held at once.
+    /// Defaults to none: then all partitions in use are guaranteed the same.
+    pub fn shares(mut self, shares: impl IntoIterator<Item = f64>) -> Self {
+        self.shares = shares.into_iter().take(Partition::MAX).collect();
+        self
+    }
 }
 
 /// What one request asks of a gate.
@@ -166,6 +182,7 @@ impl GateConfig {
 #[must_use]
 pub struct Ask {
     priority: Priority,
+    partition: Partition,
     max_wait: Option<Duration>,
     time_left: Option<Duration>,
 }
@@ -175,6 +192,7 @@ impl Ask {
     pub const fn new() -> Self {
         Self {
             priority: Priority::Default,
+            partition: Partition::NONE,
             max_wait: None,
             time_left: None,
         }
@@ -183,6 +201,12 @@ impl Ask {
     /// Sets how much the request matters. Defaults to [`Priority::Default`].
     pub const fn priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// Sets whose request it is. Defaults to [`Partition::NONE`].
+    pub const fn partition(mut self, partition: Partition) -> Self {
+        self.partition = partition;
         self
     }
 
@@ -202,9 +226,17 @@ impl Ask {
 }
 
 impl Ask {
+    /// The line that it would stand in.
+    const fn line(&self) -> LineKey {
+        LineKey {
+            priority: self.priority,
+            partition: self.partition,
+        }
+    }
+
     #[cfg(not(loom))]
-    pub(crate) const fn parts(&self) -> (Priority, Option<Duration>) {
-        (self.priority, self.time_left)
+    pub(crate) const fn parts(&self) -> (Priority, Partition, Option<Duration>) {
+        (self.priority, self.partition, self.time_left)
     }
 }
 
@@ -219,6 +251,7 @@ impl Gate {
             shared: Arc::new(Shared {
                 word: AtomicWord::new(config.limit.min(MAX)),
                 max_queue: AtomicUsize::new(waiters(config.max_queue)),
+                partitions: Partitions::new(&config.shares),
                 room: Mutex::new(Room {
                     queue: Queue::default(),
                     max_wait: config.max_wait,
@@ -246,8 +279,18 @@ impl Gate {
     ///
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_as(&self, priority: Priority) -> Result<Permit, Refused> {
-        match self.shared.try_enter(priority) {
-            Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word))),
+        self.try_acquire_with(Ask::new().priority(priority))
+    }
+
+    /// Enters now or not at all, as `ask` says; how long it might wait is not looked at. Otherwise
+    /// as [`try_acquire_as`](Self::try_acquire_as).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    pub fn try_acquire_with(&self, ask: Ask) -> Result<Permit, Refused> {
+        match self.shared.try_enter(ask.priority, ask.partition) {
+            Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word), ask.partition)),
             Err(word) => Err(Refused::now(word, RefusedReason::Full)),
         }
     }
@@ -289,12 +332,12 @@ impl Gate {
     /// surplus is a debt like that of a lowered limit.
     pub fn acquire_anyway(&self) -> (Permit, Result<(), Refused>) {
         let (entered, would) = self.enter_anyway();
-        (Permit::new(self.clone(), entered), would)
+        (Permit::new(self.clone(), entered, Partition::NONE), would)
     }
 
     /// As [`acquire_anyway`](Self::acquire_anyway), for an owner that returns the permit itself.
     pub(crate) fn enter_anyway(&self) -> (GateSnapshot, Result<(), Refused>) {
-        match self.shared.try_enter(Priority::Default) {
+        match self.shared.try_enter(Priority::Default, Partition::NONE) {
             Ok(word) => (GateSnapshot(word), Ok(())),
             Err(refusing) => (
                 GateSnapshot(self.shared.word.enter()),
@@ -307,8 +350,13 @@ impl Gate {
     /// permit itself with [`leave`](Self::leave) and so needs no handle for each.
     #[cfg(not(loom))]
     #[inline]
-    pub(crate) fn enter(&self, priority: Priority) -> Result<GateSnapshot, Refused> {
-        let entered = self.shared.try_enter(priority).map(GateSnapshot);
+    pub(crate) fn enter(
+        &self,
+        priority: Priority,
+        partition: Partition,
+    ) -> Result<GateSnapshot, Refused> {
+        let entered = self.shared.try_enter(priority, partition);
+        let entered = entered.map(GateSnapshot);
         entered.map_err(|word| Refused::now(word, RefusedReason::Full))
     }
 
@@ -319,13 +367,17 @@ impl Gate {
     }
 
     /// Refuses a request of this class that found no permit and may not wait for one either.
-    #[cfg(not(loom))]
-    pub(crate) fn turn_away(&self, priority: Priority) -> Option<Refused> {
+    #[cfg(all(feature = "layer", not(loom)))]
+    pub(crate) fn turn_away(&self, priority: Priority, partition: Partition) -> Option<Refused> {
         let word = self.shared.word.load();
         let longest = self.shared.longest(word);
+        let line = LineKey {
+            priority,
+            partition,
+        };
         let is_full = || {
             let room = lock(&self.shared.room);
-            room.queue.len() >= longest && !room.queue.has_below(priority)
+            room.queue.len() >= longest && !room.queue.may_displace(line)
         };
         let no_place = longest == 0 || word.queued() >= longest && is_full();
         (no_place || word.is_closed()).then(|| Refused::now(word, RefusedReason::QueueFull))
@@ -334,8 +386,8 @@ impl Gate {
     /// Returns what [`enter`](Self::enter) and its kin gave.
     #[cfg(not(loom))]
     #[inline]
-    pub(crate) fn leave(&self) {
-        self.shared.leave();
+    pub(crate) fn leave(&self, partition: Partition) {
+        self.shared.leave(partition);
     }
 
     /// Moves the limit, at most to [`MAX_LIMIT`](Self::MAX_LIMIT).
@@ -412,6 +464,14 @@ impl Gate {
         self.snapshot().inflight()
     }
 
+    /// Requests of a partition inside.
+    #[must_use]
+    pub fn inflight_of(&self, partition: Partition) -> usize {
+        self.shared
+            .partitions
+            .inflight(partition, self.shared.word.load())
+    }
+
     /// Requests that stand in line.
     #[must_use]
     pub fn queued(&self) -> usize {
@@ -453,7 +513,9 @@ impl Shared {
 
     /// Returns a permit: to the next in line, unless there is a debt to pay first.
     #[inline]
-    fn leave(&self) {
+    fn leave(&self, partition: Partition) {
+        // First, so that whoever is admitted next is chosen by what is true then.
+        self.partitions.leave(partition);
         let word = self.word.leave();
         if word.queued() > 0 || word.is_closed() {
             self.left(word);
@@ -472,13 +534,17 @@ impl Shared {
 
     /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
     #[inline]
-    fn try_enter(&self, priority: Priority) -> Result<Word, Word> {
-        match self.word.try_enter(priority) {
+    fn try_enter(&self, priority: Priority, partition: Partition) -> Result<Word, Word> {
+        let entered = match self.word.try_enter(priority) {
             Err(word) if word.queued() > 0 && word.has_room(priority) => {
                 self.try_overtake(priority, word)
             }
             entered => entered,
+        };
+        if entered.is_ok() {
+            self.partitions.enter(partition);
         }
+        entered
     }
 
     /// Enters past those who wait for their part of the limit, if all of them matter less: theirs
@@ -492,7 +558,8 @@ impl Shared {
         }
     }
 
-    /// Admits waiters, of the highest class first, for as long as permits are free.
+    /// Admits waiters, those who are entitled and those who matter more first, for as long as
+    /// permits are free.
     ///
     /// Whoever frees a permit, raises the limit or joins the line calls this *after* the word says
     /// so; since the word has one modification order, one of the callers sees both the free permit
@@ -511,21 +578,19 @@ impl Shared {
 
     /// Admits one waiter or sheds one, and answers whom to wake.
     fn admit_one(&self, room: &mut Room) -> Option<Waker> {
-        let class = room.queue.first_class()?;
-        if !self.word.load().has_room(class) {
-            return None;
-        }
+        let line = room.queue.next(self.word.load(), &self.partitions)?;
         let mut overloaded = false;
         if let Some(codel) = &room.codel {
             let now = Instant::now();
-            overloaded = room.queue.judge(class, codel, now);
-            if overloaded && let Some(stale) = room.queue.shed_stale(class, codel.patience(), now) {
+            overloaded = room.queue.judge(line, codel, now);
+            if overloaded && let Some(stale) = room.queue.shed_stale(line, codel.patience(), now) {
                 self.word.unqueue();
                 return Some(stale);
             }
         }
-        self.word.admit_waiter(class).ok()?;
-        room.queue.admit(class, overloaded)
+        self.word.admit_waiter(line.priority).ok()?;
+        self.partitions.enter(line.partition);
+        room.queue.admit(line, overloaded)
     }
 
     fn tell_if_emptied(&self, word: Word) {

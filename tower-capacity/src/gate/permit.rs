@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Gate, GateSnapshot};
+use super::{Gate, GateSnapshot, Partition};
 
 /// The right of one request to be inside a [`Gate`].
 ///
@@ -11,11 +11,16 @@ use super::{Gate, GateSnapshot};
 pub struct Permit {
     gate: Gate,
     entered: GateSnapshot,
+    partition: Partition,
 }
 
 impl Permit {
-    pub(super) const fn new(gate: Gate, entered: GateSnapshot) -> Self {
-        Self { gate, entered }
+    pub(super) const fn new(gate: Gate, entered: GateSnapshot, partition: Partition) -> Self {
+        Self {
+            gate,
+            entered,
+            partition,
+        }
     }
 
     /// The gate that the permit belongs to.
@@ -33,7 +38,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.shared.leave();
+        self.gate.shared.leave(self.partition);
     }
 }
 

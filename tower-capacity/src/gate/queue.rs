@@ -5,15 +5,35 @@ use std::{task::Waker, time::Duration};
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Codel, Priority, RefusedReason, codel::Judgement};
+use super::{
+    Codel, Partition, Priority, RefusedReason, codel::Judgement, partition::Partitions, word::Word,
+};
 
-/// Waiters, in one line for each class.
+/// Waiters, in one line for each class of each partition.
 ///
 /// Waiters live in a slab and are linked by key, so that one that is cancelled leaves from the
 /// middle of its line in constant time, and a room that has been full once allocates no more.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiters: Slab<Waiter>,
+    /// By index of the partition; as many as have waited.
+    rooms: Vec<PartitionRoom>,
+    /// Partitions that somebody waits in, in no order.
+    waiting: Vec<Partition>,
+    /// How many wait, by rank of the class.
+    by_class: [usize; 4],
+}
+
+/// Which line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LineKey {
+    pub(super) priority: Priority,
+    pub(super) partition: Partition,
+}
+
+/// The lines of one partition, by rank of the class.
+#[derive(Debug, Default)]
+struct PartitionRoom {
     lines: [Line; 4],
     len: usize,
 }
@@ -29,7 +49,7 @@ struct Line {
 #[derive(Debug)]
 struct Waiter {
     standing: Standing,
-    priority: Priority,
+    line: LineKey,
     since: Instant,
     previous: Option<usize>,
     next: Option<usize>,
@@ -55,99 +75,212 @@ pub(super) enum Told {
 
 impl Queue {
     /// How many stand in line; those who were told to enter or to leave no longer do.
-    pub(super) const fn len(&self) -> usize {
-        self.len
+    pub(super) fn len(&self) -> usize {
+        self.by_class.iter().sum()
     }
 
     /// The highest class that somebody waits in.
     pub(super) fn first_class(&self) -> Option<Priority> {
-        Priority::ALL
-            .into_iter()
-            .find(|class| self.line(*class).front.is_some())
+        let mut classes = Priority::ALL.into_iter();
+        classes.find(|class| self.by_class[class.rank()] > 0)
     }
 
-    /// Stands at the end of the line of its class.
+    /// The lowest class that somebody waits in.
+    fn last_class(&self) -> Option<Priority> {
+        let mut classes = Priority::ALL.into_iter().rev();
+        classes.find(|class| self.by_class[class.rank()] > 0)
+    }
+
+    /// The line whose turn it is, among those whose class may enter.
+    ///
+    /// First those within their guarantee, then the higher class, then who holds the least of its
+    /// guarantee, then who came first.
+    pub(super) fn next(&self, word: Word, partitions: &Partitions) -> Option<LineKey> {
+        let first = self.first_class().filter(|class| word.has_room(*class))?;
+        if let [partition] = self.waiting[..] {
+            return Some(LineKey {
+                priority: first,
+                partition,
+            });
+        }
+        let newcomers = self.newcomers(word, partitions);
+        let turn = |partition: &Partition| {
+            let priority = self.rooms[partition.index()].first_class();
+            let priority = priority.filter(|class| word.has_room(*class))?;
+            let line = LineKey {
+                priority,
+                partition: *partition,
+            };
+            let since = self.waiters[self.line(line).front?].since;
+            let standing = partitions.standing(*partition, word, newcomers);
+            Some((line, standing.is_entitled(), standing.load(0), since))
+        };
+        let before = |a: &Turn, b: &Turn| {
+            (b.1.cmp(&a.1))
+                .then(b.0.priority.cmp(&a.0.priority))
+                .then(a.2.total_cmp(&b.2))
+                .then(a.3.cmp(&b.3))
+        };
+        let next = self.waiting.iter().filter_map(turn).min_by(before);
+        next.map(|(line, ..)| line)
+    }
+
+    /// Partitions that wait and have nobody inside.
+    fn newcomers(&self, word: Word, partitions: &Partitions) -> usize {
+        let is_new = |partition: &&Partition| partitions.inflight(**partition, word) == 0;
+        self.waiting.iter().filter(is_new).count()
+    }
+
+    /// Stands at the end of a line.
     pub(super) fn push_back(
         &mut self,
         waker: Waker,
-        priority: Priority,
+        line: LineKey,
         since: Instant,
         codel: Option<&Codel>,
     ) -> usize {
-        let line = &mut self.lines[priority.rank()];
-        if line.front.is_none()
+        let index = line.partition.index();
+        if self.rooms.len() <= index {
+            self.rooms.resize_with(index + 1, PartitionRoom::default);
+        }
+        let room = &mut self.rooms[index];
+        if room.len == 0 {
+            self.waiting.push(line.partition);
+        }
+        room.len += 1;
+        self.by_class[line.priority.rank()] += 1;
+        let end = &mut room.lines[line.priority.rank()];
+        if end.front.is_none()
             && let Some(codel) = codel
         {
-            line.judgement.observe(codel, since, Duration::ZERO);
+            end.judgement.observe(codel, since, Duration::ZERO);
         }
         let key = self.waiters.insert(Waiter {
             standing: Standing::InLine(waker),
-            priority,
+            line,
             since,
-            previous: line.back,
+            previous: end.back,
             next: None,
         });
-        match line.back {
+        match end.back {
             Some(back) => self.waiters[back].next = Some(key),
-            None => line.front = Some(key),
+            None => end.front = Some(key),
         }
-        line.back = Some(key);
-        self.len += 1;
+        end.back = Some(key);
         key
     }
 
-    /// Admits one of a class: the first in line, or the newest if the line is overloaded. Answers
-    /// whom to wake.
-    pub(super) fn admit(&mut self, priority: Priority, overloaded: bool) -> Option<Waker> {
-        let line = self.line(priority);
+    /// Admits one of a line: the first, or the newest if the line is overloaded. Answers whom to
+    /// wake.
+    pub(super) fn admit(&mut self, line: LineKey, overloaded: bool) -> Option<Waker> {
+        let line = self.line(line);
         let key = if overloaded { line.back } else { line.front }?;
         self.dismiss(key, Standing::Admitted)
     }
 
-    /// Judges the line of a class by its first, at a moment when a permit is free.
-    pub(super) fn judge(&mut self, priority: Priority, codel: &Codel, now: Instant) -> bool {
-        let line = &mut self.lines[priority.rank()];
+    /// Judges a line by its first, at a moment when a permit is free.
+    pub(super) fn judge(&mut self, line: LineKey, codel: &Codel, now: Instant) -> bool {
+        let line = &mut self.rooms[line.partition.index()].lines[line.priority.rank()];
         let wait = line.front.map_or(Duration::ZERO, |front| {
             now.saturating_duration_since(self.waiters[front].since)
         });
         line.judgement.observe(codel, now, wait)
     }
 
-    /// Sends away the first of a class if it has waited for longer than `patience`. Answers whom
-    /// to wake.
+    /// Sends away the first of a line if it has waited for longer than `patience`. Answers whom to
+    /// wake.
     pub(super) fn shed_stale(
         &mut self,
-        priority: Priority,
+        line: LineKey,
         patience: Duration,
         now: Instant,
     ) -> Option<Waker> {
-        let front = self.line(priority).front?;
+        let front = self.line(line).front?;
         let waited = now.saturating_duration_since(self.waiters[front].since);
         (waited > patience)
             .then(|| self.dismiss(front, Standing::Shed(RefusedReason::Overloaded)))
             .flatten()
     }
 
-    /// Sends away the newest of the lowest class that waits, if that is below `priority`. Answers
-    /// whom to wake.
-    pub(super) fn displace(&mut self, priority: Priority) -> Option<Waker> {
-        let lowest = self.last_class().filter(|lowest| *lowest < priority)?;
-        let back = self.line(lowest).back?;
+    /// Makes place in a full room for a newcomer. Answers whom to wake.
+    ///
+    /// A newcomer within its guarantee displaces the newest of the partition that holds and asks
+    /// for the most beyond its own; else one that matters more displaces the newest of the lowest
+    /// class.
+    pub(super) fn displace(
+        &mut self,
+        newcomer: LineKey,
+        word: Word,
+        partitions: &Partitions,
+    ) -> Option<Waker> {
+        let victim = self
+            .greediest(newcomer.partition, word, partitions)
+            .or_else(|| {
+                let lowest = self.last_class()?;
+                if lowest >= newcomer.priority {
+                    return None;
+                }
+                let has_waiter = |partition: &&Partition| {
+                    let room = &self.rooms[partition.index()];
+                    room.lines[lowest.rank()].back.is_some()
+                };
+                let partition = *self.waiting.iter().find(has_waiter)?;
+                Some(LineKey {
+                    priority: lowest,
+                    partition,
+                })
+            })?;
+        let back = self.line(victim).back?;
         self.dismiss(back, Standing::Shed(RefusedReason::Displaced))
     }
 
-    /// Whether somebody waits who matters less.
-    #[cfg(not(loom))]
-    pub(super) fn has_below(&self, priority: Priority) -> bool {
-        self.last_class().is_some_and(|lowest| lowest < priority)
+    /// The lowest line of the partition that asks for most beyond its guarantee, if that is another
+    /// one, and `newcomer` asks for no more than its own.
+    fn greediest(
+        &self,
+        newcomer: Partition,
+        word: Word,
+        partitions: &Partitions,
+    ) -> Option<LineKey> {
+        if self.waiting.iter().all(|waiting| *waiting == newcomer) {
+            return None;
+        }
+        let waits = self.waiting.contains(&newcomer);
+        let is_new = !waits && partitions.inflight(newcomer, word) == 0;
+        let newcomers = self.newcomers(word, partitions) + usize::from(is_new);
+        let load = |partition: Partition, more: usize| {
+            let room = self.rooms.get(partition.index());
+            let queued = room.map_or(0, |room| room.len);
+            let standing = partitions.standing(partition, word, newcomers);
+            standing.load(queued + more)
+        };
+        let own = load(newcomer, 1);
+        let loads = self
+            .waiting
+            .iter()
+            .map(|waiting| (*waiting, load(*waiting, 0)));
+        let (partition, most) = loads.max_by(|a, b| a.1.total_cmp(&b.1))?;
+        if own > 1.0 || most <= 1.0 || partition == newcomer {
+            return None;
+        }
+        let priority = self.rooms[partition.index()].last_class()?;
+        Some(LineKey {
+            priority,
+            partition,
+        })
     }
 
-    /// The lowest class that somebody waits in.
-    fn last_class(&self) -> Option<Priority> {
-        Priority::ALL
-            .into_iter()
-            .rev()
-            .find(|class| self.line(*class).back.is_some())
+    /// Whether somebody waits whom a newcomer might displace.
+    #[cfg(all(feature = "layer", not(loom)))]
+    pub(super) fn may_displace(&self, newcomer: LineKey) -> bool {
+        let matters_less = self
+            .last_class()
+            .is_some_and(|lowest| lowest < newcomer.priority);
+        matters_less
+            || self
+                .waiting
+                .iter()
+                .any(|other| *other != newcomer.partition)
     }
 
     /// Says what the waiter is to do, and remembers whom to wake if it still stands in line.
@@ -177,8 +310,8 @@ impl Queue {
         }
     }
 
-    const fn line(&self, priority: Priority) -> &Line {
-        &self.lines[priority.rank()]
+    fn line(&self, key: LineKey) -> &Line {
+        &self.rooms[key.partition.index()].lines[key.priority.rank()]
     }
 
     /// Takes a waiter out of its line and leaves word for it.
@@ -192,12 +325,13 @@ impl Queue {
 
     fn unlink(&mut self, key: usize) {
         let Waiter {
-            priority,
+            line: key,
             previous,
             next,
             ..
         } = self.waiters[key];
-        let line = &mut self.lines[priority.rank()];
+        let room = &mut self.rooms[key.partition.index()];
+        let line = &mut room.lines[key.priority.rank()];
         match previous {
             Some(previous) => self.waiters[previous].next = next,
             None => line.front = next,
@@ -206,6 +340,25 @@ impl Queue {
             Some(next) => self.waiters[next].previous = previous,
             None => line.back = previous,
         }
-        self.len -= 1;
+        self.by_class[key.priority.rank()] -= 1;
+        room.len -= 1;
+        if room.len == 0 {
+            self.waiting.retain(|waiting| *waiting != key.partition);
+        }
     }
 }
+
+impl PartitionRoom {
+    fn first_class(&self) -> Option<Priority> {
+        let mut classes = Priority::ALL.into_iter();
+        classes.find(|class| self.lines[class.rank()].front.is_some())
+    }
+
+    fn last_class(&self) -> Option<Priority> {
+        let mut classes = Priority::ALL.into_iter().rev();
+        classes.find(|class| self.lines[class.rank()].front.is_some())
+    }
+}
+
+/// A line, whether it is within its guarantee, how much of that it holds, and when its first came.
+type Turn = (LineKey, bool, f64, Instant);

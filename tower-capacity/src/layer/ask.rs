@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, request};
 
-use crate::{classify::is_grpc, gate::Ask, gate::Priority};
+use crate::{Limiter, Priority, classify::is_grpc, gate::Ask};
 
 /// How a layer reads requests; a copy costs nothing by default.
 #[derive(Clone, Default)]
@@ -12,22 +12,31 @@ pub(super) struct RequestConfig {
     pub(super) bypass: Option<Read<bool>>,
     pub(super) priority: Option<Read<Priority>>,
     pub(super) time_left: Option<Read<Option<Duration>>>,
+    pub(super) partition: Option<ReadKey>,
 }
 
 type Read<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
+type ReadKey = Arc<dyn for<'a> Fn(&'a request::Parts) -> Option<&'a str> + Send + Sync>;
 
 impl RequestConfig {
     /// Whether there is anything to read; without, requests are not taken apart.
     pub(super) const fn reads(&self) -> bool {
-        self.bypass.is_some() || self.priority.is_some() || self.time_left.is_some()
+        self.bypass.is_some()
+            || self.priority.is_some()
+            || self.time_left.is_some()
+            || self.partition.is_some()
     }
 
     pub(super) fn bypasses(&self, request: &request::Parts) -> bool {
         self.bypass.as_ref().is_some_and(|bypass| bypass(request))
     }
 
-    pub(super) fn ask(&self, request: &request::Parts) -> Ask {
+    pub(super) fn ask(&self, request: &request::Parts, limiter: &Limiter) -> Ask {
         let mut ask = Ask::new();
+        let read = self.partition.as_ref();
+        if let Some(key) = read.and_then(|partition| partition(request)) {
+            ask = ask.partition(limiter.partition(key));
+        }
         if let Some(priority) = &self.priority {
             ask = ask.priority(priority(request));
         }
@@ -60,6 +69,7 @@ impl fmt::Debug for RequestConfig {
             .field("bypass", &self.bypass.is_some())
             .field("priority", &self.priority.is_some())
             .field("time_left", &self.time_left.is_some())
+            .field("partition", &self.partition.is_some())
             .finish()
     }
 }

@@ -114,6 +114,32 @@ impl<R> CapacityLayer<R> {
         self
     }
 
+    /// Says whose request it is, such as a tenant or a route, so that one cannot starve the rest.
+    ///
+    /// Keys in use are guaranteed equal parts of the limit, or the
+    /// [shares](crate::LimiterBuilder::share) that the limiter was built with, and may fill what
+    /// others leave idle; see [`Partition`](crate::gate::Partition). Requests without a key
+    /// together count as one. Whoever may write the key chooses whose share it uses: read it from
+    /// what the service has verified.
+    ///
+    /// Needs a waiting room: a request within its guarantee that finds the limit used up by others
+    /// waits for the next permit. Defaults to none.
+    ///
+    /// ```
+    /// use tower_capacity::CapacityLayer;
+    ///
+    /// let layer = CapacityLayer::adaptive()
+    ///     .partition(|request| request.headers.get("x-tenant")?.to_str().ok());
+    /// # let app: axum::Router = axum::Router::new().layer(layer);
+    /// ```
+    pub fn partition(
+        mut self,
+        key: impl for<'a> Fn(&'a request::Parts) -> Option<&'a str> + Send + Sync + 'static,
+    ) -> Self {
+        self.config.request.partition = Some(Arc::new(key));
+        self
+    }
+
     /// Says for how long the answer to a request is worth anything: it waits no longer, and is
     /// refused at once if its turn would come too late.
     ///

@@ -13,7 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::service::shed_by;
-use crate::{Admission, Admit, Limiter, Outcome, Priority, reject::Shed};
+use crate::{Admission, Admit, Limiter, Outcome, Priority, gate::Partition, reject::Shed};
 
 /// Layer that applies [`PlainCapacity`]: the limit for services of any request and response.
 ///
@@ -165,7 +165,7 @@ impl<S, C> PlainCapacity<S, C> {
         S: Service<Request> + Clone,
         C: Clone,
     {
-        if let Some(refused) = self.limiter.turn_away(Priority::Default) {
+        if let Some(refused) = self.limiter.turn_away(Priority::Default, Partition::NONE) {
             let shed = shed_by(&self.limiter, refused);
             return PlainCapacityFuture::new(State::Refused { shed }, self.classify.clone());
         }
@@ -196,7 +196,7 @@ where
 
     #[inline]
     fn call(&mut self, request: Request) -> Self::Future {
-        match self.limiter.try_enter(Priority::Default) {
+        match self.limiter.try_enter(Priority::Default, Partition::NONE) {
             Some(admission) => PlainCapacityFuture::new(
                 State::Running {
                     future: self.inner.call(request),

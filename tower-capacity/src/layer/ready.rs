@@ -19,7 +19,7 @@ use tower_service::Service;
 use super::{CapacityBody, CapacityFuture, CapacityLayer, layer::Config};
 use crate::{
     Admission, Admit, Limiter,
-    gate::{Ask, Priority, Refused},
+    gate::{Ask, Partition, Priority, Refused},
     reject::{DefaultReject, Reject},
     sync::lock,
 };
@@ -206,9 +206,9 @@ impl<S, R> ReadyCapacity<S, R> {
                 self.readiness = self.admitted(limiter.admit_anyway().0);
                 return Poll::Ready(());
             }
-            match limiter.try_enter(Priority::Default) {
+            match limiter.try_enter(Priority::Default, Partition::NONE) {
                 Some(admission) => self.readiness = self.admitted(admission),
-                None => match limiter.turn_away(Priority::Default) {
+                None => match limiter.turn_away(Priority::Default, Partition::NONE) {
                     Some(refused) => self.readiness = Readiness::Refused(refused),
                     None => {
                         let admit = limiter.admit();

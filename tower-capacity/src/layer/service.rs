@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Limiter, Priority,
-    gate::{Ask, Refused},
+    gate::{Ask, Partition, Refused},
     reject::{Reject, Shed},
 };
 
@@ -74,7 +74,7 @@ where
         if !config.is_plain() || asks_for_upgrade(&request) {
             return self.call_configured(request);
         }
-        match config.limiter.try_enter(Priority::Default) {
+        match config.limiter.try_enter(Priority::Default, Partition::NONE) {
             Some(admission) => CapacityFuture::running(
                 self.inner.call(request),
                 Held::Alone(admission),
@@ -100,7 +100,7 @@ impl<S, R> Capacity<S, R> {
         let config = &self.config;
         let (parts, body) = request.into_parts();
         let bypasses = config.request.bypasses(&parts);
-        let ask = config.request.ask(&parts);
+        let ask = config.request.ask(&parts, &config.limiter);
         let request = Request::from_parts(parts, body);
         if bypasses {
             return CapacityFuture::bypassed(self.inner.call(request));
@@ -113,7 +113,8 @@ impl<S, R> Capacity<S, R> {
             let (admission, _would) = config.limiter.admit_anyway();
             return CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config);
         }
-        match config.limiter.try_enter(ask.parts().0) {
+        let (priority, partition, _) = ask.parts();
+        match config.limiter.try_enter(priority, partition) {
             Some(admission) => {
                 CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config)
             }
@@ -135,7 +136,8 @@ impl<S, R> Capacity<S, R> {
         R: Reject<ResBody>,
     {
         let config = &self.config;
-        if let Some(refused) = config.limiter.turn_away(ask.parts().0) {
+        let (priority, partition, _) = ask.parts();
+        if let Some(refused) = config.limiter.turn_away(priority, partition) {
             return CapacityFuture::refused(config.answer(refused, request));
         }
         // The instance that was polled ready goes into the future, not a clone of it.
