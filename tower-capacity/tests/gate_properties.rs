@@ -9,12 +9,14 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tower_capacity::gate::{Acquire, Ask, Gate, GateConfig, Permit, Priority, RefusedReason};
+use tower_capacity::gate::{
+    Acquire, Ask, Gate, GateConfig, Partition, Permit, Priority, RefusedReason,
+};
 
 #[derive(Clone, Debug)]
 enum Operation {
-    TryAcquire(Priority),
-    Acquire(Priority),
+    TryAcquire(Kind),
+    Acquire(Kind),
     AcquireAnyway,
     Release(prop::sample::Index),
     Cancel(prop::sample::Index),
@@ -23,12 +25,33 @@ enum Operation {
 
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        2 => class().prop_map(Operation::TryAcquire),
-        4 => class().prop_map(Operation::Acquire),
+        2 => kind().prop_map(Operation::TryAcquire),
+        4 => kind().prop_map(Operation::Acquire),
         1 => Just(Operation::AcquireAnyway),
         4 => any::<prop::sample::Index>().prop_map(Operation::Release),
         2 => any::<prop::sample::Index>().prop_map(Operation::Cancel),
         1 => (0_usize..30).prop_map(Operation::Resize),
+    ]
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    class: Priority,
+    partition: Partition,
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    (class(), partition()).prop_map(|(class, partition)| Kind { class, partition })
+}
+
+/// Guaranteed shares of the first partitions; the others have none of their own.
+const SHARES: [f64; 3] = [0.5, 0.2, 0.1];
+
+fn partition() -> impl Strategy<Value = Partition> {
+    prop_oneof![
+        2 => Just(Partition::NONE),
+        3 => (1_usize..6).prop_map(Partition::new),
     ]
 }
 
@@ -48,9 +71,9 @@ fn room(class: Priority, limit: usize) -> usize {
 /// The gate, and what is known of it from outside.
 struct Bench {
     gate: Gate,
-    permits: Vec<Permit>,
+    permits: Vec<(Partition, Permit)>,
     /// In order of arrival.
-    line: Vec<(Priority, Pin<Box<Acquire>>)>,
+    line: Vec<(Kind, Pin<Box<Acquire>>)>,
     max_queue: usize,
     /// Permits ever obtained and returned, counted where they change hands.
     taken: usize,
@@ -61,7 +84,8 @@ impl Bench {
     fn new(limit: usize, max_queue: usize) -> Self {
         let config = GateConfig::new(limit)
             .max_queue(max_queue)
-            .max_wait(Duration::MAX);
+            .max_wait(Duration::MAX)
+            .shares(SHARES);
         Self {
             gate: Gate::new(config),
             permits: Vec::new(),
@@ -72,26 +96,43 @@ impl Bench {
         }
     }
 
-    fn take(&mut self, permit: Permit) {
+    fn take(&mut self, partition: Partition, permit: Permit) {
         self.taken += 1;
-        self.permits.push(permit);
+        self.permits.push((partition, permit));
+    }
+
+    /// Permits guaranteed to a partition, if it has a share of its own.
+    fn guarantee(&self, partition: Partition) -> Option<f64> {
+        let share = SHARES.get(partition.index().checked_sub(1)?)?;
+        Some(share * self.gate.limit() as f64)
+    }
+
+    /// What a partition holds and asks for, as a multiple of its guarantee.
+    fn load(&self, partition: Partition, more: usize) -> Option<f64> {
+        let queued = self
+            .line
+            .iter()
+            .filter(|(kind, _)| kind.partition == partition);
+        let asked = self.gate.inflight_of(partition) + queued.count() + more;
+        Some(asked as f64 / self.guarantee(partition)?)
     }
 
     /// Whether a newcomer of this class should find its way in.
     fn is_free(&self, class: Priority) -> bool {
         let now = self.gate.snapshot();
-        let outranked = self.line.iter().any(|(waiting, _)| *waiting >= class);
+        let outranked = self.line.iter().any(|(waiting, _)| waiting.class >= class);
         now.inflight() < room(class, now.limit()) && !outranked
     }
 
     fn apply(&mut self, operation: &Operation) -> Result<(), TestCaseError> {
         match operation {
-            Operation::TryAcquire(class) => {
+            Operation::TryAcquire(Kind { class, partition }) => {
                 let free = self.is_free(*class);
-                match self.gate.try_acquire_as(*class) {
+                let ask = Ask::new().priority(*class).partition(*partition);
+                match self.gate.try_acquire_with(ask) {
                     Ok(permit) => {
                         prop_assert!(free, "entered a full gate or overtook its own class");
-                        self.take(permit);
+                        self.take(*partition, permit);
                     }
                     Err(refused) => {
                         prop_assert!(!free, "refused while a permit was free");
@@ -99,23 +140,31 @@ impl Bench {
                     }
                 }
             }
-            Operation::Acquire(class) => {
-                let free = self.is_free(*class);
+            Operation::Acquire(kind) => {
+                let Kind { class, partition } = *kind;
+                let free = self.is_free(class);
                 let full = self.line.len() >= self.max_queue;
-                let outranks = self.line.iter().any(|(waiting, _)| waiting < class);
-                let mut acquire = Box::pin(self.gate.acquire_with(Ask::new().priority(*class)));
+                let outranks = self.line.iter().any(|(waiting, _)| waiting.class < class);
+                let modest = self.load(partition, 1).is_some_and(|load| load <= 1.0);
+                let is_greedy = |waiting: &Kind| {
+                    let load = self.load(waiting.partition, 0);
+                    waiting.partition != partition && load.is_some_and(|load| load > 1.0)
+                };
+                let entitled = modest && self.line.iter().any(|(waiting, _)| is_greedy(waiting));
+                let ask = Ask::new().priority(class).partition(partition);
+                let mut acquire = Box::pin(self.gate.acquire_with(ask));
                 match poll(&mut acquire) {
                     Poll::Ready(Ok(permit)) => {
                         prop_assert!(free, "entered a full gate or overtook its own class");
-                        self.take(permit);
+                        self.take(partition, permit);
                     }
                     Poll::Ready(Err(refused)) => {
                         prop_assert_eq!(refused.reason(), RefusedReason::QueueFull);
-                        prop_assert!(full && !outranks);
+                        prop_assert!(full && !outranks && !entitled);
                     }
                     Poll::Pending => {
                         prop_assert!(!free, "waits while a permit is free");
-                        self.line.push((*class, acquire));
+                        self.line.push((*kind, acquire));
                     }
                 }
             }
@@ -123,13 +172,14 @@ impl Bench {
                 let free = self.is_free(Priority::Default);
                 let (permit, would) = self.gate.acquire_anyway();
                 prop_assert_eq!(would.is_ok(), free);
-                self.take(permit);
+                self.take(Partition::NONE, permit);
             }
             Operation::Release(index) => {
                 if !self.permits.is_empty() {
-                    let permit = self.permits.swap_remove(index.index(self.permits.len()));
-                    drop(permit);
+                    let index = index.index(self.permits.len());
+                    drop(self.permits.swap_remove(index));
                     self.returned += 1;
+                    return self.settle_one();
                 }
             }
             Operation::Cancel(index) => {
@@ -143,36 +193,63 @@ impl Bench {
         self.check()
     }
 
-    /// Whoever was admitted stood before all of its class who still wait; whoever was displaced
+    /// One permit came free: it went to somebody entitled to it, if such a one waited whose class
+    /// may fill the limit.
+    fn settle_one(&mut self) -> Result<(), TestCaseError> {
+        let before = self.permits.len();
+        self.settle()?;
+        self.check()?;
+        let [(partition, _)] = &self.permits[before..] else {
+            return Ok(());
+        };
+        let Some(guarantee) = self.guarantee(*partition) else {
+            return Ok(());
+        };
+        let was_entitled = ((self.gate.inflight_of(*partition) - 1) as f64) < guarantee;
+        let passed_over = self.line.iter().any(|(kind, _)| {
+            let guarantee = self.guarantee(kind.partition);
+            kind.class >= Priority::Default
+                && kind.partition != *partition
+                && guarantee.is_some_and(|guarantee| {
+                    (self.gate.inflight_of(kind.partition) as f64) < guarantee
+                })
+        });
+        prop_assert!(was_entitled || !passed_over, "a borrower went first");
+        Ok(())
+    }
+
+    /// Whoever was admitted stood before all of its line who still wait; whoever was displaced
     /// stood behind them.
     fn settle(&mut self) -> Result<(), TestCaseError> {
-        let mut waiting: Vec<(Priority, Pin<Box<Acquire>>)> = Vec::new();
-        let mut displaced: Vec<Priority> = Vec::new();
-        for (class, mut acquire) in std::mem::take(&mut self.line) {
+        let mut waiting: Vec<(Kind, Pin<Box<Acquire>>)> = Vec::new();
+        let mut displaced: Vec<Kind> = Vec::new();
+        for (kind, mut acquire) in std::mem::take(&mut self.line) {
             match poll(&mut acquire) {
                 Poll::Ready(Ok(permit)) => {
-                    let overtaken = waiting.iter().any(|(other, _)| *other == class);
+                    let overtaken = waiting.iter().any(|(other, _)| *other == kind);
                     prop_assert!(!overtaken, "a later waiter was admitted first");
-                    self.take(permit);
+                    self.take(kind.partition, permit);
                 }
                 Poll::Ready(Err(refused)) => {
                     prop_assert_eq!(refused.reason(), RefusedReason::Displaced);
-                    displaced.push(class);
+                    displaced.push(kind);
                 }
                 Poll::Pending => {
-                    let stayed = displaced.contains(&class);
+                    let stayed = displaced.contains(&kind);
                     let newest = self.gate.queued() == waiting.len() + 1;
                     prop_assert!(
                         !stayed || newest,
-                        "not the newest of its class was displaced"
+                        "not the newest of its line was displaced"
                     );
-                    waiting.push((class, acquire));
+                    waiting.push((kind, acquire));
                 }
             }
         }
-        for class in displaced {
-            let lower = waiting.iter().any(|(other, _)| *other < class);
-            prop_assert!(!lower, "somebody who matters less stayed");
+        for kind in displaced {
+            let lower = waiting
+                .iter()
+                .any(|(other, _)| other.partition == kind.partition && other.class < kind.class);
+            prop_assert!(!lower, "somebody of the partition who matters less stayed");
         }
         self.line = waiting;
         Ok(())
@@ -184,7 +261,12 @@ impl Bench {
         prop_assert_eq!(now.queued(), self.line.len());
         prop_assert_eq!(self.taken - self.returned, self.permits.len());
         prop_assert!(now.inflight() <= now.limit() + now.debt());
-        let highest = self.line.iter().map(|(class, _)| *class).max();
+        for index in 0..8 {
+            let partition = Partition::new(index);
+            let held = self.permits.iter().filter(|(of, _)| *of == partition);
+            prop_assert_eq!(self.gate.inflight_of(partition), held.count());
+        }
+        let highest = self.line.iter().map(|(kind, _)| kind.class).max();
         prop_assert!(
             highest.is_none_or(|class| now.inflight() >= room(class, now.limit())),
             "somebody waits for a free permit"
@@ -198,8 +280,14 @@ fn poll(acquire: &mut Pin<Box<Acquire>>) -> Poll<<Acquire as Future>::Output> {
     acquire.as_mut().poll(&mut Context::from_waker(&waker))
 }
 
+fn cases() -> u32 {
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    cases.and_then(|cases| cases.parse().ok()).unwrap_or(2_000)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    // Some 100,000 operations; PROPTEST_CASES=200000 for ten million.
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn no_sequence_of_operations_breaks_the_gate(

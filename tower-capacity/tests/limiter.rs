@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 use tower_capacity::{
-    ConfigError, Limiter, LimiterSnapshot, Outcome, Priority,
+    ConfigError, Limiter, LimiterBuilder, LimiterSnapshot, Outcome, Priority,
     gate::{Ask, Gate, RefusedReason},
     limit::{Aimd, Fixed, Limit, VerifiedGradient, Window},
 };
@@ -452,5 +452,39 @@ mod events {
                 "WARN no longer overloaded: shedding is over"
             ]
         );
+    }
+}
+
+#[test]
+fn impossible_shares_are_refused_with_the_key_that_does_not_fit() {
+    let refused = |shares: &[(&str, f64)]| {
+        let builder = Limiter::builder();
+        let add = |builder: LimiterBuilder, (key, share): &(&str, f64)| builder.share(key, *share);
+        shares.iter().fold(builder, add).build().unwrap_err()
+    };
+    for shares in [
+        &[("checkout", 0.0)][..],
+        &[("checkout", -0.1)],
+        &[("checkout", f64::NAN)],
+        &[("search", 0.7), ("checkout", 0.4)],
+        &[("checkout", 0.1), ("checkout", 0.2)],
+    ] {
+        let error = refused(shares).to_string();
+        assert!(error.contains("\"checkout\""), "{error}");
+    }
+    let tenths = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let builder = tenths
+        .iter()
+        .fold(Limiter::builder(), |builder, key| builder.share(key, 0.1));
+    builder.build().expect("ten tenths are a whole");
+}
+
+#[test]
+fn keys_keep_their_partition_and_named_ones_share_theirs_with_nobody() {
+    let limiter = Limiter::builder().share("checkout", 0.5).build().unwrap();
+    let named = limiter.partition("checkout");
+    assert_eq!(limiter.partition("tenant-7"), limiter.partition("tenant-7"));
+    for tenant in 0..5_000 {
+        assert_ne!(limiter.partition(&format!("tenant-{tenant}")), named);
     }
 }

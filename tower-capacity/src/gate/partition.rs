@@ -133,14 +133,12 @@ impl Partitions {
     /// Requests of a partition inside.
     pub(super) fn inflight(&self, partition: Partition, word: Word) -> usize {
         let inside = |cell: &AtomicU32| cell.load(Relaxed) as usize;
-        match self.cells.get() {
-            Some(cells) if partition == Partition::NONE => {
-                let others = cells.iter().map(inside).sum();
-                word.inflight().saturating_sub(others)
-            }
-            Some(cells) => inside(&cells[partition.index()]),
-            None => word.inflight(),
+        let cells = self.cells.get().map_or(&[][..], |cells| cells);
+        if partition == Partition::NONE {
+            let others = cells.iter().map(inside).sum();
+            return word.inflight().saturating_sub(others);
         }
+        cells.get(partition.index()).map_or(0, inside)
     }
 
     /// `newcomers`: partitions without a share that wait and have nobody inside.

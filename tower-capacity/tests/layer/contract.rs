@@ -278,3 +278,44 @@ async fn a_grpc_request_waits_no_longer_than_its_deadline() {
     assert_eq!(start.elapsed(), std::time::Duration::from_millis(30));
     assert_eq!(response.headers()["grpc-status"], "8");
 }
+
+fn of_tenant(tenant: &str) -> Request<()> {
+    let mut request = request();
+    let value = tenant.try_into().expect("a header value");
+    request.headers_mut().insert("x-tenant", value);
+    request
+}
+
+#[tokio::test]
+async fn one_tenant_that_fills_limit_and_room_does_not_starve_another() {
+    let limiter = fixed(2, 2);
+    let (service, mut handle) = mock::pair();
+    let layer = CapacityLayer::new(limiter.clone())
+        .partition(|request| request.headers.get("x-tenant")?.to_str().ok());
+    let mut service: Capacity<Mock> = layer.layer(service);
+    handle.allow(5);
+    let mut hot: Vec<_> = (0..4)
+        .map(|_| call_with(&mut service, of_tenant("hot")))
+        .collect();
+    assert_pending!(hot[2].poll());
+    assert_pending!(hot[3].poll());
+    assert_eq!(limiter.inflight_of(limiter.partition("hot")), 2);
+
+    let mut quiet = call_with(&mut service, of_tenant("quiet"));
+    assert_pending!(quiet.poll());
+    let displaced = assert_ready_ok!(hot[3].poll());
+    assert_eq!(status(&displaced), StatusCode::SERVICE_UNAVAILABLE);
+
+    // One of the hot requests is done: its permit goes past the one that waited longer.
+    let (first, respond) = handle.next_request().await.expect("the first request");
+    assert_eq!(first.headers()["x-tenant"], "hot");
+    respond.send_response(Response::new(Body::default()));
+    drop(assert_ready_ok!(hot[0].poll()));
+    assert_pending!(hot[2].poll());
+    assert_pending!(quiet.poll());
+    assert_eq!(limiter.inflight_of(limiter.partition("quiet")), 1);
+    let (second, _respond) = handle.next_request().await.expect("the second request");
+    let (third, _respond) = handle.next_request().await.expect("the quiet request");
+    assert_eq!(second.headers()["x-tenant"], "hot");
+    assert_eq!(third.headers()["x-tenant"], "quiet");
+}
