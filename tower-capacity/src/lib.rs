@@ -59,6 +59,7 @@
 //! |---|---|
 //! | `layer` (default) | the Tower middleware |
 //! | `client` | for clients: throttling, retry budgets, a limit that shows in readiness |
+//! | `cpu-pressure` | the CPU pressure of Linux as a brake |
 //! | `metrics` | metrics through the `metrics` facade |
 //! | `tracing` | events through `tracing` |
 //!
@@ -72,6 +73,8 @@
 mod accounting;
 #[cfg(all(feature = "layer", not(loom)))]
 mod classify;
+#[cfg(all(feature = "cpu-pressure", not(loom)))]
+mod cpu_pressure;
 pub mod gate;
 #[cfg(all(feature = "layer", not(loom)))]
 pub mod layer;
@@ -86,6 +89,8 @@ mod sync;
 #[cfg(all(feature = "client", not(loom)))]
 pub mod throttle;
 
+#[cfg(all(feature = "cpu-pressure", not(loom)))]
+pub use crate::cpu_pressure::{CpuPressure, CpuPressureError, CpuPressureWatch};
 pub use crate::gate::Priority;
 #[cfg(not(loom))]
 pub use crate::limiter::{

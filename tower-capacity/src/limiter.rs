@@ -92,12 +92,21 @@ struct Shared {
 struct Control {
     law: Box<dyn Limit>,
     bounds: RangeInclusive<usize>,
+    /// The limit goes no higher, whatever the law says; the bounds go first.
+    ceiling: usize,
     opened: Totals,
     last: Option<Window>,
     history: VecDeque<LimitChange>,
     /// When a request was last refused, while shedding.
     shedding_since: Option<Instant>,
     last_refusal: Instant,
+}
+
+impl Control {
+    /// The highest limit allowed now.
+    fn highest(&self) -> usize {
+        self.ceiling.clamp(*self.bounds.start(), *self.bounds.end())
+    }
 }
 
 impl Limiter {
@@ -145,6 +154,7 @@ impl Limiter {
                 control: Mutex::new(Control {
                     law,
                     bounds: builder.bounds,
+                    ceiling: usize::MAX,
                     opened,
                     last: None,
                     history: VecDeque::new(),
@@ -340,6 +350,20 @@ impl Limiter {
         Ok(())
     }
 
+    /// Lowers the limit to a ceiling at once, within the bounds, and keeps it there until a higher
+    /// one is set; raising it is up to the law.
+    #[cfg(feature = "cpu-pressure")]
+    pub(crate) fn set_ceiling(&self, ceiling: usize) {
+        let mut control = lock(&self.shared.control);
+        control.ceiling = ceiling;
+        let limit = self.shared.gate.limit();
+        let within = limit.min(control.highest());
+        if within != limit {
+            let why = Explanation::new("cpu pressure");
+            self.move_limit(&mut control, Instant::now(), limit, within, why);
+        }
+    }
+
     /// Changes how many may wait and for how long. `None`: as many as the limit in force.
     pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
         self.shared.gate.set_waiting(max_queue, max_wait);
@@ -510,7 +534,7 @@ impl Limiter {
         let next = control
             .law
             .on_window(at, &window)
-            .clamp(*control.bounds.start(), *control.bounds.end());
+            .clamp(*control.bounds.start(), control.highest());
         self.note_shedding(control, at, window.refusals);
         if next != window.limit {
             let why = control.law.explain();
@@ -534,7 +558,7 @@ impl Limiter {
             samples: totals.samples - opened.samples,
             longest_gap: Duration::from_nanos(totals.longest_gap),
             min_limit: *control.bounds.start(),
-            max_limit: *control.bounds.end(),
+            max_limit: control.highest(),
             limited: self.shared.accounting.take_limited(),
             ..Window::new(age, self.shared.gate.limit())
         }
