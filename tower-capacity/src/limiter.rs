@@ -239,7 +239,7 @@ impl Limiter {
             enter: self.shared.gate.enter_with(ask),
             partition,
             limiter: self.clone(),
-            waiting_since: None,
+            waiting: None,
             refused: doomed.then(|| Refused::for_deadline(gate)),
         }
     }
@@ -536,6 +536,7 @@ impl Limiter {
             .on_window(at, &window)
             .clamp(*control.bounds.start(), control.highest());
         self.note_shedding(control, at, window.refusals);
+        shared.metrics.baseline(control.law.explain().baseline);
         if next != window.limit {
             let why = control.law.explain();
             self.move_limit(control, at, window.limit, next, why);
@@ -882,7 +883,7 @@ pin_project! {
         enter: Enter,
         partition: Partition,
         limiter: Limiter,
-        waiting_since: Option<Instant>,
+        waiting: Option<Waiting>,
         // Decided before it could wait.
         refused: Option<Refused>,
     }
@@ -900,12 +901,10 @@ impl Future for Admit {
         }
         let Poll::Ready(entered) = this.enter.poll(cx) else {
             limiter.shared.accounting.set_limited();
-            this.waiting_since.get_or_insert_with(Instant::now);
+            this.waiting.get_or_insert_with(|| Waiting::new(limiter));
             return Poll::Pending;
         };
-        if let Some(since) = this.waiting_since {
-            limiter.shared.metrics.waited(since.elapsed());
-        }
+        drop(this.waiting.take());
         Poll::Ready(match entered {
             Ok(entered) => Ok(limiter.admission(entered, *this.partition)),
             Err(refused) => {
@@ -916,11 +915,33 @@ impl Future for Admit {
     }
 }
 
+/// A request in the waiting room, counted there until it is dropped.
+struct Waiting {
+    limiter: Limiter,
+    since: Instant,
+}
+
+impl Waiting {
+    fn new(limiter: &Limiter) -> Self {
+        limiter.shared.metrics.waits();
+        Self {
+            limiter: limiter.clone(),
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.limiter.shared.metrics.waited(self.since.elapsed());
+    }
+}
+
 impl fmt::Debug for Admit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admit")
             .field("limiter", &self.limiter)
-            .field("waiting", &self.waiting_since.is_some())
+            .field("waiting", &self.waiting.is_some())
             .finish()
     }
 }

@@ -12,6 +12,11 @@ pub mod names {
     pub const LIMIT: &str = "tower_capacity_limit";
     /// Gauge: requests inside.
     pub const INFLIGHT: &str = "tower_capacity_inflight";
+    /// Gauge: requests that wait.
+    pub const QUEUED: &str = "tower_capacity_queued";
+    /// Gauge: the service time without queueing that the control law compares with, in seconds;
+    /// absent for laws that keep none.
+    pub const BASELINE: &str = "tower_capacity_baseline_seconds";
     /// Counter of requests, by `decision` (`admitted`, `shed`) and `reason` (`none`, or a
     /// [`RefusedReason`](crate::gate::RefusedReason) in snake case).
     pub const REQUESTS: &str = "tower_capacity_requests_total";
@@ -34,14 +39,46 @@ pub mod names {
     pub const THROTTLE_RETRIES: &str = "tower_capacity_throttle_retries_total";
 }
 
-/// Describes the metrics to the installed recorder, with their units.
+/// Upper bounds of the buckets for [`names::WAIT`], in seconds: from a tenth of CoDel's target of
+/// 5 ms up to the longest wait by default, about two to a doubling.
+pub const WAIT_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.002, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0,
+];
+
+/// Describes the metrics to the installed recorder, with their units, and answers the buckets that
+/// suit each histogram.
 ///
-/// Call it once, after the recorder is installed.
+/// Call it once after the recorder is installed. A recorder that wants the buckets before, such as
+/// that of Prometheus, takes [`WAIT_BUCKETS`]:
+///
+/// ```
+/// use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+/// use tower_capacity::metrics::{WAIT_BUCKETS, describe_and_buckets, names};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let wait = Matcher::Full(names::WAIT.to_owned());
+/// let recorder = PrometheusBuilder::new()
+///     .set_buckets_for_metric(wait, &WAIT_BUCKETS)?
+///     .build_recorder();
+/// metrics::with_local_recorder(&recorder, describe_and_buckets);
+/// # Ok(())
+/// # }
+/// ```
 #[cfg(feature = "metrics")]
-pub fn describe() {
+#[expect(
+    clippy::must_use_candidate,
+    reason = "who took `WAIT_BUCKETS` before calls it for the descriptions"
+)]
+pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_gauge!(names::LIMIT, Unit::Count, "Requests allowed inside");
     describe_gauge!(names::INFLIGHT, Unit::Count, "Requests inside");
+    describe_gauge!(names::QUEUED, Unit::Count, "Requests that wait");
+    describe_gauge!(
+        names::BASELINE,
+        Unit::Seconds,
+        "Service time without queueing, as the control law sees it"
+    );
     describe_counter!(
         names::REQUESTS,
         Unit::Count,
@@ -75,6 +112,7 @@ pub fn describe() {
             "Retries asked of a budget by decision"
         );
     }
+    [(names::WAIT, &WAIT_BUCKETS)]
 }
 
 /// The handles of one limiter, registered with the recorder that is installed when the first
@@ -93,6 +131,7 @@ pub(crate) struct Metrics {
 struct Handles {
     limit: metrics::Gauge,
     inflight: metrics::Gauge,
+    queued: metrics::Gauge,
     admitted: metrics::Counter,
     /// In the order of [`RefusedReason::ALL`].
     shed: [metrics::Counter; RefusedReason::ALL.len()],
@@ -130,6 +169,7 @@ impl Metrics {
             Handles {
                 limit,
                 inflight: metrics::gauge!(names::INFLIGHT, "limiter" => limiter.clone()),
+                queued: metrics::gauge!(names::QUEUED, "limiter" => limiter.clone()),
                 admitted: requests("admitted", "none"),
                 shed: RefusedReason::ALL.map(|reason| requests("shed", reason.as_str())),
                 wait: metrics::histogram!(names::WAIT, "limiter" => limiter.clone()),
@@ -151,8 +191,21 @@ impl Metrics {
         self.handles().shed[reason as usize].increment(1);
     }
 
+    pub(crate) fn waits(&self) {
+        self.handles().queued.increment(1.0);
+    }
+
     pub(crate) fn waited(&self, wait: Duration) {
-        self.handles().wait.record(wait.as_secs_f64());
+        let handles = self.handles();
+        handles.queued.decrement(1.0);
+        handles.wait.record(wait.as_secs_f64());
+    }
+
+    /// Registered with the first baseline, since not every law keeps one.
+    pub(crate) fn baseline(&self, baseline: Option<f64>) {
+        if let Some(baseline) = baseline {
+            metrics::gauge!(names::BASELINE, "limiter" => self.limiter.clone()).set(baseline);
+        }
     }
 
     pub(crate) fn limit(&self, limit: usize) {
@@ -176,7 +229,11 @@ impl Metrics {
 
     pub(crate) const fn shed(&self, _reason: RefusedReason) {}
 
+    pub(crate) const fn waits(&self) {}
+
     pub(crate) const fn waited(&self, _wait: Duration) {}
+
+    pub(crate) const fn baseline(&self, _baseline: Option<f64>) {}
 
     pub(crate) const fn limit(&self, _limit: usize) {}
 }

@@ -332,6 +332,36 @@ mod published {
 
     use super::*;
 
+    #[tokio::test]
+    async fn those_who_wait_are_counted_until_they_enter_or_go_away() {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        let _local = metrics::set_default_local_recorder(&recorder);
+        let limiter = Limiter::builder().law(Fixed::new(1)).build().unwrap();
+        let watched = limiter.clone();
+        let queued = || {
+            let find = |name| {
+                let all = snapshotter.snapshot().into_vec();
+                let found = all.into_iter().find(|(key, ..)| key.key().name() == name);
+                found.map(|(.., value)| value)
+            };
+            (watched.snapshot().queued(), find(names::QUEUED))
+        };
+        let held = limiter.try_admit().unwrap();
+        limiter.set_waiting(Some(2), Duration::MAX);
+        let mut first = tokio_test::task::spawn(limiter.admit());
+        let mut second = tokio_test::task::spawn(limiter.admit());
+        tokio_test::assert_pending!(first.poll());
+        tokio_test::assert_pending!(second.poll());
+        assert_eq!(queued(), (2, Some(DebugValue::Gauge(2.0.into()))));
+        drop(second);
+        // A snapshot starts the gauge anew.
+        assert_eq!(queued(), (1, Some(DebugValue::Gauge((-1.0).into()))));
+        drop(held);
+        tokio_test::assert_ready_ok!(first.poll());
+        assert_eq!(queued(), (0, Some(DebugValue::Gauge((-1.0).into()))));
+    }
+
     #[test]
     fn decisions_are_counted_by_reason_and_gauges_follow() {
         let recorder = DebuggingRecorder::new();
