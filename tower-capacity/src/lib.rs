@@ -85,6 +85,8 @@ mod limiter;
 pub mod metrics;
 #[cfg(all(feature = "layer", not(loom)))]
 mod reject;
+#[cfg(not(loom))]
+mod saved;
 mod sync;
 #[cfg(all(feature = "client", not(loom)))]
 pub mod throttle;
@@ -92,11 +94,6 @@ pub mod throttle;
 #[cfg(all(feature = "cpu-pressure", not(loom)))]
 pub use crate::cpu_pressure::{CpuPressure, CpuPressureError, CpuPressureWatch};
 pub use crate::gate::Priority;
-#[cfg(not(loom))]
-pub use crate::limiter::{
-    Admission, Admit, ConfigError, DrainTimeout, LimitChange, Limiter, LimiterBuilder,
-    LimiterSnapshot, Outcome,
-};
 #[cfg(all(feature = "layer", not(loom)))]
 pub use crate::{
     classify::by_status,
@@ -105,6 +102,14 @@ pub use crate::{
         priority_header,
     },
     reject::{DefaultReject, Reject, Shed, ShedHook},
+};
+#[cfg(not(loom))]
+pub use crate::{
+    limiter::{
+        Admission, Admit, ConfigError, DrainTimeout, LimitChange, Limiter, LimiterBuilder,
+        LimiterSnapshot, Outcome,
+    },
+    saved::{ParseSavedLimitError, SavedLimit},
 };
 
 #[cfg(all(feature = "client", not(loom)))]

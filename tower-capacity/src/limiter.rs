@@ -24,6 +24,7 @@ use crate::{
     gate::{self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused},
     limit::{Explanation, Limit, VerifiedGradient, Window},
     metrics::Metrics,
+    saved::SavedLimit,
     sync::lock,
 };
 
@@ -121,6 +122,7 @@ impl Limiter {
     pub fn builder() -> LimiterBuilder {
         LimiterBuilder {
             law: None,
+            warm_start: None,
             bounds: LimiterBuilder::DEFAULT_BOUNDS,
             max_queue: None,
             max_wait: GateConfig::DEFAULT_MAX_WAIT,
@@ -367,6 +369,15 @@ impl Limiter {
     /// Changes how many may wait and for how long. `None`: as many as the limit in force.
     pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
         self.shared.gate.set_waiting(max_queue, max_wait);
+    }
+
+    /// What the limiter has learned, for the next process to start with.
+    #[must_use]
+    pub fn saved_limit(&self) -> SavedLimit {
+        let explanation = lock(&self.shared.control).law.explain();
+        let baseline = explanation.baseline.filter(|baseline| *baseline > 0.0);
+        let baseline = baseline.and_then(|baseline| Duration::try_from_secs_f64(baseline).ok());
+        SavedLimit::new(self.shared.gate.limit().max(1), baseline)
     }
 
     /// Refuses everybody who comes from now on, and waits until nobody is inside any more.
@@ -650,6 +661,7 @@ impl fmt::Debug for Limiter {
 #[must_use]
 pub struct LimiterBuilder {
     law: Option<Box<dyn Limit>>,
+    warm_start: Option<SavedLimit>,
     bounds: RangeInclusive<usize>,
     max_queue: Option<usize>,
     max_wait: Duration,
@@ -665,6 +677,14 @@ impl LimiterBuilder {
     /// Sets the control law. Defaults to [`VerifiedGradient`].
     pub fn law(mut self, law: impl Limit + 'static) -> Self {
         self.law = Some(Box::new(law));
+        self
+    }
+
+    /// Starts the default law with what another limiter had learned, rather than from scratch.
+    ///
+    /// A saved limit outside the bounds starts at the nearest one. Defaults to none.
+    pub const fn warm_start(mut self, saved: SavedLimit) -> Self {
+        self.warm_start = Some(saved);
         self
     }
 
@@ -722,7 +742,7 @@ impl LimiterBuilder {
     /// # Errors
     ///
     /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`], if a law that
-    /// was set starts outside them, or if shares are not possible. The default law starts at the
+    /// was set starts outside them or is to start warm, or if shares are not possible. The default law starts at the
     /// nearest bound instead.
     pub fn build(mut self) -> Result<Limiter, ConfigError> {
         check_bounds(&self.bounds)?;
@@ -734,8 +754,14 @@ impl LimiterBuilder {
                     bounds: self.bounds,
                 });
             }
+            Some(law) if self.warm_start.is_some() => {
+                return Err(ConfigError::WarmStart { law: law.name() });
+            }
             Some(law) => law,
-            None => Box::new(VerifiedGradient::new()),
+            None => Box::new(match self.warm_start {
+                Some(saved) => VerifiedGradient::new().warm_start(saved.limit(), saved.baseline()),
+                None => VerifiedGradient::new(),
+            }),
         };
         Ok(Limiter::from_parts(self, law))
     }
@@ -815,6 +841,12 @@ pub enum ConfigError {
         /// The bounds asked for.
         bounds: RangeInclusive<usize>,
     },
+    /// Only the default law starts with a saved limit; others say themselves where they start.
+    #[non_exhaustive]
+    WarmStart {
+        /// Name of the law that was set.
+        law: &'static str,
+    },
     /// A share of the limit cannot be guaranteed.
     #[non_exhaustive]
     Share {
@@ -836,6 +868,10 @@ impl fmt::Display for ConfigError {
             Self::InitialOutOfBounds { initial, bounds } => write!(
                 f,
                 "the law starts at a limit of {initial}: expected one within its bounds {bounds:?}"
+            ),
+            Self::WarmStart { law } => write!(
+                f,
+                "the law {law} cannot start with a saved limit: expected no law, or no warm start"
             ),
             Self::Share { key, share } => write!(
                 f,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 use tower_capacity::{
-    ConfigError, Limiter, LimiterBuilder, LimiterSnapshot, Outcome, Priority,
+    ConfigError, Limiter, LimiterBuilder, LimiterSnapshot, Outcome, Priority, SavedLimit,
     gate::{Ask, Gate, RefusedReason},
     limit::{Aimd, Fixed, Limit, VerifiedGradient, Window},
 };
@@ -358,7 +358,7 @@ mod published {
         // A snapshot starts the gauge anew.
         assert_eq!(queued(), (1, Some(DebugValue::Gauge((-1.0).into()))));
         drop(held);
-        tokio_test::assert_ready_ok!(first.poll());
+        drop(tokio_test::assert_ready_ok!(first.poll()));
         assert_eq!(queued(), (0, Some(DebugValue::Gauge((-1.0).into()))));
     }
 
@@ -517,4 +517,20 @@ fn keys_keep_their_partition_and_named_ones_share_theirs_with_nobody() {
     for tenant in 0..5_000 {
         assert_ne!(limiter.partition(&format!("tenant-{tenant}")), named);
     }
+}
+
+#[test]
+fn a_limiter_starts_with_what_another_had_learned() {
+    let saved: SavedLimit = "limit=48 baseline_us=12500".parse().unwrap();
+    let limiter = Limiter::builder().warm_start(saved).build().unwrap();
+    assert_eq!(limiter.snapshot().limit(), 48);
+    assert_eq!(limiter.saved_limit(), saved);
+    let narrow = Limiter::builder().bounds(1..=20).warm_start(saved).build();
+    assert_eq!(narrow.unwrap().snapshot().limit(), 20);
+    let error = Limiter::builder()
+        .law(Fixed::new(5))
+        .warm_start(saved)
+        .build()
+        .unwrap_err();
+    assert!(matches!(error, ConfigError::WarmStart { law: "fixed", .. }));
 }
