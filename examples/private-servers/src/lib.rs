@@ -16,15 +16,17 @@
 //!
 //! Durability is off: these servers are for load, not for data. Postgres runs with `fsync`,
 //! `synchronous_commit` and `full_page_writes` off, `max_connections = 100` and `trust`
-//! authentication for the superuser `postgres`; Redis runs without persistence. The `start_with`
+//! authentication for the superuser `postgres`; Redis runs without persistence, alone or as a cluster. The `start_with`
 //! constructors change any of it.
 
+mod cluster;
 mod error;
 mod find;
 mod postgres;
 mod process;
 mod redis;
 
+pub use cluster::RedisCluster;
 pub use error::StartError;
 pub use postgres::Postgres;
 pub use redis::Redis;

@@ -128,6 +128,13 @@ impl Process {
         self.child.as_ref().map(Child::id)
     }
 
+    /// Sends a signal to the server itself, if it runs.
+    pub(crate) fn signal(&self, name: &str) {
+        if let Some(pid) = self.pid() {
+            signal(name, &[pid]);
+        }
+    }
+
     /// Kills the server (SIGKILL) with its child processes, and waits for its end. Does nothing
     /// when it is not running.
     pub(crate) fn kill(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use private_servers::{Postgres, Redis};
+use private_servers::{Postgres, Redis, RedisCluster};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::{Client, NoTls};
@@ -123,4 +123,41 @@ async fn two_servers_run_side_by_side() {
     assert_ne!(one.port(), two.port());
     ask_redis(&one, "SET key value\r\n", "+OK\r\n").await;
     ask_redis(&two, "EXISTS key\r\n", ":0\r\n").await;
+}
+
+#[tokio::test]
+async fn a_suspended_redis_holds_its_connections_and_answers_when_it_is_resumed() {
+    let redis = Redis::start().await.expect("it starts");
+    redis.suspend();
+    let ask = redis.ask(&["ECHO", "here"]);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(100), ask).await;
+    assert!(early.is_err(), "{early:?}");
+    redis.resume();
+    assert_eq!(
+        redis.ask(&["ECHO", "here"]).await.expect("an answer"),
+        "here"
+    );
+    let error = redis.ask(&["NONSENSE"]).await.expect_err("not a command");
+    assert!(error.to_string().contains("unknown command"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_is_whole_and_each_server_holds_its_part() {
+    let cluster = RedisCluster::start(3).await.expect("it starts");
+    let [first, _, last] = cluster.servers() else {
+        panic!("three servers");
+    };
+    // The slot of `foo` is 12182, in the last third.
+    assert_eq!(
+        last.ask(&["SET", "foo", "bar"]).await.expect("it is here"),
+        "OK"
+    );
+    let error = first
+        .ask(&["GET", "foo"])
+        .await
+        .expect_err("it is not here");
+    assert!(
+        error.to_string().starts_with("MOVED 12182 127.0.0.1:"),
+        "{error}"
+    );
 }

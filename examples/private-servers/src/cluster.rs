@@ -1,0 +1,107 @@
+use std::io;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::process::free_port;
+use crate::{Redis, StartError};
+
+/// A private Redis Cluster of masters without replicas, the slots divided evenly.
+///
+/// Ended (SIGKILL) and removed from disk on drop.
+#[derive(Debug)]
+pub struct RedisCluster {
+    servers: Vec<Redis>,
+}
+
+impl RedisCluster {
+    /// Starts `masters` servers and waits until each knows that the cluster is whole.
+    ///
+    /// # Errors
+    ///
+    /// No Redis 7 on this machine, or a cluster that was not whole within 30 seconds.
+    pub async fn start(masters: u16) -> Result<Self, StartError> {
+        let mut servers = Vec::new();
+        let mut buses = Vec::new();
+        for _ in 0..masters {
+            let bus = free_port()?.to_string();
+            let settings = [
+                ("cluster-enabled", "yes"),
+                ("cluster-config-file", "nodes.conf"),
+                ("cluster-node-timeout", "2000"),
+                ("cluster-port", &bus),
+            ];
+            servers.push(Redis::start_with(&settings).await?);
+            buses.push(bus);
+        }
+        let cluster = Self { servers };
+        cluster.join(&buses).await.map_err(|error| {
+            StartError::io(format!("cannot make a cluster of them: {error}"), error)
+        })?;
+        Ok(cluster)
+    }
+
+    /// The servers.
+    #[must_use]
+    pub fn servers(&self) -> &[Redis] {
+        &self.servers
+    }
+
+    /// The servers, to be killed or restarted.
+    #[must_use]
+    pub fn servers_mut(&mut self) -> &mut [Redis] {
+        &mut self.servers
+    }
+
+    async fn join(&self, buses: &[String]) -> io::Result<()> {
+        let share = SLOTS / self.servers.len();
+        for (index, server) in self.servers.iter().enumerate() {
+            let first = index * share;
+            let last = match index + 1 == self.servers.len() {
+                true => SLOTS - 1,
+                false => first + share - 1,
+            };
+            let slots = [
+                "CLUSTER",
+                "ADDSLOTSRANGE",
+                &first.to_string(),
+                &last.to_string(),
+            ];
+            server.ask(&slots).await?;
+            let epoch = (index + 1).to_string();
+            server.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch]).await?;
+        }
+        for (server, bus) in self.servers.iter().zip(buses) {
+            let meet = [
+                "CLUSTER",
+                "MEET",
+                "127.0.0.1",
+                &server.port().to_string(),
+                bus,
+            ];
+            self.servers[0].ask(&meet).await?;
+        }
+        let end = Instant::now() + WHOLE_WITHIN;
+        for server in &self.servers {
+            while !self.is_whole(server).await? {
+                if Instant::now() > end {
+                    return Err(io::Error::other(format!(
+                        "not whole within {WHOLE_WITHIN:?}"
+                    )));
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_whole(&self, server: &Redis) -> io::Result<bool> {
+        let info = server.ask(&["CLUSTER", "INFO"]).await?;
+        let known = format!("cluster_known_nodes:{}", self.servers.len());
+        Ok(info.contains("cluster_state:ok") && info.lines().any(|line| line.trim() == known))
+    }
+}
+
+const SLOTS: usize = 16_384;
+
+const WHOLE_WITHIN: Duration = Duration::from_secs(30);
