@@ -173,6 +173,12 @@ impl Gcra {
         self.ticks(at).wrapping_add(owed)
     }
 
+    /// The TAT of a key that has paid its debt so many nanoseconds after `now`.
+    #[cfg(feature = "redis")]
+    pub(crate) fn owing(&self, now: u64, nanos: u64) -> u64 {
+        self.ticks(now).wrapping_add(self.ticks(nanos))
+    }
+
     /// How many cells may be used at once.
     #[inline]
     pub(crate) fn burst(&self) -> u64 {

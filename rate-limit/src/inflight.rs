@@ -88,7 +88,7 @@ impl fmt::Debug for InflightCounts {
 }
 
 #[derive(Default)]
-struct Identity(u64);
+pub(crate) struct Identity(u64);
 
 impl Hasher for Identity {
     fn finish(&self) -> u64 {

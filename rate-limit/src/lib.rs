@@ -1,4 +1,4 @@
-//! 429 rate limiting as a Tower layer, on governor in one process.
+//! 429 rate limiting as a Tower layer, on governor in one process and on Redis for a fleet.
 //!
 //! # The problem
 //!
@@ -53,6 +53,7 @@
 //! | to change quotas while running | [`Limiter::set_policies`] |
 //! | other answers | [`answer`] |
 //! | to stay within somebody else's limits | [`shaper`] |
+//! | one quota for several processes | `fleet`, with the `redis` feature |
 //!
 //! # What you will see
 //!
@@ -65,7 +66,8 @@
 //!
 //! * To protect a service from more load than it can bear, whoever sends it: that is capacity,
 //!   not policy. Use `tower-capacity`, which answers 503.
-//! * To share one quota among processes. Each process counts for itself.
+//! * To share one quota among processes without a Redis or Valkey. By default each process counts
+//!   for itself.
 //! * For windows aligned with the calendar ("until midnight").
 //!
 //! # Features
@@ -78,6 +80,7 @@
 //! | `tonic` | [`key::peer`] also finds tonic's `TcpConnectInfo` |
 //! | `metrics` | [counters](metrics) through the `metrics` facade |
 //! | `tracing` | events through `tracing` |
+//! | `redis` | `fleet`: one quota for several processes, on Redis or Valkey |
 //!
 //! # Minimum supported Rust version
 //!
@@ -94,6 +97,9 @@ pub mod answer;
 mod clock;
 #[cfg(feature = "tracing")]
 mod events;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub mod fleet;
 mod gcra;
 mod inflight;
 pub mod key;
@@ -110,7 +116,7 @@ mod warning;
 pub use self::{
     clock::ManualClock,
     inflight::Inflight,
-    layer::{RateLimit, RateLimitBody, RateLimitFuture, RateLimitLayer},
+    layer::{AnyLimiter, RateLimit, RateLimitBody, RateLimitFuture, RateLimitLayer},
     limiter::{Decision, LimitError, Limiter, LimiterBuilder, Reservation},
     policy::{BuildError, MAX_POLICIES, Policy, ResponseHead},
     quota::{DAY, HOUR, MINUTE, Quota, QuotaCount, QuotaError, SECOND, Unit},

@@ -1,8 +1,9 @@
 //! The handle: one limiter, however many layers, services and clones share it.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt,
-    hash::{BuildHasher, Hash, RandomState},
+    hash::Hash,
     panic::Location,
     sync::{
         Arc, Mutex, PoisonError,
@@ -19,6 +20,7 @@ use crate::{
     clock::Clock,
     gcra::Excess,
     inflight::InflightCounts,
+    key::Seed,
     metrics::{Meter, Outcome},
     policy::{MAX_KEYS, ResponseHead, check_name},
     rules::{Charge, Ruleset, Ruling},
@@ -57,11 +59,11 @@ pub struct Limiter {
 struct Inner {
     table: Arc<Table>,
     clock: Clock,
-    seed: RandomState,
+    seed: Seed,
     /// The names that entries have a TAT for.
     columns: Box<[Arc<str>]>,
-    /// The names of `sets`; the first has none.
-    plans: Box<[Arc<str>]>,
+    /// Where in `sets` the plans are; the first has no name.
+    plans: HashMap<Arc<str>, usize>,
     /// What was built. Reading it costs a load, so it is what counts until policies change.
     first: Sets,
     changed: AtomicBool,
@@ -135,17 +137,7 @@ impl Limiter {
     ) -> Result<Ruling, LimitError> {
         match self.charge(rules, fingerprint, charge) {
             Some(ruling) if ruling.admits() => Ok(ruling),
-            Some(ruling) => {
-                let mut violated = rules.rules().iter().enumerate();
-                let first = violated.find(|(index, _)| ruling.violated.contains(*index));
-                let policy = first.map(|(_, rule)| rule.policy.shared_name());
-                let retry_after = retry_after(ruling.excess);
-                Err(LimitError {
-                    reason: Reason::Quota,
-                    policy,
-                    retry_after,
-                })
-            }
+            Some(ruling) => Err(LimitError::quota(rules, &ruling)),
             None => Err(LimitError::without_policy(Reason::NoRoom)),
         }
     }
@@ -268,6 +260,16 @@ impl Limiter {
         &self,
         policies: impl IntoIterator<Item = Policy>,
     ) -> Result<(), BuildError> {
+        let policies: Vec<_> = policies.into_iter().collect();
+        self.replace(&policies, &|_| Ok(()))
+    }
+
+    /// Replaces the policies of this handle's plan by those that `prepare` has had its way with.
+    pub(crate) fn replace(
+        &self,
+        policies: &[Policy],
+        prepare: &Prepare<'_>,
+    ) -> Result<(), BuildError> {
         let Inner {
             table,
             clock,
@@ -277,8 +279,9 @@ impl Limiter {
             changing,
             ..
         } = &*self.inner;
-        let policies: Vec<_> = policies.into_iter().collect();
-        let rules = Arc::new(Ruleset::new(&policies, columns, table, clock)?);
+        let mut rules = Ruleset::new(policies, columns, table, clock)?;
+        prepare(&mut rules)?;
+        let rules = Arc::new(rules);
         let _one_at_a_time = changing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = sets.load_full();
         let old = &current.0[self.plan];
@@ -340,16 +343,16 @@ impl Limiter {
         self.rules_at(self.plan)
     }
 
-    /// What the plan `name` enforces; this handle's plan when there is no such plan.
-    pub(crate) fn rules_of(&self, name: Option<&str>) -> Rules<'_> {
-        self.rules_at(
-            name.and_then(|name| self.plan_index(name))
-                .unwrap_or(self.plan),
-        )
+    /// The number of the plan `name`; of this handle's plan when there is no such plan.
+    #[inline]
+    pub(crate) fn plan_number(&self, name: Option<&str>) -> usize {
+        let plan = name.and_then(|name| self.plan_index(name));
+        plan.unwrap_or(self.plan)
     }
 
+    /// What a plan enforces, by its number.
     #[inline]
-    fn rules_at(&self, plan: usize) -> Rules<'_> {
+    pub(crate) fn rules_at(&self, plan: usize) -> Rules<'_> {
         let Inner {
             first,
             changed,
@@ -365,7 +368,7 @@ impl Limiter {
 
     /// The secret that keys are hashed with.
     #[inline]
-    pub(crate) fn seed(&self) -> &RandomState {
+    pub(crate) fn seed(&self) -> &Seed {
         &self.inner.seed
     }
 
@@ -405,7 +408,7 @@ impl Limiter {
     }
 
     #[inline]
-    fn report(&self, rules: &Ruleset, fingerprint: u64, ruling: &Ruling) {
+    pub(crate) fn report(&self, rules: &Ruleset, fingerprint: u64, ruling: &Ruling) {
         for (index, rule) in rules.rules().iter().enumerate() {
             if ruling.violated.contains(index) {
                 rule.meter.count(Outcome::Limited);
@@ -422,12 +425,12 @@ impl Limiter {
     }
 
     #[inline]
-    fn fingerprint(&self, key: impl Hash) -> u64 {
+    pub(crate) fn fingerprint(&self, key: impl Hash) -> u64 {
         fingerprint(self.seed().hash_one(key))
     }
 
     fn plan_index(&self, name: &str) -> Option<usize> {
-        (1..self.inner.plans.len()).find(|&plan| *self.inner.plans[plan] == *name)
+        self.inner.plans.get(name).copied()
     }
 }
 
@@ -441,6 +444,9 @@ impl fmt::Debug for Limiter {
     }
 }
 
+/// What else is done to rules before they are enforced.
+pub(crate) type Prepare<'a> = dyn Fn(&mut Ruleset) -> Result<(), BuildError> + 'a;
+
 /// The rules of one plan, as they were when they were looked up.
 pub(crate) enum Rules<'a> {
     First(&'a Arc<Ruleset>),
@@ -448,7 +454,7 @@ pub(crate) enum Rules<'a> {
 }
 
 impl Rules<'_> {
-    fn keep(&self) -> Arc<Ruleset> {
+    pub(crate) fn keep(&self) -> Arc<Ruleset> {
         match self {
             Self::First(rules) => Arc::clone(rules),
             Self::Current(sets, plan) => Arc::clone(&sets.0[*plan]),
@@ -571,6 +577,17 @@ impl LimiterBuilder {
     /// invalid, when `max_keys` is zero or absurd, or when `max_inflight` is zero.
     #[track_caller]
     pub fn build(self) -> Result<Limiter, BuildError> {
+        self.assemble(Seed::random(), &|_| Ok(()))
+    }
+
+    /// How many keys are to be known.
+    #[cfg(feature = "redis")]
+    pub(crate) fn known_keys(&self) -> usize {
+        self.max_keys
+    }
+
+    #[track_caller]
+    pub(crate) fn assemble(self, seed: Seed, prepare: &Prepare<'_>) -> Result<Limiter, BuildError> {
         let watch = Watch::new(self.on_warning.clone());
         if built_too_often_at(Location::caller()) {
             watch.raise(Warning::BuiltRepeatedly);
@@ -597,9 +614,10 @@ impl LimiterBuilder {
                 count: columns.len(),
             });
         }
-        for (index, (name, _)) in plans.iter().enumerate().skip(1) {
+        let mut names = HashSet::new();
+        for (name, _) in plans.iter().skip(1) {
             check_name(name)?;
-            if plans[..index].iter().any(|(earlier, _)| earlier == name) {
+            if !names.insert(name) {
                 return Err(BuildError::DuplicateName(Arc::clone(name)));
             }
         }
@@ -613,9 +631,11 @@ impl LimiterBuilder {
         // Whether the policies are valid is known before the table takes its memory.
         let clock = clock.map_or_else(Clock::tokio, Clock::Manual);
         let compile = |table: &Arc<Table>| {
-            let sets = plans
-                .iter()
-                .map(|(_, policies)| Ruleset::new(policies, &columns, table, &clock).map(Arc::new));
+            let sets = plans.iter().map(|(_, policies)| {
+                let mut rules = Ruleset::new(policies, &columns, table, &clock)?;
+                prepare(&mut rules)?;
+                Ok(Arc::new(rules))
+            });
             sets.collect::<Result<Box<[_]>, _>>()
         };
         compile(&Arc::new(Table::new(
@@ -635,11 +655,16 @@ impl LimiterBuilder {
             inner: Arc::new(Inner {
                 table,
                 clock,
-                seed: RandomState::new(),
+                seed,
                 sets: ArcSwap::from_pointee(Sets(sets.clone())),
                 first: Sets(sets),
                 changed: AtomicBool::new(false),
-                plans: plans.into_iter().map(|(name, _)| name).collect(),
+                plans: plans
+                    .into_iter()
+                    .zip(0..)
+                    .skip(1)
+                    .map(|((name, _), at)| (name, at))
+                    .collect(),
                 columns: columns.into(),
                 changing: Mutex::new(()),
                 inflight: max_inflight.map(InflightCounts::new),
@@ -672,6 +697,11 @@ pub struct Decision {
 }
 
 impl Decision {
+    #[cfg(feature = "redis")]
+    pub(crate) fn new(remaining: u64) -> Self {
+        Self { remaining }
+    }
+
     /// How many more cells the key could use right now, under the tightest policy.
     #[must_use]
     pub fn remaining(&self) -> u64 {
@@ -812,7 +842,17 @@ pub struct LimitError {
 }
 
 impl LimitError {
-    fn without_policy(reason: Reason) -> Self {
+    pub(crate) fn quota(rules: &Ruleset, ruling: &Ruling) -> Self {
+        let mut violated = rules.rules().iter().enumerate();
+        let first = violated.find(|(index, _)| ruling.violated.contains(*index));
+        Self {
+            reason: Reason::Quota,
+            policy: first.map(|(_, rule)| rule.policy.shared_name()),
+            retry_after: retry_after(ruling.excess),
+        }
+    }
+
+    pub(crate) fn without_policy(reason: Reason) -> Self {
         Self {
             reason,
             policy: None,

@@ -10,6 +10,20 @@
 //! (including the allow list) or `denied` (by the deny list).
 //! What concerns a limiter as a whole carries the name of its first policy.
 //!
+//! With the `redis` feature, for a [limiter of a fleet](crate::fleet):
+//!
+//! | name | type | labels |
+//! |---|---|---|
+//! | `rate_limit_fleet_decisions_total` | counter | `policy`, `source` |
+//! | `rate_limit_fleet_calls_total` | counter | `policy`, `outcome` |
+//! | `rate_limit_fleet_call_seconds` | histogram | `policy` |
+//! | `rate_limit_fleet_leased_requests` | gauge | `policy` |
+//! | `rate_limit_fleet_nodes` | gauge | `policy` |
+//! | `rate_limit_fleet_open` | gauge | `policy` |
+//!
+//! `source` is `lease`, `memory` (refused as it was a moment ago), `redis` or `outage`; the
+//! `outcome` of a call is `answered`, `timeout` or `error`.
+//!
 //! Nothing here does anything without the `metrics` feature.
 
 /// Requests by `policy` and `outcome`.
@@ -19,6 +33,19 @@ pub const KEYS: &str = "rate_limit_keys";
 /// Keys that were forgotten while they were in debt: if it moves, raise
 /// [`max_keys`](crate::LimiterBuilder::max_keys).
 pub const LIVE_EVICTIONS_TOTAL: &str = "rate_limit_live_evictions_total";
+
+/// Decisions of a fleet's limiter by `source`.
+pub const FLEET_DECISIONS_TOTAL: &str = "rate_limit_fleet_decisions_total";
+/// Calls to Redis by `outcome`, each for as many keys and requests as there were at the time.
+pub const FLEET_CALLS_TOTAL: &str = "rate_limit_fleet_calls_total";
+/// How long calls to Redis take, answered or not.
+pub const FLEET_CALL_SECONDS: &str = "rate_limit_fleet_call_seconds";
+/// Requests that this node has leased and not made, four times a second.
+pub const FLEET_LEASED_REQUESTS: &str = "rate_limit_fleet_leased_requests";
+/// Nodes of the fleet that were heard of within five seconds.
+pub const FLEET_NODES: &str = "rate_limit_fleet_nodes";
+/// Servers that are not asked at the moment because they do not answer.
+pub const FLEET_OPEN: &str = "rate_limit_fleet_open";
 
 /// Describes every metric to the installed recorder, with its unit. Call it once, after the
 /// recorder is installed.
@@ -37,6 +64,24 @@ pub fn describe() {
         Unit::Count,
         "keys forgotten while they were in debt"
     );
+    describe_counter!(
+        FLEET_DECISIONS_TOTAL,
+        Unit::Count,
+        "decisions of a fleet's limiter, by source"
+    );
+    describe_counter!(FLEET_CALLS_TOTAL, Unit::Count, "calls to Redis, by outcome");
+    metrics::describe_histogram!(
+        FLEET_CALL_SECONDS,
+        Unit::Seconds,
+        "how long calls to Redis take"
+    );
+    describe_gauge!(
+        FLEET_LEASED_REQUESTS,
+        Unit::Count,
+        "requests leased and not made"
+    );
+    describe_gauge!(FLEET_NODES, Unit::Count, "nodes of the fleet");
+    describe_gauge!(FLEET_OPEN, Unit::Count, "servers that are not asked");
 }
 
 /// What became of a request.
@@ -124,5 +169,146 @@ mod imp {
                     .increment(1);
             });
         }
+    }
+}
+
+/// Where a decision of a fleet's limiter came from.
+#[cfg(feature = "redis")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Source {
+    Lease,
+    Memory,
+    Redis,
+    Outage,
+}
+
+/// What a call to Redis came to.
+#[cfg(feature = "redis")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Call {
+    Answered,
+    Timeout,
+    Error,
+}
+
+/// The counters of a fleet's limiter.
+#[cfg(feature = "redis")]
+#[derive(Debug)]
+pub(crate) struct FleetMeter {
+    /// Counted in any case, for [`FleetLimiter::calls`](crate::fleet::FleetLimiter::calls).
+    calls: std::sync::atomic::AtomicU64,
+    #[cfg(feature = "metrics")]
+    keys: fleet::Keys,
+}
+
+#[cfg(feature = "redis")]
+impl FleetMeter {
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(crate) fn called(&self, call: Call, took: std::time::Duration) {
+        self.calls
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.observe_call(call, took);
+    }
+}
+
+#[cfg(all(feature = "redis", not(feature = "metrics")))]
+impl FleetMeter {
+    pub(crate) fn new(_policy: &str) -> Self {
+        Self { calls: 0.into() }
+    }
+
+    pub(crate) fn decided(&self, _source: Source) {}
+
+    fn observe_call(&self, _call: Call, _took: std::time::Duration) {}
+
+    pub(crate) fn leased(&self, _requests: u64) {}
+
+    pub(crate) fn nodes(&self, _nodes: u64) {}
+
+    pub(crate) fn open(&self, _servers: usize) {}
+}
+
+#[cfg(all(feature = "redis", feature = "metrics"))]
+mod fleet {
+    use std::time::Duration;
+
+    use metrics::{Key, Label, Level, Metadata, with_recorder};
+
+    use super::{
+        Call, FLEET_CALL_SECONDS, FLEET_CALLS_TOTAL, FLEET_DECISIONS_TOTAL, FLEET_LEASED_REQUESTS,
+        FLEET_NODES, FLEET_OPEN, FleetMeter, Source,
+    };
+
+    #[derive(Debug)]
+    pub(super) struct Keys {
+        decisions: [Key; 4],
+        calls: [Key; 3],
+        seconds: Key,
+        leased: Key,
+        nodes: Key,
+        open: Key,
+    }
+
+    static METADATA: Metadata<'static> = Metadata::new("rate_limit", Level::INFO, None);
+
+    impl FleetMeter {
+        pub(crate) fn new(policy: &str) -> Self {
+            let policy = Label::new("policy", policy.to_owned());
+            let key = |name| Key::from_parts(name, vec![policy.clone()]);
+            let by = |name, label, value| {
+                let labels = vec![policy.clone(), Label::from_static_parts(label, value)];
+                Key::from_parts(name, labels)
+            };
+            let keys = Keys {
+                decisions: ["lease", "memory", "redis", "outage"]
+                    .map(|source| by(FLEET_DECISIONS_TOTAL, "source", source)),
+                calls: ["answered", "timeout", "error"]
+                    .map(|outcome| by(FLEET_CALLS_TOTAL, "outcome", outcome)),
+                seconds: key(FLEET_CALL_SECONDS),
+                leased: key(FLEET_LEASED_REQUESTS),
+                nodes: key(FLEET_NODES),
+                open: key(FLEET_OPEN),
+            };
+            Self {
+                calls: 0.into(),
+                keys,
+            }
+        }
+
+        pub(crate) fn decided(&self, source: Source) {
+            count(&self.keys.decisions[source as usize]);
+        }
+
+        pub(super) fn observe_call(&self, call: Call, took: Duration) {
+            count(&self.keys.calls[call as usize]);
+            with_recorder(|recorder| {
+                recorder
+                    .register_histogram(&self.keys.seconds, &METADATA)
+                    .record(took.as_secs_f64());
+            });
+        }
+
+        pub(crate) fn leased(&self, requests: u64) {
+            set(&self.keys.leased, requests as f64);
+        }
+
+        pub(crate) fn nodes(&self, nodes: u64) {
+            set(&self.keys.nodes, nodes as f64);
+        }
+
+        pub(crate) fn open(&self, servers: usize) {
+            set(&self.keys.open, servers as f64);
+        }
+    }
+
+    fn count(key: &Key) {
+        with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(1));
+    }
+
+    fn set(key: &Key, value: f64) {
+        with_recorder(|recorder| recorder.register_gauge(key, &METADATA).set(value));
     }
 }

@@ -28,6 +28,8 @@ pub struct Policy {
     shadow: bool,
     cost: Option<Arc<CostFn>>,
     settle: Option<Arc<SettleFn>>,
+    #[cfg(feature = "redis")]
+    on_outage: crate::fleet::OnOutage,
 }
 
 pub(crate) type CostFn = dyn Fn(&RequestHead<'_>) -> u64 + Send + Sync;
@@ -46,6 +48,8 @@ impl Policy {
             shadow: false,
             cost: None,
             settle: None,
+            #[cfg(feature = "redis")]
+            on_outage: crate::fleet::OnOutage::default(),
         }
     }
 
@@ -97,6 +101,23 @@ impl Policy {
     ) -> Self {
         self.settle = Some(Arc::new(settle));
         self
+    }
+
+    /// Sets what the policy does while Redis does not answer. It means nothing to a limiter that
+    /// counts in one process.
+    ///
+    /// Defaults to a [local share](crate::fleet::OnOutage::LocalShare) of 100 percent.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    #[must_use]
+    pub fn on_outage(mut self, on_outage: crate::fleet::OnOutage) -> Self {
+        self.on_outage = on_outage;
+        self
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn outage(&self) -> crate::fleet::OnOutage {
+        self.on_outage
     }
 
     /// The name.
@@ -197,6 +218,8 @@ pub enum BuildError {
     InvalidMaxKeys(usize),
     /// No request at all could be in flight.
     ZeroMaxInflight,
+    /// A limiter on Redis was built outside of a tokio runtime.
+    NoRuntime,
     /// A quota means nothing or cannot be kept.
     Quota {
         /// The policy it belongs to.
@@ -231,6 +254,7 @@ impl fmt::Display for BuildError {
                 write!(f, "room for {keys} keys, expected 1 to {MAX_KEYS}")
             }
             Self::ZeroMaxInflight => f.write_str("0 requests in flight, expected at least 1"),
+            Self::NoRuntime => f.write_str("no tokio runtime, expected to be built inside of one"),
             Self::Quota { policy, .. } => write!(f, "invalid quota of policy {policy:?}"),
         }
     }

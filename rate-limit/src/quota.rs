@@ -161,7 +161,13 @@ pub(crate) enum Problem {
     ZeroBurst,
     TooFast,
     PeriodTooLong,
-    BurstTooLong { largest: u64 },
+    BurstTooLong {
+        largest: u64,
+    },
+    #[cfg(feature = "redis")]
+    NotExactInRedis {
+        largest: u64,
+    },
 }
 
 impl QuotaError {
@@ -190,6 +196,12 @@ impl fmt::Display for QuotaError {
             Problem::BurstTooLong { largest } => {
                 write!(f, "expected a burst of at most {largest} at this rate")
             }
+            #[cfg(feature = "redis")]
+            Problem::NotExactInRedis { largest } => write!(
+                f,
+                "Redis scripts count exactly only below 2^53; expected a burst of at most \
+                 {largest} at this rate"
+            ),
         }
     }
 }

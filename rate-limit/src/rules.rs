@@ -12,6 +12,8 @@ use governor::{
 };
 use http::HeaderValue;
 
+#[cfg(feature = "redis")]
+use crate::fleet::script::Term;
 use crate::{
     BuildError, MAX_POLICIES, Policy, answer,
     clock::Clock,
@@ -43,6 +45,9 @@ pub(crate) struct Ruleset {
     /// The `ratelimit-policy` field value.
     pub(crate) policy_field: HeaderValue,
     settles: bool,
+    /// The policies as Redis is told of them.
+    #[cfg(feature = "redis")]
+    terms: Arc<[Term]>,
 }
 
 type Governor = RateLimiter<Probe, Store, StandingClock, StateInformationMiddleware>;
@@ -100,6 +105,18 @@ impl Charge {
     pub(crate) fn cells(&self, index: usize) -> u64 {
         self.cells[index]
     }
+
+    /// The cells for the first `policies`, and none for the rest.
+    #[cfg(feature = "redis")]
+    pub(crate) fn of_first(&self, policies: usize) -> [u64; MAX_POLICIES] {
+        std::array::from_fn(|index| {
+            if index < policies {
+                self.cells[index]
+            } else {
+                0
+            }
+        })
+    }
 }
 
 /// What a ruleset decided, and the state it left behind.
@@ -141,6 +158,52 @@ impl Ruling {
     #[inline]
     pub(crate) fn admits(&self) -> bool {
         self.violated.is_empty()
+    }
+
+    /// What Redis, or those who stand in for it, decided: `levels` are what is owed after it,
+    /// `uncharged` the policies in shadow mode that would have refused an admitted request.
+    #[cfg(feature = "redis")]
+    pub(crate) fn of_fleet(
+        rules: &Ruleset,
+        terms: &[Term],
+        charge: &Charge,
+        now: u64,
+        levels: &[u64],
+        outcome: Result<&[bool], Excess>,
+    ) -> Self {
+        let mut ruling = Self::new(At::Time(now));
+        let mut tightest = None;
+        for (index, (rule, term)) in rules.rules.iter().zip(terms).enumerate() {
+            let Term { level, burst, .. } = term;
+            // What is held back from the burst is as good as owed.
+            let held_back = (burst * level.price).saturating_sub(level.capacity);
+            let owed = level.nanos(levels[index] + held_back);
+            ruling.tats[index] = charge.gcra(index, rule).owing(now, owed);
+            let cells = charge.cells(index);
+            let would_not = match outcome {
+                Ok(uncharged) => uncharged[index] && rule.policy.is_shadow(),
+                Err(_) => level.excess(levels[index], cells).is_some(),
+            };
+            if would_not && rule.policy.is_shadow() {
+                ruling.shadowed.insert(index);
+            } else if would_not {
+                ruling.violated.insert(index);
+            }
+            let fill = levels[index] as f64 / level.capacity as f64;
+            if cells > 0 && !rule.policy.is_shadow() && tightest.is_none_or(|(_, f)| fill > f) {
+                tightest = Some((index, fill));
+            }
+        }
+        if let Err(excess) = outcome {
+            ruling.excess = Some(excess);
+            // It would fit by what is known here, but not a whole lease would, or others took it.
+            if ruling.violated.is_empty()
+                && let Some((index, _)) = tightest
+            {
+                ruling.violated.insert(index);
+            }
+        }
+        ruling
     }
 
     fn exceed(&mut self, index: usize, rule: &Rule, excess: Excess) {
@@ -216,6 +279,8 @@ impl Ruleset {
             governor,
             policy_field,
             settles,
+            #[cfg(feature = "redis")]
+            terms: Arc::new([]),
         })
     }
 
@@ -228,6 +293,18 @@ impl Ruleset {
     #[inline]
     pub(crate) fn settles(&self) -> bool {
         self.settles
+    }
+
+    /// The policies as Redis is told of them; none before [`set_terms`](Self::set_terms).
+    #[cfg(feature = "redis")]
+    #[inline]
+    pub(crate) fn terms(&self) -> &Arc<[Term]> {
+        &self.terms
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn set_terms(&mut self, terms: Arc<[Term]>) {
+        self.terms = terms;
     }
 
     /// The counters for what concerns no policy in particular.

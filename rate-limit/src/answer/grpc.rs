@@ -26,6 +26,7 @@ pub(super) fn answer<B>(
         Reason::NoRoom => (RESOURCE_EXHAUSTED, "too many clients"),
         Reason::NoKey => (INVALID_ARGUMENT, "the request has nothing to be limited by"),
         Reason::Denied => (PERMISSION_DENIED, "not allowed"),
+        Reason::Unavailable => (UNAVAILABLE, "quotas cannot be told at the moment"),
     };
     headers.clear();
     headers.insert(header::CONTENT_TYPE, content_type.unwrap_or(GRPC));
@@ -199,6 +200,7 @@ const DO_NOT_RETRY: HeaderValue = HeaderValue::from_static("-1");
 const INVALID_ARGUMENT: u8 = 3;
 const PERMISSION_DENIED: u8 = 7;
 const RESOURCE_EXHAUSTED: u8 = 8;
+const UNAVAILABLE: u8 = 14;
 
 #[cfg(test)]
 mod tests {

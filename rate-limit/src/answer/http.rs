@@ -49,6 +49,12 @@ pub(super) fn answer<B>(
             "{\"title\":\"not allowed\",\"status\":403}",
             "not allowed\n",
         ),
+        Reason::Unavailable => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "{\"type\":\"https://iana.org/assignments/http-problem-types#temporary-reduced-capacity\",\
+             \"title\":\"quotas cannot be told at the moment\",\"status\":503}",
+            "quotas cannot be told at the moment\n",
+        ),
     };
     let (content_type, body) = if plain {
         (PLAIN, Bytes::from_static(line.as_bytes()))

@@ -3,6 +3,7 @@
 //! | refused because of | HTTP | gRPC |
 //! |---|---|---|
 //! | a quota, [`max_inflight`](crate::LimiterBuilder::max_inflight) or a full table | 429 | `RESOURCE_EXHAUSTED` (8) |
+//! | a policy that admits nothing while Redis is away | 503 | `UNAVAILABLE` (14) |
 //! | [`MissingKey::Deny`](crate::key::MissingKey) | 400 | `INVALID_ARGUMENT` (3) |
 //! | the [deny list](crate::RateLimitLayer::deny) | 403 | `PERMISSION_DENIED` (7) |
 //!
@@ -151,6 +152,8 @@ pub enum Reason {
     NoKey,
     /// The caller is on the deny list.
     Denied,
+    /// Redis does not answer, and a policy admits nothing without it.
+    Unavailable,
 }
 
 impl fmt::Display for Reason {
@@ -161,6 +164,7 @@ impl fmt::Display for Reason {
             Self::NoRoom => "too many clients",
             Self::NoKey => "the request has nothing to be limited by",
             Self::Denied => "not allowed",
+            Self::Unavailable => "quotas cannot be told at the moment",
         })
     }
 }

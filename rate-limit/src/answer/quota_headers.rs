@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write,
-    hash::BuildHasher,
     time::{SystemTime, UNIX_EPOCH},
 };
 

@@ -1,7 +1,5 @@
 //! Keys from a header that the client sends.
 
-use std::hash::BuildHasher;
-
 use http::HeaderName;
 
 use super::Key;

@@ -1,8 +1,6 @@
 //! Callers to whom no quota applies, and callers who get nothing.
 
-use std::hash::{BuildHasher, RandomState};
-
-use super::{Network, NetworkError};
+use super::{Network, NetworkError, Seed};
 
 /// A list of callers, by address or by key; for
 /// [`RateLimitLayer::allow`](crate::RateLimitLayer::allow) and
@@ -58,7 +56,7 @@ impl AccessList {
     }
 
     /// The list as a layer looks things up in it.
-    pub(crate) fn compile(self, seed: &RandomState) -> CompiledList {
+    pub(crate) fn compile(self, seed: &Seed) -> CompiledList {
         let mut hashes: Vec<_> = self
             .keys
             .iter()

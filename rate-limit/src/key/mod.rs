@@ -20,17 +20,17 @@ mod list;
 mod network;
 mod peer;
 mod resolve;
+mod seed;
 
 use std::{
     fmt,
-    hash::{BuildHasher, Hash, Hasher, RandomState},
+    hash::{Hash, Hasher},
     net::IpAddr,
     sync::Arc,
 };
 
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version, header::CONTENT_LENGTH};
 
-pub(crate) use self::list::CompiledList;
 use self::peer::{FindIp, hash_ip};
 pub use self::{
     forwarded::{ForwardedHeader, ForwardedKey, Trust, forwarded},
@@ -40,6 +40,7 @@ pub use self::{
     peer::{PeerAddr, PeerKey, peer, peer_from},
     resolve::{Resolve, ResolveFuture, ResolveLayer},
 };
+pub(crate) use self::{list::CompiledList, seed::Seed};
 use crate::warning::KeyedBy;
 
 /// Finds the key in a request, see the [module](self).
@@ -51,7 +52,7 @@ pub struct Key {
     keyed_by: KeyedBy,
 }
 
-type FindKey = dyn Fn(&RequestHead<'_>, &RandomState) -> Option<u64> + Send + Sync;
+type FindKey = dyn Fn(&RequestHead<'_>, &Seed) -> Option<u64> + Send + Sync;
 
 impl Key {
     /// Both this key and `other`: each pair of values has a quota of its own. Missing when
@@ -61,7 +62,7 @@ impl Key {
         let other = other.into();
         let what = format!("{} and {}", self.what, other.what);
         let ip = self.ip.clone().or_else(|| other.ip.clone());
-        let find = move |head: &RequestHead<'_>, seed: &RandomState| {
+        let find = move |head: &RequestHead<'_>, seed: &Seed| {
             Some(seed.hash_one((self.find(head, seed)?, other.find(head, seed)?)))
         };
         Self {
@@ -77,7 +78,7 @@ impl Key {
         let other = other.into();
         let what = format!("{} or {}", self.what, other.what);
         let ip = self.ip.clone().or_else(|| other.ip.clone());
-        let find = move |head: &RequestHead<'_>, seed: &RandomState| {
+        let find = move |head: &RequestHead<'_>, seed: &Seed| {
             self.find(head, seed)
                 .or_else(|| Some(seed.hash_one(other.find(head, seed)?)))
         };
@@ -89,7 +90,7 @@ impl Key {
 
     fn new(
         what: impl Into<Arc<str>>,
-        find: impl Fn(&RequestHead<'_>, &RandomState) -> Option<u64> + Send + Sync + 'static,
+        find: impl Fn(&RequestHead<'_>, &Seed) -> Option<u64> + Send + Sync + 'static,
     ) -> Self {
         Self {
             find: Arc::new(find),
@@ -102,7 +103,7 @@ impl Key {
     /// A key by the group of the address that `find` returns.
     fn by_ip(what: &str, ipv6_prefix: u8, find: Arc<FindIp>) -> Self {
         let ip = Arc::clone(&find);
-        let hash = move |head: &RequestHead<'_>, seed: &RandomState| {
+        let hash = move |head: &RequestHead<'_>, seed: &Seed| {
             Some(hash_ip(find(head)?, ipv6_prefix, seed))
         };
         Self {
@@ -123,7 +124,7 @@ impl Key {
 
     /// The hash of the key; `None` when the request has none.
     #[inline]
-    pub(crate) fn find(&self, head: &RequestHead<'_>, seed: &RandomState) -> Option<u64> {
+    pub(crate) fn find(&self, head: &RequestHead<'_>, seed: &Seed) -> Option<u64> {
         (self.find)(head, seed)
     }
 }
@@ -205,8 +206,7 @@ pub fn hashed(
     write: impl Fn(&RequestHead<'_>, &mut dyn Hasher) -> bool + Send + Sync + 'static,
 ) -> Key {
     Key::new("function", move |head, seed| {
-        let mut hasher = seed.build_hasher();
-        write(head, &mut hasher).then(|| hasher.finish())
+        seed.hash_written(|hasher| write(head, hasher))
     })
 }
 

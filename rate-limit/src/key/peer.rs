@@ -1,12 +1,11 @@
 //! Keys from the address at the other end of the connection.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::{Key, RequestHead, network::masked};
+use super::{Key, RequestHead, Seed, network::masked};
 use crate::warning::KeyedBy;
 
 /// The address at the other end of the connection, as a request extension. Whoever accepts the
@@ -101,7 +100,7 @@ impl std::fmt::Debug for PeerKey {
 /// masking: masked first, all of IPv4 would be one IPv6 network (CVE-2026-30827 in another
 /// stack).
 #[inline]
-pub(super) fn hash_ip(ip: IpAddr, ipv6_prefix: u8, seed: &RandomState) -> u64 {
+pub(super) fn hash_ip(ip: IpAddr, ipv6_prefix: u8, seed: &Seed) -> u64 {
     match ip.to_canonical() {
         IpAddr::V4(ip) => seed.hash_one((4u8, u32::from(ip))),
         ip => seed.hash_one((6u8, masked(ip, ipv6_prefix))),
@@ -131,7 +130,7 @@ mod tests {
     use super::*;
 
     fn same(a: &str, b: &str, ipv6_prefix: u8) -> bool {
-        let seed = RandomState::new();
+        let seed = Seed::random();
         let group = |ip: &str| hash_ip(ip.parse().unwrap(), ipv6_prefix, &seed);
         group(a) == group(b)
     }

@@ -25,15 +25,41 @@ use crate::{
 ///     .bypass(|request| request.uri().path() == "/livez");
 /// # Ok::<(), rate_limit::BuildError>(())
 /// ```
-pub struct RateLimitLayer<A = StandardAnswer> {
-    settings: Arc<Settings>,
+///
+/// On Redis, `L` is a [`FleetLimiter`](crate::fleet::FleetLimiter) and the inner service must be
+/// `Clone`: it is called when the answer is there. All else is the same.
+pub struct RateLimitLayer<A = StandardAnswer, L = Limiter> {
+    settings: Arc<Settings<L>>,
     answer: A,
+}
+
+/// What a layer can ask: a [`Limiter`], for one process, or with the `redis` feature a
+/// [`FleetLimiter`](crate::fleet::FleetLimiter), for several.
+///
+/// It cannot be implemented elsewhere.
+pub trait AnyLimiter: Sealed {}
+
+/// What they have in common.
+#[expect(unnameable_types, reason = "so that nobody else implements it")]
+pub trait Sealed: Clone {
+    /// The limiter that knows the policies and hashes the keys.
+    #[doc(hidden)]
+    fn local(&self) -> &Limiter;
+}
+
+impl AnyLimiter for Limiter {}
+
+impl Sealed for Limiter {
+    #[inline]
+    fn local(&self) -> &Limiter {
+        self
+    }
 }
 
 /// Everything about a layer but its answer.
 #[derive(Clone)]
-pub(super) struct Settings {
-    pub(super) limiter: Limiter,
+pub(super) struct Settings<L> {
+    pub(super) limiter: L,
     pub(super) key: Key,
     pub(super) missing_key: MissingKey,
     pub(super) bypass: Option<Arc<Predicate>>,
@@ -60,10 +86,12 @@ impl RateLimitLayer {
     pub fn new(quota: Quota) -> Result<Self, BuildError> {
         Ok(Self::from_limiter(Limiter::new(quota)?))
     }
+}
 
+impl<L: AnyLimiter> RateLimitLayer<StandardAnswer, L> {
     /// A layer that asks `limiter`, which may have other users.
     #[must_use]
-    pub fn from_limiter(limiter: Limiter) -> Self {
+    pub fn from_limiter(limiter: L) -> Self {
         let settings = Settings {
             limiter,
             key: key::peer().into(),
@@ -84,7 +112,7 @@ impl RateLimitLayer {
     }
 }
 
-impl<A> RateLimitLayer<A> {
+impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
     /// Sets whose quota a request is charged to.
     ///
     /// Defaults to [`key::peer`].
@@ -119,7 +147,7 @@ impl<A> RateLimitLayer<A> {
     #[must_use]
     pub fn allow(self, list: AccessList) -> Self {
         self.with(|settings| {
-            settings.allow = list.compile(settings.limiter.seed());
+            settings.allow = list.compile(settings.limiter.local().seed());
             settings.has_lists = true;
         })
     }
@@ -131,7 +159,7 @@ impl<A> RateLimitLayer<A> {
     #[must_use]
     pub fn deny(self, list: AccessList) -> Self {
         self.with(|settings| {
-            settings.deny = list.compile(settings.limiter.seed());
+            settings.deny = list.compile(settings.limiter.local().seed());
             settings.has_lists = true;
         })
     }
@@ -208,7 +236,7 @@ impl<A> RateLimitLayer<A> {
     /// # Ok::<(), rate_limit::BuildError>(())
     /// ```
     #[must_use]
-    pub fn on_limited<F, B>(self, hook: F) -> RateLimitLayer<Hook<F>>
+    pub fn on_limited<F, B>(self, hook: F) -> RateLimitLayer<Hook<F>, L>
     where
         F: Fn(&Limited<'_>, &request::Parts) -> Response<B>,
     {
@@ -222,7 +250,7 @@ impl<A> RateLimitLayer<A> {
     ///
     /// Defaults to [`StandardAnswer::new`].
     #[must_use]
-    pub fn answer<B>(self, answer: B) -> RateLimitLayer<B> {
+    pub fn answer<B>(self, answer: B) -> RateLimitLayer<B, L> {
         RateLimitLayer {
             settings: self.settings,
             answer,
@@ -231,17 +259,17 @@ impl<A> RateLimitLayer<A> {
 
     /// The limiter that the layer asks.
     #[must_use]
-    pub fn limiter(&self) -> &Limiter {
+    pub fn limiter(&self) -> &L {
         &self.settings.limiter
     }
 
-    fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
+    fn with(mut self, set: impl FnOnce(&mut Settings<L>)) -> Self {
         set(Arc::make_mut(&mut self.settings));
         self
     }
 }
 
-impl Settings {
+impl<L> Settings<L> {
     pub(super) fn has_lists(&self) -> bool {
         self.has_lists
     }
@@ -264,15 +292,15 @@ impl Settings {
     }
 }
 
-impl<S, A: Clone> Layer<S> for RateLimitLayer<A> {
-    type Service = RateLimit<S, A>;
+impl<S, A: Clone, L> Layer<S> for RateLimitLayer<A, L> {
+    type Service = RateLimit<S, A, L>;
 
     fn layer(&self, inner: S) -> Self::Service {
         RateLimit::new(inner, Arc::clone(&self.settings), self.answer.clone())
     }
 }
 
-impl<A: Clone> Clone for RateLimitLayer<A> {
+impl<A: Clone, L> Clone for RateLimitLayer<A, L> {
     fn clone(&self) -> Self {
         Self {
             settings: Arc::clone(&self.settings),
@@ -281,7 +309,7 @@ impl<A: Clone> Clone for RateLimitLayer<A> {
     }
 }
 
-impl<A: fmt::Debug> fmt::Debug for RateLimitLayer<A> {
+impl<A: fmt::Debug, L: fmt::Debug> fmt::Debug for RateLimitLayer<A, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimitLayer")
             .field("settings", &self.settings)
@@ -290,7 +318,7 @@ impl<A: fmt::Debug> fmt::Debug for RateLimitLayer<A> {
     }
 }
 
-impl fmt::Debug for Settings {
+impl<L: fmt::Debug> fmt::Debug for Settings<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("limiter", &self.limiter)

@@ -1,6 +1,8 @@
 //! The Tower middleware.
 
 mod body;
+#[cfg(feature = "redis")]
+mod fleet;
 mod future;
 #[expect(
     clippy::module_inception,
@@ -9,6 +11,11 @@ mod future;
 mod layer;
 mod service;
 
+#[cfg(feature = "redis")]
+pub use self::fleet::FleetFuture;
 pub use self::{
-    body::RateLimitBody, future::RateLimitFuture, layer::RateLimitLayer, service::RateLimit,
+    body::RateLimitBody,
+    future::RateLimitFuture,
+    layer::{AnyLimiter, RateLimitLayer},
+    service::RateLimit,
 };

@@ -1,5 +1,4 @@
 use std::{
-    hash::BuildHasher,
     mem,
     sync::Arc,
     task::{Context, Poll},
@@ -8,35 +7,43 @@ use std::{
 use http::{HeaderValue, Request, Response, header::RETRY_AFTER, request};
 use tower_service::Service;
 
-use super::{RateLimitBody, RateLimitFuture, layer::Settings};
+use super::{AnyLimiter, RateLimitBody, RateLimitFuture, layer::Settings};
 use crate::{
-    Inflight,
+    Inflight, Limiter,
     answer::{Answer, Limited, Reason, Stamp, StandardAnswer, is_grpc},
     gcra::Gcra,
     key::{MissingKey, RequestHead},
-    limiter::{Receipt, Settle, fingerprint},
+    limiter::{Receipt, Rules, Settle, fingerprint},
     metrics::Outcome,
-    rules::Charge,
+    policy::ResponseHead,
+    rules::{Charge, Ruleset, Ruling},
 };
+#[cfg(feature = "redis")]
+use crate::{Quota, fleet::FleetReceipt};
 
 /// The service made by [`RateLimitLayer`](crate::RateLimitLayer).
 ///
 /// `poll_ready` only forwards to the inner service, and the decision is made in `call`: a clone
 /// that is ready but idle holds nothing. A refused request never reaches the inner service.
-#[derive(Clone, Debug)]
-pub struct RateLimit<S, A = StandardAnswer> {
+#[derive(Debug)]
+pub struct RateLimit<S, A = StandardAnswer, L = Limiter> {
     inner: S,
-    settings: Arc<Settings>,
+    settings: Arc<Settings<L>>,
     answer: A,
 }
 
-impl<S, A> RateLimit<S, A> {
-    pub(super) fn new(inner: S, settings: Arc<Settings>, answer: A) -> Self {
+impl<S, A, L> RateLimit<S, A, L> {
+    pub(super) fn new(inner: S, settings: Arc<Settings<L>>, answer: A) -> Self {
         Self {
             inner,
             settings,
             answer,
         }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(super) fn limiter(&self) -> &L {
+        &self.settings.limiter
     }
 
     /// The inner service.
@@ -55,6 +62,16 @@ impl<S, A> RateLimit<S, A> {
     #[must_use]
     pub fn into_inner(self) -> S {
         self.inner
+    }
+}
+
+impl<S: Clone, A: Clone, L> Clone for RateLimit<S, A, L> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            settings: Arc::clone(&self.settings),
+            answer: self.answer.clone(),
+        }
     }
 }
 
@@ -84,13 +101,31 @@ where
 #[derive(Debug)]
 pub(super) struct Extras {
     /// What was charged and may be settled once the response is known.
-    pub(super) receipt: Option<Receipt>,
+    pub(super) receipt: Option<AnyReceipt>,
     /// The count of this request among those of its key in flight.
     pub(super) inflight: Option<Inflight>,
     /// Headers for the response.
     pub(super) stamp: Option<Stamp>,
     /// Whether they go on redirects too.
     pub(super) stamp_redirects: bool,
+}
+
+/// A receipt of either limiter.
+#[derive(Debug)]
+pub(super) enum AnyReceipt {
+    Local(Receipt),
+    #[cfg(feature = "redis")]
+    Fleet(FleetReceipt),
+}
+
+impl AnyReceipt {
+    pub(super) fn settle(self, response: &ResponseHead<'_>) {
+        match self {
+            Self::Local(receipt) => receipt.settle(response),
+            #[cfg(feature = "redis")]
+            Self::Fleet(receipt) => receipt.settle(response),
+        }
+    }
 }
 
 impl<S, A> RateLimit<S, A> {
@@ -107,42 +142,91 @@ impl<S, A> RateLimit<S, A> {
     where
         A: Answer<ResBody>,
     {
-        let settings = &*self.settings;
-        let limiter = &settings.limiter;
-        let head = RequestHead::of(request);
-        let rules = match &settings.plan {
-            Some(plan) => limiter.rules_of(plan(&head)),
-            None => limiter.rules(),
+        let limiter = &self.settings.limiter;
+        let candidate = match self.screen(request) {
+            Screened::Through => return Ok(None),
+            Screened::Refused(reason) => return self.refuse_for(request, reason),
+            Screened::Charge(candidate) => candidate,
         };
+        let (rules, charge) = (&candidate.rules, &candidate.charge);
+        let fingerprint = candidate.fingerprint;
+        let Some(ruling) = limiter.charge(rules, fingerprint, charge) else {
+            return self.refuse_for(request, Reason::NoRoom);
+        };
+        let stamp = match candidate.stamps {
+            true => self.stamp(rules, &ruling, charge, fingerprint),
+            false => None,
+        };
+        if !ruling.admits() {
+            return self.refuse(request, &Limited::quota(rules, &ruling), stamp.as_ref());
+        }
+        let receipt = rules.settles().then(|| {
+            let charge = charge.waive(ruling.shadowed);
+            let receipt = Receipt::new(limiter, rules, fingerprint, charge, Settle::ByResponse);
+            AnyReceipt::Local(receipt)
+        });
+        Ok(self.extras(receipt, candidate.inflight, stamp))
+    }
+}
+
+/// What is known of a request before it is charged.
+#[cfg_attr(
+    feature = "redis",
+    expect(
+        clippy::large_enum_variant,
+        reason = "nearly all are of the large one, and none is kept"
+    )
+)]
+pub(super) enum Screened<'a> {
+    /// It passes uncharged.
+    Through,
+    /// It is refused uncharged.
+    Refused(Reason),
+    Charge(Candidate<'a>),
+}
+
+/// A request that is to be charged.
+pub(super) struct Candidate<'a> {
+    pub(super) rules: Rules<'a>,
+    /// The number of its plan.
+    #[cfg(feature = "redis")]
+    pub(super) plan: usize,
+    pub(super) fingerprint: u64,
+    pub(super) charge: Charge,
+    /// A quota of its own in place of the first policy's.
+    #[cfg(feature = "redis")]
+    pub(super) own_quota: Option<Quota>,
+    pub(super) inflight: Option<Inflight>,
+    /// Whether its response gets headers.
+    pub(super) stamps: bool,
+}
+
+impl<S, A, L: AnyLimiter> RateLimit<S, A, L> {
+    /// All that comes before the charge.
+    #[inline]
+    pub(super) fn screen<ReqBody>(&self, request: &Request<ReqBody>) -> Screened<'_> {
+        let settings = &*self.settings;
+        let limiter = settings.limiter.local();
+        let head = RequestHead::of(request);
+        let name = settings.plan.as_ref().and_then(|plan| plan(&head));
+        let plan = limiter.plan_number(name);
+        let rules = limiter.rules_at(plan);
         let count = |outcome| rules.meter().count(outcome);
-        let refuse =
-            |request: &mut Request<ReqBody>, limited: &Limited<'_>, stamp: Option<&Stamp>| {
-                if settings.shadow {
-                    return Ok(None);
-                }
-                let mut response = self.answer.answer(limited, take_parts(request));
-                if let Some(stamp) = stamp {
-                    stamp_refusal(&mut response, stamp);
-                }
-                Err(response)
-            };
-        let refuse_for =
-            |request: &mut Request<ReqBody>, reason| refuse(request, &Limited::other(reason), None);
 
         if settings.bypass.as_ref().is_some_and(|bypass| bypass(&head)) {
             count(Outcome::Bypassed);
-            return Ok(None);
+            return Screened::Through;
         }
         let seed = limiter.seed();
         let key = settings.key.find(&head, seed);
         if settings.has_lists() {
             if settings.lists(&settings.deny, &head, key) {
                 count(Outcome::Denied);
-                return refuse_for(request, Reason::Denied);
+                return Screened::Refused(Reason::Denied);
             }
             if settings.lists(&settings.allow, &head, key) {
                 count(Outcome::Bypassed);
-                return Ok(None);
+                return Screened::Through;
             }
         }
         limiter.watch().request(
@@ -157,8 +241,8 @@ impl<S, A> RateLimit<S, A> {
                 count(Outcome::NoKey);
                 match settings.missing_key {
                     MissingKey::Share => seed.hash_one(NO_KEY),
-                    MissingKey::Allow => return Ok(None),
-                    MissingKey::Deny => return refuse_for(request, Reason::NoKey),
+                    MissingKey::Allow => return Screened::Through,
+                    MissingKey::Deny => return Screened::Refused(Reason::NoKey),
                 }
             }
         };
@@ -169,41 +253,96 @@ impl<S, A> RateLimit<S, A> {
             inflight = counts.enter(fingerprint);
             if inflight.is_none() {
                 count(Outcome::Limited);
-                return refuse_for(request, Reason::Inflight);
+                return Screened::Refused(Reason::Inflight);
             }
         }
         // A quota that cannot be kept does not replace the policy's.
         let own = settings.own_quota.as_ref().and_then(|own| own(&head));
-        let charge = Charge::of(&rules, &head, own.and_then(|quota| Gcra::new(&quota).ok()));
-        let Some(ruling) = limiter.charge(&rules, fingerprint, &charge) else {
-            return refuse_for(request, Reason::NoRoom);
-        };
-        let stamp = match &settings.headers {
-            Some(headers) if !is_grpc(head.headers()) => {
-                Some(headers.render(limiter, &rules, &ruling, &charge, fingerprint))
-            }
-            _ => None,
-        };
-        if !ruling.admits() {
-            return refuse(request, &Limited::quota(&rules, &ruling), stamp.as_ref());
+        let own_gcra = own.as_ref().and_then(|quota| Gcra::new(quota).ok());
+        Screened::Charge(Candidate {
+            charge: Charge::of(&rules, &head, own_gcra),
+            rules,
+            #[cfg(feature = "redis")]
+            plan,
+            fingerprint,
+            #[cfg(feature = "redis")]
+            own_quota: own,
+            inflight,
+            stamps: settings.headers.is_some() && !is_grpc(head.headers()),
+        })
+    }
+
+    /// The headers for the response, if it gets any.
+    pub(super) fn stamp(
+        &self,
+        rules: &Ruleset,
+        ruling: &Ruling,
+        charge: &Charge,
+        fingerprint: u64,
+    ) -> Option<Stamp> {
+        let settings = &*self.settings;
+        let headers = settings.headers.as_ref()?;
+        let limiter = settings.limiter.local();
+        Some(headers.render(limiter, rules, ruling, charge, fingerprint))
+    }
+
+    /// What an admitted request takes along.
+    #[inline]
+    pub(super) fn extras(
+        &self,
+        receipt: Option<AnyReceipt>,
+        inflight: Option<Inflight>,
+        stamp: Option<Stamp>,
+    ) -> Option<Box<Extras>> {
+        if stamp.is_none() && inflight.is_none() && receipt.is_none() {
+            return None;
         }
-        if stamp.is_none() && inflight.is_none() && !rules.settles() {
-            return Ok(None);
-        }
-        let receipt = rules.settles().then(|| {
-            let charge = charge.waive(ruling.shadowed);
-            Receipt::new(limiter, &rules, fingerprint, charge, Settle::ByResponse)
-        });
-        let stamp_redirects = settings
-            .headers
-            .as_ref()
-            .is_some_and(|h| h.also_on_redirects());
-        Ok(Some(Box::new(Extras {
+        let headers = self.settings.headers.as_ref();
+        Some(Box::new(Extras {
             receipt,
             inflight,
             stamp,
-            stamp_redirects,
-        })))
+            stamp_redirects: headers.is_some_and(|headers| headers.also_on_redirects()),
+        }))
+    }
+
+    /// The answer to a request that is refused, unless it is let through in shadow mode.
+    #[expect(
+        clippy::result_large_err,
+        reason = "it moves straight on into the future"
+    )]
+    pub(super) fn refuse<ReqBody, ResBody>(
+        &self,
+        request: &mut Request<ReqBody>,
+        limited: &Limited<'_>,
+        stamp: Option<&Stamp>,
+    ) -> Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>
+    where
+        A: Answer<ResBody>,
+    {
+        if self.settings.shadow {
+            return Ok(None);
+        }
+        let mut response = self.answer.answer(limited, take_parts(request));
+        if let Some(stamp) = stamp {
+            stamp_refusal(&mut response, stamp);
+        }
+        Err(response)
+    }
+
+    #[expect(
+        clippy::result_large_err,
+        reason = "it moves straight on into the future"
+    )]
+    pub(super) fn refuse_for<ReqBody, ResBody>(
+        &self,
+        request: &mut Request<ReqBody>,
+        reason: Reason,
+    ) -> Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>
+    where
+        A: Answer<ResBody>,
+    {
+        self.refuse(request, &Limited::other(reason), None)
     }
 }
 

@@ -1,0 +1,112 @@
+//! One quota for all processes of a fleet, kept by Redis or Valkey.
+//!
+//! ```no_run
+//! use std::net::SocketAddr;
+//!
+//! use axum::{Router, routing::get};
+//! use rate_limit::{Limiter, MINUTE, Quota, RateLimitLayer, fleet::FleetBackend};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let limiter = Limiter::builder()
+//!         .quota(Quota::count(1_000).per(MINUTE).burst(200))
+//!         .build_on(FleetBackend::new("redis://10.0.0.7", "public-api")?)?; // or `.build()?`
+//!     let limit = RateLimitLayer::from_limiter(limiter);
+//!     let app = Router::new().route("/", get(async || "hello")).layer(limit);
+//!
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     let service = app.into_make_service_with_connect_info::<SocketAddr>();
+//!     Ok(axum::serve(listener, service).await?)
+//! }
+//! ```
+//!
+//! Policies, plans, costs, settlement, headers, answers and the layer are those of one process,
+//! and so are the decisions: both kinds of limiter are held to one set of test vectors.
+//!
+//! # How it decides
+//!
+//! Redis runs one Lua script on one key for each account: all policies of a caller are charged in
+//! one round trip, all or none, by Redis's own clock, in integers. A refusal writes nothing. The
+//! requests of a process that wait for the same account share a call, and all accounts share one
+//! connection; a refused account is remembered for as long as asking again would be of no use.
+//!
+//! With a [`Lease`] a process draws cells ahead of need and spends them without asking. It is sized
+//! by how often the key was asked for in the last moments; when a quota is used up, less than a
+//! whole lease is not drawn, and the processes come back for it at random moments. What is not
+//! spent within half a second is given back, and so is everything on
+//! [`shutdown`](FleetLimiter::shutdown). A process that dies takes at most its lease along.
+//!
+//! # How exact it is
+//!
+//! Let a quota have the burst `B` and the rate `R`. Let `G(a, b)` be the cells that Redis granted
+//! from `a` to `b`, `V(a, b)` those that were given back, `A(a, b)` those that were admitted and
+//! `O(t)` those that were granted and neither used nor given back at `t`. Only granted cells are
+//! admitted, so `A(a, b) = O(a) − O(b) + G(a, b) − V(a, b)`. The level in Redis is between 0 and
+//! `B`, rises by what is granted, and falls by what is given back and by at most `R (b − a)`, so
+//! `G(a, b) − V(a, b) ≤ B + R (b − a)`. Therefore
+//!
+//! * over all time nothing is admitted that the quota does not allow:
+//!   `A(0, t) ≤ B + R t`, leases or not;
+//! * in any window, `A(a, b) ≤ B + R (b − a) + O(a)`. In exact mode `O(a)` is what is on its way
+//!   from Redis at that moment. With leases it is at most half of `B` on top, or the number of nodes
+//!   times [`Lease::at_most`] if that is less;
+//! * with [`strict_windows`](FleetBackend::strict_windows) Redis grants that much less in a burst,
+//!   and `A(a, b) ≤ B + R (b − a)`.
+//!
+//! This holds while Redis answers and keeps its data. An asynchronous failover that loses the last
+//! writes gives that much back to each key, at most `B`.
+//!
+//! # When Redis is slow or gone
+//!
+//! A request waits for Redis no longer than the [`deadline`](FleetBackend::deadline), and nothing
+//! is said twice: a call that was not answered counts as charged. After five failed calls in a
+//! row, or more failed than answered in a second, Redis is not asked any more. A probe on a new
+//! connection, after 100 ms and then up to 2 s apart, finds out when it can be again. Meanwhile
+//! nothing is sent, no request waits, and each policy does as its [`OnOutage`] says; by default
+//! each process goes on with its share of the quota. When Redis is back it is told what was
+//! admitted and, in case it has lost its data, what was owed before.
+//!
+//! Scripts that were flushed are loaded again, and keys of a cluster that have moved are followed.
+//! Errors of all other kinds (out of memory, loading, read-only, no permission) count as failures.
+//!
+//! # What you will see
+//!
+//! [Metrics](crate::metrics) of decisions by source, of calls and their times, of leases, nodes and
+//! servers that are not asked; with the `tracing` feature one event at `warn` when a server stops
+//! being asked, with the reason, and one when it is asked again.
+//!
+//! # When not to use it
+//!
+//! * When each process may count for itself: that takes 100 ns and no network.
+//! * Across regions, where a round trip is longer than a request may wait: give each region its
+//!   own share.
+//! * For keys that are refused by several different limits at once (by address, by tenant and for
+//!   all): policies of one limiter share a key. Stack layers, and the outer ones charge requests
+//!   that an inner one refuses.
+
+pub(crate) mod account;
+mod backend;
+mod breaker;
+#[cfg(test)]
+mod golden;
+mod level;
+mod limiter;
+mod link;
+#[cfg(test)]
+mod model;
+pub(crate) mod node;
+mod outage;
+mod router;
+pub(crate) mod script;
+
+pub(crate) use self::{
+    account::Verdict,
+    limiter::{FleetReceipt, Question, Waiting},
+    node::Asked,
+};
+pub use self::{
+    backend::{FleetBackend, FleetError, Lease},
+    limiter::{FleetLimiter, FleetReservation},
+    outage::OnOutage,
+};
+pub use crate::layer::FleetFuture;

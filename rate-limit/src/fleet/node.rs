@@ -1,0 +1,544 @@
+//! This process's part in the fleet: the accounts it keeps, and the servers it asks.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::BuildHasherDefault,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::ConnectionAddr;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    account::{Account, Ask, Cells, Next, Sizing, Tell, Verdict},
+    backend::Settings,
+    link::{Job, Then, random},
+    router::Router,
+    script::{Action, Reply, Term},
+};
+use crate::{
+    inflight::Identity,
+    metrics::{Call, FleetMeter, Source},
+};
+
+/// Which account: a key, under a plan. Plans that share a policy share what Redis keeps of it, and
+/// not what a node knows.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct AccountId {
+    pub(crate) key: u64,
+    pub(crate) plan: usize,
+}
+
+type Waiter = oneshot::Sender<Verdict>;
+type Shard = HashMap<AccountId, Account<Waiter>, BuildHasherDefault<Identity>>;
+
+pub(crate) struct Node {
+    settings: Settings,
+    /// The name of this node among the nodes.
+    id: String,
+    epoch: Instant,
+    shards: Box<[Mutex<Shard>]>,
+    per_shard: usize,
+    router: Router,
+    /// Of the policies in force.
+    version: AtomicU64,
+    /// How many nodes there are, and when as many were last seen.
+    nodes: AtomicU64,
+    nodes_at: AtomicU64,
+    /// Whether it was told that there are more nodes than planned.
+    crowded: AtomicBool,
+    leased: AtomicU64,
+    meter: FleetMeter,
+}
+
+/// What a request gets.
+pub(crate) enum Asked {
+    Decided(Verdict),
+    /// The decision is on its way.
+    Waits(oneshot::Receiver<Verdict>),
+}
+
+impl Tell for Waiter {
+    fn tell_with(self, verdict: impl FnOnce() -> Verdict) -> bool {
+        !self.is_closed() && self.send(verdict()).is_ok()
+    }
+}
+
+impl Node {
+    /// Starts the tasks that connect to the servers and look after the accounts.
+    pub(crate) fn start(
+        settings: Settings,
+        max_keys: usize,
+        version: u64,
+        policy: &str,
+    ) -> Arc<Self> {
+        let node = Arc::new(Self {
+            router: Router::new(&settings),
+            id: format!("{:016x}", (random() * u64::MAX as f64) as u64),
+            epoch: Instant::now(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            per_shard: max_keys.div_ceil(SHARDS).max(8),
+            version: AtomicU64::new(version),
+            nodes: AtomicU64::new(settings.planned),
+            nodes_at: AtomicU64::new(0),
+            crowded: AtomicBool::new(false),
+            leased: AtomicU64::new(0),
+            meter: FleetMeter::new(policy),
+            settings,
+        });
+        node.router.start(&node);
+        tokio::spawn(look_after(Arc::downgrade(&node)));
+        node
+    }
+
+    /// Charges a request, by what is known here if that is enough.
+    pub(crate) fn ask(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) -> Asked {
+        let now = self.now();
+        let sizing = self.sizing();
+        let mut shard = self.shard(id);
+        let account = self.account(&mut shard, id, terms, now);
+        if let Some(verdict) = account.decide(now, cost) {
+            let ask = match verdict {
+                Verdict::Admitted { .. } => account.top_up(now, &sizing),
+                _ => None,
+            };
+            let source = match verdict {
+                Verdict::Admitted { .. } => Source::Lease,
+                _ => Source::Memory,
+            };
+            let job = ask.map(|ask| self.job(id, account, ask));
+            drop(shard);
+            self.meter.decided(source);
+            // An account that tops its lease up while nobody is there to ask does so in vain.
+            job.into_iter().for_each(|job| self.say(job));
+            return Asked::Decided(verdict);
+        }
+        if self.router.link(id.key).is_none_or(|link| link.is_open()) {
+            self.meter.decided(Source::Outage);
+            return Asked::Decided(account.without_redis(now, cost, &sizing));
+        }
+        let (tell, told) = oneshot::channel();
+        let ask = account.wait(now, cost, tell, &sizing);
+        let job = ask.map(|ask| self.job(id, account, ask));
+        drop(shard);
+        job.into_iter().for_each(|job| self.say(job));
+        Asked::Waits(told)
+    }
+
+    /// Decides on a request that has waited long enough.
+    pub(crate) fn overdue(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) -> Verdict {
+        let now = self.now();
+        let mut shard = self.shard(id);
+        self.meter.decided(Source::Outage);
+        self.account(&mut shard, id, terms, now)
+            .without_redis(now, cost, &self.sizing())
+    }
+
+    /// Gives a request back that was charged for everything at this cost.
+    pub(crate) fn unmake(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) {
+        let mut shard = self.shard(id);
+        let now = self.now();
+        if self
+            .account(&mut shard, id, terms, now)
+            .keep(now, cost, &self.sizing())
+        {
+            return;
+        }
+        drop(shard);
+        self.tell(id, Action::Refund, with(terms, cost));
+    }
+
+    /// Tells Redis of a change to an account that was made elsewhere.
+    pub(crate) fn tell(&self, id: AccountId, action: Action, terms: Box<[Term]>) {
+        if terms.iter().all(|term| term.cells == 0) {
+            return;
+        }
+        if action == Action::Refund
+            && let Some(account) = self.shard(id).get_mut(&id)
+        {
+            account.forget_refusal();
+        }
+        self.say(self.forget(id.key, action, terms));
+    }
+
+    /// What Redis says of an account; `None` when it does not.
+    pub(crate) fn peek(&self, key: u64, terms: &Arc<[Term]>) -> oneshot::Receiver<Option<Reply>> {
+        let (tell, told) = oneshot::channel();
+        let terms = with(terms, &Cells::default());
+        self.say(Job {
+            then: Then::Peek(tell),
+            ..self.forget(key, Action::Peek, terms)
+        });
+        told
+    }
+
+    /// Takes in what was answered to a job.
+    pub(crate) fn answered(&self, job: Job, reply: Reply) {
+        match job.then {
+            Then::Account(id, ask) => {
+                let now = self.now();
+                let sizing = self.sizing();
+                let mut shard = self.shard(id);
+                let Some(account) = shard.get_mut(&id) else {
+                    return;
+                };
+                let next = account.answered(now, &ask, &reply, &sizing, random());
+                let Next { refund, owes, ask } = next;
+                let ask = ask.map(|ask| self.job(id, account, ask));
+                drop(shard);
+                let refund = refund.map(|terms| self.forget(id.key, Action::Refund, terms));
+                let owes = owes.map(|terms| self.forget(id.key, Action::Owe, terms));
+                for job in [owes, refund, ask].into_iter().flatten() {
+                    self.say(job);
+                }
+            }
+            // One who has left does not want to know.
+            Then::Peek(tell) => drop(tell.send(Some(reply))),
+            Then::Forget => {}
+        }
+    }
+
+    /// A job that nobody will answer.
+    pub(crate) fn failed(&self, job: Job) {
+        match job.then {
+            Then::Account(id, ask) => {
+                let now = self.now();
+                if let Some(account) = self.shard(id).get_mut(&id) {
+                    account.failed(now, &ask, &self.sizing());
+                }
+            }
+            Then::Peek(tell) => drop(tell.send(None)),
+            Then::Forget => {}
+        }
+    }
+
+    /// Sends a job on to where the key is said to be.
+    pub(crate) fn redirect(
+        self: &Arc<Self>,
+        mut job: Job,
+        to: Option<(&str, u16)>,
+        asking: bool,
+        from: &ConnectionAddr,
+    ) {
+        let link =
+            to.and_then(|(address, slot)| self.router.learn(address, slot, asking, from, self));
+        job.hops += 1;
+        job.asking = asking;
+        match link {
+            Some(link) if job.hops <= MOST_HOPS => {
+                if let Err(job) = link.say(job) {
+                    self.failed(job);
+                }
+            }
+            _ => self.failed(job),
+        }
+    }
+
+    /// Gives all leases back. Redis has taken them when all of these were told so.
+    pub(crate) fn give_up(&self) -> Vec<oneshot::Receiver<Option<Reply>>> {
+        let mut returns = Vec::new();
+        for shard in &self.shards {
+            let left = lock(shard)
+                .iter_mut()
+                .filter_map(|(id, account)| Some((id.key, account.give_up()?)))
+                .collect::<Vec<_>>();
+            for (key, terms) in left {
+                let (tell, told) = oneshot::channel();
+                self.say(Job {
+                    then: Then::Peek(tell),
+                    ..self.forget(key, Action::Refund, terms)
+                });
+                returns.push(told);
+            }
+        }
+        returns
+    }
+
+    /// A server does not answer and will be left alone.
+    pub(crate) fn link_opened(&self, address: &ConnectionAddr, why: &str) {
+        self.meter.open(self.router.open());
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "rate_limit",
+            server = %address,
+            reason = why,
+            nodes = self.nodes(),
+            "redis is not asked any more, each policy does as its `on_outage` says",
+        );
+        #[cfg(not(feature = "tracing"))]
+        let _ = (address, why);
+    }
+
+    /// A server answers again. It is told what was admitted meanwhile, and what it may have lost.
+    pub(crate) fn link_closed(self: &Arc<Self>, address: &ConnectionAddr, since: Instant) {
+        self.meter.open(self.router.open());
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "rate_limit",
+            server = %address,
+            after = ?since.elapsed(),
+            "redis is asked again",
+        );
+        let _ = since;
+        let sizing = self.sizing();
+        let now = self.now();
+        for shard in &self.shards {
+            let mut news = Vec::new();
+            for (id, account) in lock(shard).iter_mut() {
+                if self
+                    .router
+                    .link(id.key)
+                    .is_none_or(|link| link.address() != address)
+                {
+                    continue;
+                }
+                if let Some(terms) = account.remembers(now, &sizing) {
+                    news.push((id.key, Action::Raise, terms));
+                }
+                if let Some(terms) = account.owes(now, &sizing) {
+                    news.push((id.key, Action::Owe, terms));
+                }
+            }
+            for (key, action, terms) in news {
+                self.say(self.forget(key, action, terms));
+            }
+        }
+    }
+
+    /// So many nodes were counted.
+    pub(crate) fn counted(&self, count: u64) {
+        let now = self.now();
+        // A server that has lost its data counts anew: fewer are believed when all have had time
+        // to say that they are there.
+        let at = self.nodes_at.load(Ordering::Relaxed);
+        let patience = super::link::GONE_AFTER.as_nanos() as u64;
+        if count >= self.nodes.load(Ordering::Relaxed) || now > at + patience {
+            self.nodes.store(count, Ordering::Relaxed);
+            self.nodes_at.store(now, Ordering::Relaxed);
+        }
+        self.meter.nodes(count);
+        let crowded = self.settings.is_planned && count > self.settings.planned;
+        if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
+            #[cfg(feature = "tracing")]
+            tracing::warn!(
+                target: "rate_limit",
+                nodes = count,
+                planned = self.settings.planned,
+                "there are more nodes than `FleetBackend::nodes` says",
+            );
+        } else if !crowded {
+            self.crowded.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// A request was decided by the answer it has waited for.
+    pub(crate) fn told(&self) {
+        self.meter.decided(Source::Redis);
+    }
+
+    pub(crate) fn called(&self, call: Call, start: Instant) {
+        self.meter.called(call, start.elapsed());
+    }
+
+    /// How many nodes there are, as far as is known.
+    pub(crate) fn nodes(&self) -> u64 {
+        self.nodes
+            .load(Ordering::Relaxed)
+            .max(self.settings.planned)
+    }
+
+    /// Requests that are leased and not made, when last counted.
+    pub(crate) fn leased(&self) -> u64 {
+        self.leased.load(Ordering::Relaxed)
+    }
+
+    /// Calls to Redis so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.meter.calls()
+    }
+
+    /// Whether any server is not asked at the moment.
+    pub(crate) fn is_open(&self) -> bool {
+        self.router.open() > 0
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn router(&self) -> &Router {
+        &self.router
+    }
+
+    pub(crate) fn version(&self) -> &AtomicU64 {
+        &self.version
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        // 584 years of uptime fit.
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    fn sizing(&self) -> Sizing {
+        Sizing {
+            most: self.settings.lease.most(),
+            planned: self.settings.planned,
+            nodes: self.nodes(),
+        }
+    }
+
+    fn shard(&self, id: AccountId) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[id.key as usize % SHARDS])
+    }
+
+    fn account<'a>(
+        &self,
+        shard: &'a mut Shard,
+        id: AccountId,
+        terms: &Arc<[Term]>,
+        now: u64,
+    ) -> &'a mut Account<Waiter> {
+        if shard.len() >= self.per_shard && !shard.contains_key(&id) {
+            self.make_room(shard, now);
+        }
+        let account = shard.entry(id).or_insert_with(|| Account::new(terms, now));
+        if let Some(left) = account.adopt(terms, now) {
+            self.say(self.forget(id.key, Action::Refund, left));
+        }
+        account
+    }
+
+    /// Forgets the half of a full shard that owes least, but for those who wait.
+    #[cold]
+    fn make_room(&self, shard: &mut Shard, now: u64) {
+        let mut debts: Vec<_> = shard.values().map(|account| account.debt(now)).collect();
+        let middle = debts.len() / 2;
+        let (_, &mut median, _) = debts.select_nth_unstable(middle);
+        shard.retain(|id, account| {
+            if !account.is_idle() || account.debt(now) > median {
+                return true;
+            }
+            if let Some(left) = account.give_up() {
+                self.say(self.forget(id.key, Action::Refund, left));
+            }
+            false
+        });
+    }
+
+    /// Gives back leases that lie idle, and forgets accounts that mean nothing any more.
+    fn tidy(&self) {
+        let now = self.now();
+        let mut leased = 0;
+        for shard in &self.shards {
+            lock(shard).retain(|id, account| {
+                if account.is_unused(now, IDLE)
+                    && let Some(left) = account.give_up()
+                {
+                    self.say(self.forget(id.key, Action::Refund, left));
+                }
+                leased += account.leased();
+                !account.is_blank(now)
+            });
+        }
+        self.leased.store(leased, Ordering::Relaxed);
+        self.meter.leased(leased);
+    }
+
+    fn job(&self, id: AccountId, account: &Account<Waiter>, ask: Ask) -> Job {
+        let Ask { n, least, cost } = ask;
+        Job {
+            then: Then::Account(id, ask),
+            ..self.forget(id.key, Action::Take { n, least }, account.terms(&cost))
+        }
+    }
+
+    fn forget(&self, key: u64, action: Action, terms: Box<[Term]>) -> Job {
+        Job {
+            key,
+            version: self.version.load(Ordering::Relaxed),
+            action,
+            terms,
+            then: Then::Forget,
+            hops: 0,
+            asking: false,
+        }
+    }
+
+    /// Says it to the server that holds the key, if that is asked at the moment.
+    fn say(&self, job: Job) {
+        match self.router.link(job.key) {
+            Some(link) if !link.is_open() => {
+                if let Err(job) = link.say(job) {
+                    self.failed(job);
+                }
+            }
+            _ => self.failed(job),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Said by the tasks before they end; nobody waits for the answers.
+        drop(self.give_up());
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("settings", &self.settings)
+            .field("nodes", &self.nodes())
+            .field("open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The terms with these costs.
+pub(crate) fn with(terms: &[Term], cost: &Cells) -> Box<[Term]> {
+    let lines = terms.iter().zip(cost);
+    lines
+        .map(|(term, &cells)| Term { cells, ..*term })
+        .collect()
+}
+
+/// Tidies up now and then, as long as the node is there.
+async fn look_after(node: Weak<Node>) {
+    let mut tick = interval(TIDY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match node.upgrade() {
+            Some(node) => node.tidy(),
+            None => return,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one is held, and an account is whole after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const SHARDS: usize = 64;
+
+/// A lease that was not used for so long, in nanoseconds, is given back.
+const IDLE: u64 = 500_000_000;
+
+const TIDY: Duration = Duration::from_millis(250);
+
+/// A key can move while it is asked for, and move again.
+const MOST_HOPS: u8 = 3;

@@ -1,0 +1,120 @@
+//! What is said to Redis and what it answers.
+
+use redis::{Cmd, Value};
+
+use super::{level::Level, outage::OnOutage};
+use crate::MAX_POLICIES;
+
+/// The account of a key, see the comment on its first lines.
+pub(super) const ACCOUNT: &str = include_str!("account.lua");
+
+/// The nodes of the fleet.
+pub(super) const NODES: &str = include_str!("nodes.lua");
+
+/// A policy, and what a request costs by it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Term {
+    /// The policy's name, hashed.
+    pub(crate) id: u32,
+    pub(crate) level: Level,
+    /// The burst of the quota, of which the level may hold some back.
+    pub(crate) burst: u64,
+    pub(crate) cells: u64,
+    pub(crate) shadow: bool,
+    pub(crate) on_outage: OnOutage,
+}
+
+/// What to do with an account.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Action {
+    /// Grant as many of `n` requests as fit, or none if fewer than `least` would.
+    Take { n: u64, least: u64 },
+    /// Charge the cells whether they fit or not, up to two bursts.
+    Charge,
+    /// Give the cells back.
+    Refund,
+    /// Charge what `cells` says as a level, up to one burst.
+    Owe,
+    /// Owe what `cells` says as a level at least.
+    Raise,
+    /// Change nothing.
+    Peek,
+}
+
+/// Where the account of a key is. All that is decided together is in one place, so it needs no
+/// hash tag; it has one so that its slot does not depend on the limiter's name.
+pub(super) fn key(name: &str, key: u64) -> String {
+    format!("{name}:{{{key:016x}}}")
+}
+
+/// The command that does it, for a script of this digest.
+pub(super) fn command(
+    digest: &str,
+    key: &str,
+    version: u64,
+    action: Action,
+    terms: &[Term],
+) -> Cmd {
+    let (mode, n, least) = match action {
+        Action::Take { n, least } => ("take", n, least),
+        Action::Charge => ("charge", 0, 2),
+        Action::Owe => ("owe", 0, 0),
+        Action::Refund => ("refund", 0, 0),
+        Action::Raise => ("raise", 0, 0),
+        Action::Peek => ("peek", 0, 0),
+    };
+    let mut command = Cmd::with_capacity(8 + 6 * terms.len(), 96 + 64 * terms.len());
+    command.arg("EVALSHA").arg(digest).arg(1).arg(key);
+    command.arg(mode).arg(version).arg(n).arg(least);
+    for term in terms {
+        let Level {
+            price,
+            drain,
+            capacity,
+        } = term.level;
+        // No more than two bursts ever matter, and more might not be exact.
+        let most = match action {
+            Action::Owe | Action::Raise => capacity,
+            _ => 2 * term.level.burst() + 1,
+        };
+        let cells = term.cells.min(most);
+        command.arg(term.id).arg(price).arg(drain).arg(capacity);
+        command.arg(cells).arg(u8::from(term.shadow));
+    }
+    command
+}
+
+/// What the account script answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Reply {
+    /// How many requests were granted.
+    pub(crate) granted: u64,
+    /// The level of each policy after the call.
+    pub(crate) levels: [u64; MAX_POLICIES],
+    /// For how many of the granted requests each policy was charged: all of them, unless it is in
+    /// shadow mode.
+    pub(crate) charged: [u64; MAX_POLICIES],
+}
+
+impl Reply {
+    /// Reads an answer for so many policies; `None` when it is not one.
+    pub(super) fn read(value: &Value, policies: usize) -> Option<Self> {
+        let Value::Array(values) = value else {
+            return None;
+        };
+        let mut numbers = values.iter().map(|value| match value {
+            &Value::Int(number) => u64::try_from(number).ok(),
+            _ => None,
+        });
+        let mut reply = Self {
+            granted: numbers.next()??,
+            levels: [0; MAX_POLICIES],
+            charged: [0; MAX_POLICIES],
+        };
+        for index in 0..policies {
+            reply.levels[index] = numbers.next()??;
+            reply.charged[index] = numbers.next()??;
+        }
+        Some(reply)
+    }
+}
