@@ -26,6 +26,8 @@ const MAX_STRIDE: u32 = 256;
 #[derive(Debug)]
 pub(crate) struct Accounting {
     epoch: Instant,
+    /// Service times above this are late, in ns.
+    objective: u64,
     shards: Box<[Shard]>,
     /// One request in so many is timed; a power of two.
     stride: AtomicU32,
@@ -62,6 +64,8 @@ struct Timed {
     log_service_time: f64,
     log_squares: f64,
     samples: u64,
+    /// Samples above the objective.
+    late: u64,
     longest_gap: u64,
 }
 
@@ -75,6 +79,7 @@ pub(crate) struct Totals {
     pub(crate) cancelled: u64,
     pub(crate) refusals: u64,
     pub(crate) samples: u64,
+    pub(crate) late: u64,
     pub(crate) log_service_time: f64,
     pub(crate) log_squares: f64,
     /// ∫ inflight dt in ns, up to a constant; wraps.
@@ -173,8 +178,10 @@ pub enum Outcome {
 }
 
 impl Accounting {
-    pub(crate) fn new() -> Self {
+    /// `objective`: what a service time above is counted as late.
+    pub(crate) fn new(objective: Option<Duration>) -> Self {
         Self {
+            objective: objective.map_or(u64::MAX, |objective| objective.as_nanos() as u64),
             epoch: Instant::now(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             stride: AtomicU32::new(1),
@@ -256,7 +263,7 @@ impl Accounting {
         timed.longest_gap = timed.longest_gap.max(gap);
         let service_time = ticket.age(now);
         match outcome {
-            Outcome::Success => timed.sample(service_time),
+            Outcome::Success => timed.sample(service_time, self.objective),
             Outcome::Dropped => self.sample_unfinished(&mut timed, service_time),
             Outcome::Ignored => {}
         }
@@ -270,21 +277,23 @@ impl Accounting {
         shard.drops.fetch_add(1, Relaxed);
     }
 
-    /// Counts a request whose caller went away.
-    pub(crate) fn cancel(&self, ticket: Ticket) {
+    /// Counts a request whose caller went away. A timed one answers when.
+    pub(crate) fn cancel(&self, ticket: Ticket) -> Option<u64> {
         let (shard, _) = self.shard();
         shard.cancelled.fetch_add(1, Relaxed);
-        if ticket.is_timed() {
-            let age = ticket.age(self.now());
-            self.sample_unfinished(&mut lock(&shard.timed), age);
+        if !ticket.is_timed() {
+            return None;
         }
+        let now = self.now();
+        self.sample_unfinished(&mut lock(&shard.timed), ticket.age(now));
+        Some(now)
     }
 
     /// An unfinished request would have taken at least its age: evidence of slowness, never of
     /// speed.
     fn sample_unfinished(&self, timed: &mut Timed, age: u64) {
         if age > self.typical.load(Relaxed) {
-            timed.sample(age);
+            timed.sample(age, self.objective);
         }
     }
 
@@ -341,6 +350,7 @@ impl Accounting {
             totals.refusals += shard.refusals.load(Relaxed);
             let mut timed = lock(&shard.timed);
             totals.samples += timed.samples;
+            totals.late += timed.late;
             totals.log_service_time += timed.log_service_time;
             totals.log_squares += timed.log_squares;
             totals.inflight_time = totals
@@ -385,11 +395,12 @@ impl Totals {
 }
 
 impl Timed {
-    fn sample(&mut self, nanos: u64) {
+    fn sample(&mut self, nanos: u64, objective: u64) {
         let log = (nanos.max(1) as f64).ln();
         self.log_service_time += log;
         self.log_squares += log * log;
         self.samples += 1;
+        self.late += u64::from(nanos > objective);
     }
 }
 

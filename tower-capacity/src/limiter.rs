@@ -32,8 +32,10 @@ use crate::{
 /// time to show in throughput, and one and a half more to be measured.
 const MIN_WINDOW: Duration = Duration::from_millis(50);
 const SERVICE_TIMES: f64 = 2.5;
-/// A window this old closes with few completions, and one ten times as old with none.
-const MAX_WINDOW: Duration = Duration::from_secs(1);
+/// No service is so slow that a window must last longer than this for its sake.
+const MAX_WINDOW: Duration = Duration::from_secs(4);
+/// A window this old closes if few requests ended, and one ten times as old if none did.
+const OLD_WINDOW: Duration = Duration::from_secs(1);
 const FEW: u64 = 8;
 const STALE_WINDOW: Duration = Duration::from_secs(10);
 /// Completions that mean something: the mean of exponential times has a standard error below a
@@ -95,6 +97,8 @@ struct Control {
     bounds: RangeInclusive<usize>,
     /// The limit goes no higher, whatever the law says; the bounds go first.
     ceiling: usize,
+    /// The bounds of a healthy wait follow the service time.
+    learns_patience: bool,
     opened: Totals,
     last: Option<Window>,
     history: VecDeque<LimitChange>,
@@ -126,7 +130,7 @@ impl Limiter {
             bounds: LimiterBuilder::DEFAULT_BOUNDS,
             max_queue: None,
             max_wait: GateConfig::DEFAULT_MAX_WAIT,
-            codel: None,
+            patience: Patience::Learned,
             shares: Vec::new(),
             name: "default".into(),
         }
@@ -143,10 +147,10 @@ impl Limiter {
         if let Some(max_queue) = builder.max_queue {
             config = config.max_queue(max_queue);
         }
-        if let Some(codel) = builder.codel {
+        if let Patience::Fixed(codel) = builder.patience {
             config = config.codel(codel);
         }
-        let accounting = Accounting::new();
+        let accounting = Accounting::new(law.objective());
         let opened = accounting.totals(0, true);
         Self {
             shared: Arc::new(Shared {
@@ -157,6 +161,7 @@ impl Limiter {
                     law,
                     bounds: builder.bounds,
                     ceiling: usize::MAX,
+                    learns_patience: matches!(builder.patience, Patience::Learned),
                     opened,
                     last: None,
                     history: VecDeque::new(),
@@ -493,7 +498,7 @@ impl Limiter {
             .last
             .and_then(|window| window.service_time)
             .unwrap_or(0.0);
-        let lasts = Duration::from_secs_f64((SERVICE_TIMES * service_time).min(1.0))
+        let lasts = Duration::from_secs_f64((SERVICE_TIMES * service_time).min(60.0))
             .clamp(MIN_WINDOW, MAX_WINDOW);
         shared
             .closes_at
@@ -519,12 +524,15 @@ impl Limiter {
         let completions = totals
             .completions
             .saturating_sub(control.opened.completions);
+        let ended = completions + totals.drops + totals.cancelled
+            - control.opened.drops
+            - control.opened.cancelled;
         let steady = totals
             .service_time_since(&control.opened)
             .is_some_and(|(_, error)| completions >= STEADY && error < STEADY_ERROR);
         let enough = steady
             || completions >= ENOUGH
-            || age >= MAX_WINDOW && completions >= FEW
+            || age >= OLD_WINDOW && ended >= FEW
             || age >= STALE_WINDOW;
         if !enough {
             shared
@@ -540,6 +548,11 @@ impl Limiter {
             .throughput
             .store(window.throughput().to_bits(), Relaxed);
         control.last = Some(window);
+        if control.learns_patience
+            && let Some(service_time) = window.service_time
+        {
+            shared.gate.set_codel(Some(learned_patience(service_time)));
+        }
         self.open_window(control, now);
         let at = shared.accounting.instant(now);
         let next = control
@@ -568,6 +581,7 @@ impl Limiter {
             mean_inflight: inflight_time as f64 / age.as_nanos().max(1) as f64,
             service_time: totals.service_time_since(opened).map(|(mean, _)| mean),
             samples: totals.samples - opened.samples,
+            late: totals.late - opened.late,
             longest_gap: Duration::from_nanos(totals.longest_gap),
             min_limit: *control.bounds.start(),
             max_limit: control.highest(),
@@ -665,7 +679,7 @@ pub struct LimiterBuilder {
     bounds: RangeInclusive<usize>,
     max_queue: Option<usize>,
     max_wait: Duration,
-    codel: Option<Codel>,
+    patience: Patience,
     shares: Vec<(Box<str>, f64)>,
     name: Box<str>,
 }
@@ -706,12 +720,15 @@ impl LimiterBuilder {
         self
     }
 
-    /// Sheds from a waiting room that has stopped absorbing bursts, and serves its newest first;
-    /// [`Codel::REQUESTS`] suits services that answer within milliseconds.
+    /// Sets when the waiting room has stopped absorbing bursts: then it sheds those who have
+    /// waited for too long, and serves its newest first. `None` never: in order of arrival, as
+    /// long as [`max_wait`](Self::max_wait) allows.
     ///
-    /// Defaults to none: in order of arrival, as long as `max_wait` allows.
-    pub const fn codel(mut self, codel: Codel) -> Self {
-        self.codel = Some(codel);
+    /// Defaults to bounds that follow the service time: a target of a fifth of it, 5 ms at least,
+    /// within ten of it, 100 ms at least. [`Codel::REQUESTS`] does not follow; it suits services
+    /// that answer within milliseconds.
+    pub fn codel(mut self, codel: impl Into<Option<Codel>>) -> Self {
+        self.patience = codel.into().map_or(Patience::Endless, Patience::Fixed);
         self
     }
 
@@ -765,6 +782,27 @@ impl LimiterBuilder {
         };
         Ok(Limiter::from_parts(self, law))
     }
+}
+
+/// What the waiting room takes for a healthy wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// What [`learned_patience`] says of the last window.
+    Learned,
+    Fixed(Codel),
+    Endless,
+}
+
+/// Fixed bounds shed from a slow service below its capacity, since one answer later is nothing
+/// there; in the simulator they doubled the refusals below 70 % of it. Those that follow the
+/// service time cost nothing there and take a tenth off the P99 (`benches/RESULTS.md`).
+fn learned_patience(service_time: f64) -> Codel {
+    let least = Codel::REQUESTS;
+    let times = |factor: f64| Duration::from_secs_f64((factor * service_time).clamp(0.0, 60.0));
+    Codel::new(
+        times(0.2).max(least.target()),
+        times(10.0).max(least.interval()),
+    )
 }
 
 fn check_bounds(bounds: &RangeInclusive<usize>) -> Result<(), ConfigError> {
@@ -1033,7 +1071,10 @@ impl Drop for Admission {
     fn drop(&mut self) {
         let shared = &self.limiter.shared;
         if self.ticket.progress() == Progress::Running {
-            shared.accounting.cancel(self.ticket);
+            // A service whose callers all lose their patience is seen too.
+            if let Some(now) = shared.accounting.cancel(self.ticket) {
+                self.limiter.look(now);
+            }
         }
         if self.ticket.is_timed() {
             shared.accounting.leave(self.ticket);

@@ -45,7 +45,7 @@ mod vegas;
 mod verified_gradient;
 mod window;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use tokio::time::Instant;
 
@@ -54,7 +54,9 @@ pub use self::{
     fixed::Fixed,
     gradient2::Gradient2,
     vegas::Vegas,
-    verified_gradient::{VerifiedGradient, VerifiedGradientConfig},
+    verified_gradient::{
+        VerifiedGradient, VerifiedGradientBuilder, VerifiedGradientConfig, VerifiedGradientError,
+    },
     window::Window,
 };
 
@@ -75,6 +77,13 @@ pub trait Limit: fmt::Debug + Send {
 
     /// Reads what happened during one window and answers the next limit.
     fn on_window(&mut self, now: Instant, window: &Window) -> usize;
+
+    /// The service time above which a request is late; `None` if the law does not care.
+    ///
+    /// Read once, when the limiter is built. [`Window::late`] counts by it.
+    fn objective(&self) -> Option<Duration> {
+        None
+    }
 
     /// Names the law in metrics, events and reports.
     fn name(&self) -> &'static str;
@@ -119,8 +128,6 @@ impl Default for Explanation {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;

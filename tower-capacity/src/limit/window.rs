@@ -7,9 +7,10 @@ use std::time::Duration;
 /// The limiter makes these; build one by hand, from [`Window::new`], to drive a law in a test or a
 /// simulator.
 ///
-/// A window closes once it has lasted 2.5 service times (50 ms at least) and holds 128
+/// A window closes once it has lasted 2.5 service times (50 ms at least, 4 s at most) and holds 128
 /// completions, or 32 whose service times differ little (a standard error of 5 %), or is a second
-/// old and holds 8. Only thin traffic keeps one open for longer, ten seconds at most.
+/// old and saw 8 requests end in any way. Only thin traffic keeps one open for longer, ten seconds
+/// at most.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Window {
@@ -32,6 +33,8 @@ pub struct Window {
     pub service_time: Option<f64>,
     /// How many requests were timed.
     pub samples: u64,
+    /// How many of them took longer than the [objective](super::Limit::objective) of the law.
+    pub late: u64,
     /// Longest time between two timed completions, the edges of the window included.
     pub longest_gap: Duration,
     /// The limit in force during the window.
@@ -59,6 +62,7 @@ impl Window {
             mean_inflight: 0.0,
             service_time: None,
             samples: 0,
+            late: 0,
             longest_gap: duration,
             limit,
             min_limit: 1,

@@ -1,9 +1,14 @@
 //! The default law: a latency gradient whose baseline moves only on evidence.
 
+mod config;
+mod objective;
+
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use self::config::{VerifiedGradientBuilder, VerifiedGradientConfig, VerifiedGradientError};
+use self::objective::Objective;
 use super::{Explanation, Limit, Window};
 
 /// Compares the service time with a baseline, and lets throughput decide what the baseline is.
@@ -32,25 +37,38 @@ use super::{Explanation, Limit, Window};
 /// - *App-limited windows.* Nobody was held back and N < 0.7 L: B follows w, upwards only while N
 ///   does not grow, since a queue that builds is no service time. L is held, never raised or
 ///   decayed for lack of demand (RFC 7661 takes the same view of TCP's window).
-/// - *Audit.* From time to time (1 s after the limit is reached, then twice as long each time, up
-///   to 30 s) the limit is halved for one window to take effect and until enough requests are
-///   counted, which measures e between L/2 and L:
+/// - *Audit.* From time to time (1 s or 16 windows after the limit is reached, then twice as long
+///   each time, up to 30 s or 128 windows) the limit is halved for one window to take effect and
+///   until a hundred requests are counted, which measures e between L/2 and L:
 ///
 ///   ```text
-///   e < 0.15          half was enough: L ← L/2, B ← min(B, w), and again at once, down to 2  (4)
-///   0.15 ≤ e ≤ 0.65   restore L, B ← B · (1 + gain · (e − e*))                            (5)
+///   e < 0.1           half was enough: L ← L/2, B ← min(B, w), and again at once, down to 2  (4)
+///   0.1 ≤ e ≤ 0.65    restore L, B ← B · (1 + gain · (e − e*))                            (5)
 ///   e > 0.65          restore L, B ← max(B, w), slow start: the latency is not our queue  (6)
 ///   ```
 ///
 ///   (5) is an integral controller which holds L where halving it costs a set share of the
 ///   throughput, whatever the distribution of the service time; (4) descends to the knee when a
-///   process starts inside an overload and never sees a healthy baseline.
+///   process starts inside an overload and never sees a healthy baseline. As long as nothing has
+///   verified B, an audit leaves a third of L instead of half.
 /// - *Cut.* g < 0.7: something changed. L ← g·L, judged like an audit, so that a cut which only
 ///   costs throughput is undone.
-/// - *Bet.* g < 0.7 and X fell below 0.7 of the usual: either capacity was lost, or a dependency
-///   became slower and L no longer carries the demand. In the second case Little's law says which
-///   limit does, X·w; it is tried before anything is cut. If X follows and w does not, the slowness
-///   is not ours: B ← w. If not, L is restored, and the next bet waits.
+/// - *Bet.* g < 0.7 and X fell below 0.7 of the usual under the usual limit: either capacity was
+///   lost, or a dependency became slower and L no longer carries the demand. In the second case
+///   Little's law says which limit does, X·w; it is tried before anything is cut. If X follows and w
+///   does not, the slowness is not ours: B ← w. If not, L is restored, and the next bet waits.
+///
+/// **Objective.** With [`latency_objective`](VerifiedGradientBuilder::latency_objective) L also stays
+/// below a ceiling C, which moves by what share of the requests took longer:
+///
+/// ```text
+/// may  = max(1 %, 1.5 · share late in windows without a queue)
+/// late > may        C ← 0.85 · min(C, L), once chance does not explain it               (7)
+/// late < may        C ← 1.05 · C                                                        (8)
+/// ```
+///
+/// Requests that are late even without a queue (the slow class of a mix, a dependency) thus raise
+/// what may be late instead of lowering L for nothing: no limit makes them faster.
 ///
 /// A window with a completion gap far longer than its rate implies (a pause, a failover) is void,
 /// and so is the next.
@@ -67,6 +85,9 @@ pub struct VerifiedGradient {
     stall: Stall,
     /// Slow average of the throughput of windows in which nothing was wrong.
     usual_throughput: f64,
+    /// And of the limit in force then.
+    usual_limit: f64,
+    objective: Option<Objective>,
     /// The last windows at this limit or so; the last step of slow start.
     steady: Option<Tally>,
     /// Inflight in the last window.
@@ -79,96 +100,6 @@ pub struct VerifiedGradient {
     reason: &'static str,
 }
 
-/// The constants of [`VerifiedGradient`], and where they come from.
-///
-/// They are the same for every service and are not meant to be tuned; they are public so that a
-/// simulation can vary them. "Model" is the simulator of this project (`benches`, named scenarios).
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct VerifiedGradientConfig {
-    /// Limit before the first window. 20 (Netflix concurrency-limits).
-    pub initial: usize,
-    /// How much slower than the baseline is still healthy. 0.45 (model; Envoy's default is 0.25).
-    pub tolerance: f64,
-    /// Bounds of the gradient. 0.5 and 1.5 (model; Envoy's are 0.5 and 2).
-    pub gradient: (f64, f64),
-    /// Share of the way to go down in a window. 0.7 (model).
-    pub step_down: f64,
-    /// Share of the way to go up in a window. 0.5 (model).
-    pub step_up: f64,
-    /// Growth in a window of slow start. 2 (TCP, RFC 5681).
-    pub slow_start: f64,
-    /// Gradient below which something changed: a cut or a bet, not a step. 0.7 (model).
-    pub deep: f64,
-    /// Elasticity below which concurrency is useless. 0.15: halving costs a tenth (model).
-    pub useless: f64,
-    /// Elasticity above which throughput is proportional to concurrency. 0.65 (model).
-    pub proportional: f64,
-    /// e*, the elasticity that audits aim for. 0.3: halving costs a fifth (model; Kleinrock's power
-    /// X²/N has its maximum at ½, where more throughput is lost).
-    pub target: f64,
-    /// How much of a surprise of an audit moves the baseline. 0.5 (model).
-    pub gain: f64,
-    /// How soon a probe may come, and at most how late. 1 s and 30 s (model), or 4 and 32 windows
-    /// where windows are long.
-    pub probe_every: (Duration, Duration),
-    /// Completions that end the measurement of a probe, which lasts eight windows at most. 100: the
-    /// rate is then known to a tenth.
-    pub probe_completions: u64,
-}
-
-impl Default for VerifiedGradientConfig {
-    fn default() -> Self {
-        Self {
-            initial: 20,
-            tolerance: 0.45,
-            gradient: (0.5, 1.5),
-            step_down: 0.7,
-            step_up: 0.5,
-            slow_start: 2.0,
-            deep: 0.7,
-            useless: 0.15,
-            proportional: 0.65,
-            target: 0.3,
-            gain: 0.5,
-            probe_every: (Duration::from_secs(1), Duration::from_secs(30)),
-            probe_completions: 100,
-        }
-    }
-}
-
-/// Below this share of the limit an app-limited window is a measure of the baseline (model).
-const LIGHT: f64 = 0.7;
-/// How fast the baseline follows light windows, down and up (model).
-const BASELINE_DOWN: f64 = 0.4;
-const BASELINE_UP: f64 = 0.2;
-/// Growth of inflight from window to window below which no queue builds (model).
-const AT_REST: f64 = 1.1;
-/// What an average over windows keeps of the past (model).
-const STEADY_KEEP: f64 = 0.5;
-const USUAL_PACE: f64 = 0.3;
-/// Throughput has fallen if it is below this share of the usual (model).
-const FALLEN: f64 = 0.7;
-/// A bet raises the limit by so much at least and at most (model).
-const BET: (f64, f64) = (1.4, 4.0);
-/// Elasticity that a bet must show, and how much slower it may make the service (model).
-const BET_PAYS: f64 = 0.5;
-const BET_SLOWER: f64 = 1.25;
-/// Slow start goes on only while this share of the limit is in use (model).
-const IN_USE: f64 = 0.4;
-/// An elasticity is read only from a change of ln N of this much (model).
-const MOVED: f64 = 0.15;
-/// No audit goes below this limit, rounded: one request at a time leaves all but one core idle for
-/// as long as it takes to find that out (a service of 100 requests a second: two seconds).
-const LEAST_AUDIT: f64 = 1.5;
-/// Most windows that a probe measures.
-const PROBE_WINDOWS: u32 = 8;
-/// A gap this long is a stall if this many completions should have fallen into it (model).
-const STALL: Duration = Duration::from_millis(60);
-const STALL_COMPLETIONS: f64 = 16.0;
-/// The limiter makes no longer windows; bounds the pauses that are counted in windows.
-const LONGEST_WINDOW: Duration = Duration::from_secs(60);
-
 impl VerifiedGradient {
     /// Creates the law with its documented constants.
     #[must_use]
@@ -176,9 +107,23 @@ impl VerifiedGradient {
         Self::with_config(VerifiedGradientConfig::default())
     }
 
-    /// Creates the law with other constants.
-    #[must_use]
-    pub fn with_config(config: VerifiedGradientConfig) -> Self {
+    /// Starts to describe the law otherwise.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_capacity::{Limiter, limit::VerifiedGradient};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let law = VerifiedGradient::builder().latency_objective(Duration::from_millis(100)).build()?;
+    /// let limiter = Limiter::builder().law(law).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> VerifiedGradientBuilder {
+        VerifiedGradientBuilder::default()
+    }
+
+    fn with_config(config: VerifiedGradientConfig) -> Self {
         Self {
             limit: config.initial as f64,
             baseline: None,
@@ -186,6 +131,8 @@ impl VerifiedGradient {
             slow_start: true,
             stall: Stall::Watching,
             usual_throughput: 0.0,
+            usual_limit: 0.0,
+            objective: None,
             steady: None,
             last_inflight: 0.0,
             probe: None,
@@ -227,37 +174,62 @@ impl VerifiedGradient {
             );
         }
         if !self.audit.is_planned() {
-            self.audit
-                .soon(now, self.config.probe_every, window.duration);
+            self.audit.soon(now, &self.config, window.duration);
         }
         let baseline = *self.baseline.get_or_insert(service_time);
+        if let Some(objective) = &mut self.objective {
+            if self.verified && service_time <= baseline {
+                objective.learn(window);
+            } else {
+                objective.judge(&self.config, window, held);
+            }
+        }
         if let Some(probe) = self.probe {
             return self.on_probe(probe, now, window, service_time);
         }
         let before = self.steady;
         let steady = before
             .unwrap_or_default()
-            .keep(STEADY_KEEP)
+            .at_most(self.config.memory)
             .plus(&Tally::of(window));
         self.steady = Some(steady);
-        let (least, most) = self.config.gradient;
+        let (least, most) = (self.config.least_gradient, self.config.greatest_gradient);
         let gradient = (baseline * (1.0 + self.config.tolerance) / service_time).clamp(least, most);
-        if let Some(decision) = self.end_slow_start(gradient, window, before) {
+        if let Some(decision) = self.end_slow_start(now, gradient, window, before) {
             return decision;
         }
         if gradient < self.config.deep {
             return self.bet_or_cut(now, gradient, window, service_time);
         }
         self.note_throughput(window);
-        if self.audit.is_due(now) && !self.slow_start && 0.5 * self.limit >= LEAST_AUDIT {
-            return self.start(ProbeKind::Audit, 0.5 * self.limit, steady, service_time);
+        if self.audit.is_due(now) && !self.slow_start && self.is_enough(&steady) {
+            let audited = self.audited();
+            if audited >= self.config.least_audit {
+                return self.start(ProbeKind::Audit, audited, steady, service_time);
+            }
         }
         (self.step(gradient, window), self.limit)
     }
 
+    /// The throughput is known well.
+    fn is_enough(&self, tally: &Tally) -> bool {
+        tally.completions >= self.config.evidence as f64
+    }
+
+    /// The limit that an audit commands.
+    fn audited(&self) -> f64 {
+        let share = if self.verified {
+            0.5
+        } else {
+            self.config.first_audit
+        };
+        share * self.limit
+    }
+
     fn is_void(&mut self, window: &Window) -> bool {
         let missed = window.longest_gap.as_secs_f64() * self.usual_throughput;
-        let stalled = window.longest_gap > STALL && missed > STALL_COMPLETIONS;
+        let stalled =
+            window.longest_gap > self.config.stall && missed > self.config.stall_completions;
         let (next, void) = match self.stall {
             Stall::Watching if stalled => (Stall::VoidNext, true),
             Stall::VoidNext => (Stall::Over, true),
@@ -271,9 +243,10 @@ impl VerifiedGradient {
         let pace = if self.usual_throughput == 0.0 {
             1.0
         } else {
-            USUAL_PACE
+            self.config.usual_pace
         };
         self.usual_throughput += pace * (window.throughput() - self.usual_throughput);
+        self.usual_limit += pace * (window.limit as f64 - self.usual_limit);
     }
 
     /// The limit held nobody back: hold it, and learn the baseline if the service was lightly
@@ -293,15 +266,18 @@ impl VerifiedGradient {
         self.steady = None;
         self.audit = Schedule::default();
         self.note_throughput(window);
-        if window.mean_inflight >= LIGHT * self.limit {
+        if window.mean_inflight >= self.config.light * self.limit {
             return "hold";
         }
         self.verified = true;
+        if let Some(objective) = &mut self.objective {
+            objective.learn(window);
+        }
         let baseline = self.baseline.get_or_insert(service_time);
         if service_time < *baseline {
-            *baseline += BASELINE_DOWN * (service_time - *baseline);
-        } else if window.mean_inflight < AT_REST * last_inflight {
-            *baseline += BASELINE_UP * (service_time - *baseline);
+            *baseline += self.config.baseline_down * (service_time - *baseline);
+        } else if window.mean_inflight < self.config.at_rest * last_inflight {
+            *baseline += self.config.baseline_up * (service_time - *baseline);
         }
         "baseline"
     }
@@ -310,6 +286,7 @@ impl VerifiedGradient {
     /// the baseline is only a guess.
     fn end_slow_start(
         &mut self,
+        now: Instant,
         gradient: f64,
         window: &Window,
         before: Option<Tally>,
@@ -320,7 +297,7 @@ impl VerifiedGradient {
         let step = Tally::of(window);
         self.steady = Some(step);
         let in_vain = before
-            .and_then(|before| step.elasticity_since(&before))
+            .and_then(|before| self.elasticity(&before, &step))
             .is_some_and(|e| e < self.config.useless);
         if !in_vain && gradient >= 1.0 {
             return None;
@@ -330,9 +307,13 @@ impl VerifiedGradient {
             self.limit /= self.config.slow_start;
         }
         if !self.verified {
+            if !self.is_enough(&step) {
+                self.audit.due = Some(now);
+                return Some(("in_vain", self.limit));
+            }
             // What was measured before the limit came down still tells what more of it is worth.
             let service_time = window.service_time.unwrap_or_default();
-            return Some(self.start(ProbeKind::Audit, 0.5 * self.limit, step, service_time));
+            return Some(self.start(ProbeKind::Audit, self.audited(), step, service_time));
         }
         if in_vain {
             self.steady = None;
@@ -349,10 +330,13 @@ impl VerifiedGradient {
         service_time: f64,
     ) -> (&'static str, f64) {
         let before = Tally::of(window);
-        let has_fallen = window.throughput() < FALLEN * self.usual_throughput;
+        let has_fallen = window.throughput() < self.config.fallen * self.usual_throughput
+            && window.mean_inflight < self.config.bet_grown * self.usual_limit;
         if has_fallen && (!self.bet.is_planned() || self.bet.is_due(now)) {
-            let commanded = (self.usual_throughput * service_time)
-                .clamp(BET.0 * self.limit, BET.1 * self.limit);
+            let commanded = (self.usual_throughput * service_time).clamp(
+                self.config.bet_least * self.limit,
+                self.config.bet_most * self.limit,
+            );
             return self.start(ProbeKind::Bet, commanded, before, service_time);
         }
         self.start(ProbeKind::Cut, gradient * self.limit, before, service_time)
@@ -392,14 +376,18 @@ impl VerifiedGradient {
             probe.during = probe.during.plus(&Tally::of(window));
             probe.log_service_time += service_time.ln();
         }
-        let enough = probe.during.completions >= self.config.probe_completions as f64;
-        if measured == 0 || measured < PROBE_WINDOWS && !enough {
+        let enough = self.is_enough(&probe.during);
+        if measured == 0 || measured < self.config.probe_windows && !enough {
             self.probe = Some(probe);
             return (probe.kind.name(), probe.commanded);
         }
         self.probe = None;
         let service_time = (probe.log_service_time / f64::from(measured)).exp();
-        let e = probe.during.elasticity_since(&probe.before);
+        let e = match probe.kind {
+            ProbeKind::Bet => self.elasticity(&probe.before, &probe.during),
+            // Inflight that grows in spite of a cut is news, but not of the cut.
+            ProbeKind::Audit | ProbeKind::Cut => self.elasticity(&probe.during, &probe.before),
+        };
         self.elasticity = e.or(self.elasticity);
         match probe.kind {
             ProbeKind::Bet => self.judge_bet(&probe, e, now, window, service_time),
@@ -417,16 +405,15 @@ impl VerifiedGradient {
         window: &Window,
         service_time: f64,
     ) -> (&'static str, f64) {
-        let pays = e.is_some_and(|e| e > BET_PAYS);
-        if pays && service_time < BET_SLOWER * probe.service_time {
+        let pays = e.is_some_and(|e| e > self.config.bet_pays);
+        if pays && service_time < self.config.bet_slower * probe.service_time {
             self.limit = probe.commanded;
             self.baseline = Some(service_time);
             self.slow_start = true;
             self.bet = Schedule::default();
             return ("bet_won", self.limit);
         }
-        self.bet
-            .later(now, self.config.probe_every, window.duration);
+        self.bet.later(now, &self.config, window.duration);
         // Capacity was lost: this is usual from now on.
         self.usual_throughput = window.throughput();
         ("bet_lost", self.limit)
@@ -446,7 +433,6 @@ impl VerifiedGradient {
             proportional,
             target,
             gain,
-            probe_every: every,
             ..
         } = self.config;
         let is_cut = probe.kind == ProbeKind::Cut;
@@ -455,29 +441,25 @@ impl VerifiedGradient {
             if is_cut {
                 self.limit = probe.commanded;
             }
-            self.audit.later(now, every, window.duration);
+            self.audit.later(now, &self.config, window.duration);
             return ("no_evidence", self.limit);
         };
         if e < useless {
             self.baseline = Some(baseline.min(service_time));
             self.limit = probe.commanded;
             if is_cut {
-                self.audit.soon(now, every, window.duration);
+                self.audit.soon(now, &self.config, window.duration);
                 return ("cut_accept", self.limit);
             }
-            let deeper = 0.5 * self.limit;
-            if deeper < LEAST_AUDIT {
-                self.audit.later(now, every, window.duration);
+            let deeper = self.audited();
+            if deeper < self.config.least_audit {
+                self.audit.later(now, &self.config, window.duration);
                 return ("audit_accept", self.limit);
             }
             return self.start(ProbeKind::Audit, deeper, probe.during, service_time);
         }
         self.verified = true;
-        if (e - target).abs() < 0.2 {
-            self.audit.later(now, every, window.duration);
-        } else {
-            self.audit.soon(now, every, window.duration);
-        }
+        self.audit.later(now, &self.config, window.duration);
         if e > proportional {
             self.baseline = Some(baseline.max(service_time));
             self.slow_start = true;
@@ -491,10 +473,17 @@ impl VerifiedGradient {
         ("audit_restore", self.limit)
     }
 
+    /// e between a lower concurrency and a higher one; `None` where it was not higher.
+    fn elasticity(&self, lower: &Tally, higher: &Tally) -> Option<f64> {
+        let moved = (higher.inflight() / lower.inflight()).ln();
+        let e = (higher.throughput() / lower.throughput()).ln() / moved;
+        (moved > self.config.moved && e.is_finite()).then_some(e)
+    }
+
     /// Equations (2) and (3), or a step of slow start.
     fn step(&mut self, gradient: f64, window: &Window) -> &'static str {
         if self.slow_start {
-            if window.mean_inflight > IN_USE * self.limit {
+            if window.mean_inflight > self.config.in_use * self.limit {
                 self.limit *= self.config.slow_start;
             }
             return "slow_start";
@@ -522,11 +511,22 @@ impl Limit for VerifiedGradient {
     }
 
     fn on_window(&mut self, now: Instant, window: &Window) -> usize {
-        let (reason, commanded) = self.decide(now, window);
+        let (reason, mut commanded) = self.decide(now, window);
         self.reason = reason;
         let (least, most) = (window.min_limit as f64, window.max_limit as f64);
+        if let Some(objective) = &self.objective
+            && commanded > objective.ceiling()
+        {
+            self.reason = "objective";
+            self.limit = self.limit.min(objective.ceiling());
+            commanded = objective.ceiling();
+        }
         self.limit = self.limit.clamp(least, most);
         commanded.clamp(least, most).round() as usize
+    }
+
+    fn objective(&self) -> Option<Duration> {
+        self.objective.map(|objective| objective.service_time())
     }
 
     fn name(&self) -> &'static str {
@@ -541,6 +541,9 @@ impl Limit for VerifiedGradient {
         }
     }
 }
+
+/// The shortest and the longest pause between probes, in windows.
+const PAUSE: (u32, u32) = (16, 128);
 
 /// Work and concurrency, summed over windows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -560,7 +563,9 @@ impl Tally {
         }
     }
 
-    fn keep(&self, share: f64) -> Self {
+    /// So much of it that it holds no more completions than this.
+    fn at_most(&self, completions: f64) -> Self {
+        let share = (completions / self.completions.max(1.0)).min(1.0);
         Self {
             completions: share * self.completions,
             seconds: share * self.seconds,
@@ -576,14 +581,13 @@ impl Tally {
         }
     }
 
-    /// ∂ln X/∂ln N between two tallies, `None` where N hardly moved. Where nothing was completed,
-    /// half a completion is assumed.
-    fn elasticity_since(&self, before: &Self) -> Option<f64> {
-        let throughput = |tally: &Self| (tally.completions.max(0.5) / tally.seconds).ln();
-        let inflight = |tally: &Self| (tally.inflight_seconds / tally.seconds).ln();
-        let moved = inflight(self) - inflight(before);
-        let e = (throughput(self) - throughput(before)) / moved;
-        (moved.abs() > MOVED && e.is_finite()).then_some(e)
+    /// Completions a second. Where nothing was completed, half a completion is assumed.
+    fn throughput(&self) -> f64 {
+        self.completions.max(0.5) / self.seconds
+    }
+
+    fn inflight(&self) -> f64 {
+        self.inflight_seconds / self.seconds
     }
 }
 
@@ -629,17 +633,18 @@ struct Schedule {
 
 impl Schedule {
     /// The shortest pause.
-    fn soon(&mut self, now: Instant, every: (Duration, Duration), window: Duration) {
-        self.pause = every.0.max(4 * window.min(LONGEST_WINDOW));
-        self.due = Some(now + self.pause);
+    fn soon(&mut self, now: Instant, config: &VerifiedGradientConfig, window: Duration) {
+        self.pause = Duration::ZERO;
+        self.later(now, config, window);
     }
 
     /// Twice the last pause.
-    fn later(&mut self, now: Instant, every: (Duration, Duration), window: Duration) {
-        let window = window.min(LONGEST_WINDOW);
-        self.pause = (2 * self.pause)
-            .max(every.0.max(4 * window))
-            .min(every.1.max(32 * window));
+    fn later(&mut self, now: Instant, config: &VerifiedGradientConfig, window: Duration) {
+        // The limiter makes no longer windows.
+        let window = window.min(Duration::from_secs(60));
+        let soonest = config.probe_soonest.max(PAUSE.0 * window);
+        let latest = config.probe_latest.max(PAUSE.1 * window);
+        self.pause = (2 * self.pause).max(soonest).min(latest);
         self.due = Some(now + self.pause);
     }
 
@@ -813,8 +818,11 @@ mod tests {
         driver.limited(before as f64, 40.0);
         let bet = driver.limit as f64;
         let slower = 40.0 * bet / before as f64;
-        driver.limited(bet, slower);
-        assert_eq!(driver.limited(bet, slower), "bet_lost");
+        let mut reason = "bet";
+        while reason == "bet" {
+            reason = driver.limited(bet, slower);
+        }
+        assert_eq!(reason, "bet_lost");
         assert_eq!(driver.limit, before);
         assert_eq!(driver.limited(before as f64, 40.0), "cut");
     }
@@ -865,9 +873,9 @@ mod tests {
     }
 
     #[test]
-    fn an_audit_comes_after_a_second_at_the_limit() {
+    fn an_audit_comes_after_sixteen_windows_at_the_limit() {
         let mut driver = Driver::new();
-        run_saturated(&mut driver, "audit", 15);
+        run_saturated(&mut driver, "audit", 24);
         assert!(driver.limit <= 20);
     }
 
@@ -879,7 +887,7 @@ mod tests {
             ..Driver::new()
         };
         driver.limit = 400;
-        run_saturated(&mut driver, "not_our_queue", 40);
+        run_saturated(&mut driver, "audit_restore", 20);
         assert!(driver.baseline_ms() < 26.0, "{:?}", driver.law);
         assert!(driver.limit <= 50, "{}", driver.limit);
     }
@@ -906,6 +914,36 @@ mod tests {
             last = mean(&mut driver);
         }
         assert!((last / first - 1.0).abs() < 0.05, "{first} {last}");
+    }
+
+    #[test]
+    fn a_latency_objective_holds_the_limit_where_it_is_met() {
+        // 2,000 a second; a tenth of the requests takes three times as long as the typical one.
+        let objective = Duration::from_millis(30);
+        let mut driver = Driver {
+            law: VerifiedGradient::builder()
+                .latency_objective(objective)
+                .build()
+                .expect("the documented constants are possible")
+                .warm_start(40, Some(Duration::from_millis(10))),
+            ..Driver::new()
+        };
+        assert_eq!(driver.law.objective(), Some(objective));
+        let mut late_lately = 0;
+        for i in 0..400 {
+            let inflight = driver.limit as f64;
+            let ms = (inflight / 2.0).max(8.0);
+            let mut window = Window {
+                limited: true,
+                ..window(inflight, ms)
+            };
+            let is_late = 3.0 * ms > 30.0;
+            window.late = if is_late { window.samples / 10 } else { 0 };
+            driver.window(window);
+            late_lately += u32::from(is_late && i >= 200);
+        }
+        assert!(late_lately < 60, "{late_lately} of 200 windows are late");
+        assert!(driver.limit >= 12, "{}", driver.limit);
     }
 
     #[test]
