@@ -32,16 +32,16 @@ if raw then
 end
 
 -- A clock that was set back by up to a second stands still; one set back further starts anew.
-local elapsed = now - last
+local elapsed, changed = now - last, false
 if elapsed < 0 then
-  if elapsed >= -1000000 then now = last end
+  if elapsed >= -1000000 then now = last else changed = true end
   elapsed = 0
 end
 for _, policy in pairs(kept) do
   policy[3] = math.max(0, policy[3] - elapsed * policy[2])
 end
 
-local policies, granted, changed = {}, n, false
+local policies, granted = {}, n
 for i = 5, #ARGV, 6 do
   local id, price, drain = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local capacity, cells = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4])

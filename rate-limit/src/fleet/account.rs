@@ -56,20 +56,10 @@ struct Flight<W> {
     waiting: VecDeque<W>,
 }
 
-/// How one who waits is told.
+/// How one who waits is told. Dropped, it tells that Redis did not answer.
 pub(crate) trait Tell {
-    /// Tells what became of the request, if anybody still listens; `false` if not.
-    fn tell_with(self, verdict: impl FnOnce() -> Verdict) -> bool
-    where
-        Self: Sized;
-
-    /// As [`tell_with`](Self::tell_with).
-    fn tell(self, verdict: Verdict) -> bool
-    where
-        Self: Sized,
-    {
-        self.tell_with(|| verdict)
-    }
+    /// Tells what became of the request; `false` when nobody listens any more.
+    fn tell(self, verdict: Verdict) -> bool;
 }
 
 /// What becomes of a request.
@@ -311,14 +301,9 @@ impl<W: Tell> Account<W> {
         next
     }
 
-    /// Redis did not answer: those who waited for it are decided on without it.
-    pub(crate) fn failed(&mut self, now: u64, ask: &Ask, sizing: &Sizing) {
-        if let Some(at) = self.flights.iter().position(|f| f.cost == ask.cost) {
-            for tell in self.flights.swap_remove(at).waiting {
-                // One who has left has been decided on already.
-                tell.tell_with(|| self.without_redis(now, &ask.cost, sizing));
-            }
-        }
+    /// Redis did not answer: those who waited for it decide without it.
+    pub(crate) fn failed(&mut self, ask: &Ask) {
+        self.flights.retain(|flight| flight.cost != ask.cost);
     }
 
     /// Decides on a request without Redis, by each policy's [`OnOutage`].

@@ -3,6 +3,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use redis::Client;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use super::script;
 use crate::key::Seed;
 
 /// The Redis or Valkey that keeps the quotas of a fleet, and how it is asked.
@@ -46,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) strict_windows: bool,
     pub(crate) version: u64,
     pub(crate) seed: Seed,
+    /// The account script. Tests have one whose clock they can set.
+    pub(crate) script: Arc<str>,
 }
 
 impl FleetBackend {
@@ -102,6 +105,7 @@ impl FleetBackend {
             is_planned: false,
             strict_windows: false,
             version: 0,
+            script: script::ACCOUNT.into(),
         };
         Ok(Self { settings })
     }
@@ -165,6 +169,12 @@ impl FleetBackend {
     /// Defaults to the name, which is no secret.
     pub fn secret(mut self, secret: impl AsRef<[u8]>) -> Self {
         self.settings.seed = seed(secret.as_ref());
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn script(mut self, script: &str) -> Self {
+        self.settings.script = script.into();
         self
     }
 

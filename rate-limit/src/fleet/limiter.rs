@@ -433,20 +433,23 @@ impl Waiting {
         cx: &mut Context<'_>,
     ) -> Poll<Verdict> {
         let this = self.project();
-        if let Poll::Ready(Ok(verdict)) = Pin::new(&mut *this.told).poll(cx) {
-            limiter.node.told();
-            return Poll::Ready(verdict);
-        }
-        if this.overdue.poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        // Either it was told in this moment, or it never will be.
-        this.told.close();
-        Poll::Ready(this.told.try_recv().unwrap_or_else(|_| {
-            limiter
-                .node
-                .overdue(question.id, &question.terms, &question.cost)
-        }))
+        let told = match Pin::new(&mut *this.told).poll(cx) {
+            Poll::Ready(told) => told.ok(),
+            Poll::Pending if this.overdue.poll(cx).is_pending() => return Poll::Pending,
+            Poll::Pending => {
+                // Either it was told in this moment, or it never will be.
+                this.told.close();
+                this.told.try_recv().ok()
+            }
+        };
+        let limiter = &limiter.node;
+        Poll::Ready(match told {
+            Some(verdict) => {
+                limiter.told();
+                verdict
+            }
+            None => limiter.overdue(question.id, &question.terms, &question.cost),
+        })
     }
 
     async fn verdict(self, limiter: &FleetLimiter, question: &Question) -> Verdict {

@@ -228,7 +228,12 @@ impl Task {
             let digest = command.arg("LOAD").arg(text).query_async(&mut redis);
             digest.await.map(|digest: String| Arc::from(digest))
         };
-        let scripts = async { Ok((load(script::ACCOUNT).await?, load(script::NODES).await?)) };
+        let scripts = async {
+            Ok((
+                load(&node.settings().script).await?,
+                load(script::NODES).await?,
+            ))
+        };
         let (account, nodes) = match timeout(CONNECT_WITHIN, scripts).await {
             Ok(Ok(scripts)) => scripts,
             Ok(Err(error)) => return Err(reason(&error)),
@@ -312,7 +317,8 @@ async fn exchange(node: Arc<Node>, mut connection: Connection, state: Arc<State>
         let mut pipeline = Pipeline::with_capacity(left.len() + 1);
         // In a pipeline the script is there before it is called.
         if tries > 0 {
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(script::ACCOUNT);
+            let script = &*node.settings().script;
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script);
         }
         let first = pipeline.len();
         for job in &left {

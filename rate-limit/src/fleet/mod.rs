@@ -88,6 +88,8 @@ pub(crate) mod account;
 mod backend;
 mod breaker;
 #[cfg(test)]
+mod clock_steps;
+#[cfg(test)]
 mod golden;
 mod level;
 mod limiter;

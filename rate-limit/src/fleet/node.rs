@@ -67,8 +67,8 @@ pub(crate) enum Asked {
 }
 
 impl Tell for Waiter {
-    fn tell_with(self, verdict: impl FnOnce() -> Verdict) -> bool {
-        !self.is_closed() && self.send(verdict()).is_ok()
+    fn tell(self, verdict: Verdict) -> bool {
+        self.send(verdict).is_ok()
     }
 }
 
@@ -133,7 +133,7 @@ impl Node {
         Asked::Waits(told)
     }
 
-    /// Decides on a request that has waited long enough.
+    /// Decides on a request that has waited in vain.
     pub(crate) fn overdue(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) -> Verdict {
         let now = self.now();
         let mut shard = self.shard(id);
@@ -210,9 +210,8 @@ impl Node {
     pub(crate) fn failed(&self, job: Job) {
         match job.then {
             Then::Account(id, ask) => {
-                let now = self.now();
                 if let Some(account) = self.shard(id).get_mut(&id) {
-                    account.failed(now, &ask, &self.sizing());
+                    account.failed(&ask);
                 }
             }
             Then::Peek(tell) => drop(tell.send(None)),
