@@ -2,186 +2,334 @@
 //!
 //! `cargo bench -p overload-benches --bench overhead`
 //!
-//! The inner service is ready at once and does nothing, so that all that is measured is the layer.
-//! Rounds of all contenders are interleaved, since a shared machine drifts by more than they
-//! differ, and ratios to `tower::limit::ConcurrencyLimit` of the same round are reported.
+//! The inner services are ready at once and do nothing, so that all that is measured is the layer;
+//! none of the limits is reached unless the row says so. Rounds of all contenders are interleaved,
+//! since a shared machine drifts by more than they differ: reported are the medians, what each adds
+//! to the bare service of the same round, and the ratio of that to what
+//! `tower::limit::ConcurrencyLimit` adds.
 
 use std::{
     convert::Infallible,
+    fmt::Debug,
     future::{Ready, ready},
     hint::black_box,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
 
+use allocation_counter::measure;
+use congestion_limiter::{
+    limiter::{DefaultLimiter, Limiter as _, Outcome as CongestionOutcome},
+    limits::Vegas,
+};
 use futures_util::FutureExt;
 use http::{Request, Response};
-use http_body_util::Empty;
+use http_body_util::Full;
 use tokio::time::Instant;
-use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_capacity::{CapacityLayer, Limiter, limit::Fixed};
+use tower::{
+    Layer, Service, ServiceExt, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShed,
+    util::BoxCloneService,
+};
+use tower_capacity::{
+    CapacityLayer, Limiter, PlainCapacityLayer,
+    gate::{Ask, Partition},
+    limit::Fixed,
+};
 
-type Reply = Response<Empty<bytes::Bytes>>;
+/// A service of unit requests: what is left is the limiter.
+#[derive(Clone, Copy, Debug)]
+struct Unit;
 
-fn answer(_request: Request<()>) -> Ready<Result<Reply, Infallible>> {
-    ready(Ok(Response::new(Empty::new())))
+impl Service<()> for Unit {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Ready<Result<(), Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(Ok(()))
+    }
 }
 
-/// A way to spend requests: answers nanoseconds a request.
-type Measure = Box<dyn FnMut() -> f64>;
+/// As [`Unit`], but that it yields once to the scheduler.
+#[derive(Clone, Copy, Debug)]
+struct Yielding;
+
+impl Service<()> for Yielding {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        Box::pin(async {
+            tokio::task::yield_now().await;
+            Ok(())
+        })
+    }
+}
+
+/// Requests and responses of HTTP, with a body that the caller reads to its end.
+#[derive(Clone, Copy, Debug)]
+struct Http;
+
+type Body = Full<bytes::Bytes>;
+
+impl Service<Request<Body>> for Http {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _request: Request<Body>) -> Self::Future {
+        let body = Full::new(bytes::Bytes::from_static(b"done"));
+        ready(Ok(Response::new(body)))
+    }
+}
+
+/// Spends so many requests.
+type Spend = Box<dyn FnMut(u32)>;
 
 const REQUESTS: u32 = 100_000;
 
-fn nanos(requests: u32, work: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    work();
-    start.elapsed().as_nanos() as f64 / f64::from(requests)
-}
-
 /// One handle, one request after the other.
-fn one_thread<S>(mut service: S) -> Measure
+fn one_handle<S>(mut service: S) -> Spend
 where
-    S: Service<Request<()>> + 'static,
-    S::Error: std::fmt::Debug,
+    S: Service<()> + 'static,
 {
-    Box::new(move || {
-        nanos(REQUESTS, || {
-            for _ in 0..REQUESTS {
-                let ready = service
-                    .ready()
-                    .now_or_never()
-                    .expect("a free permit")
-                    .expect("ready");
-                let response = ready
-                    .call(Request::new(()))
-                    .now_or_never()
-                    .expect("an answer");
-                drop(black_box(response));
-            }
-        })
+    Box::new(move |requests| {
+        for _ in 0..requests {
+            let ready = service.ready().now_or_never().expect("ready at once");
+            let Ok(ready) = ready else {
+                continue;
+            };
+            drop(black_box(ready.call(()).now_or_never()));
+        }
     })
 }
 
 /// A clone for each request, as servers do.
-fn clone_each<S>(service: S) -> Measure
+fn clone_each<S>(service: S) -> Spend
 where
-    S: Service<Request<()>> + Clone + 'static,
-    S::Error: std::fmt::Debug,
+    S: Service<()> + Clone + 'static,
 {
-    Box::new(move || {
-        nanos(REQUESTS, || {
-            for _ in 0..REQUESTS {
-                let response = service.clone().oneshot(Request::new(())).now_or_never();
-                drop(black_box(response.expect("an answer")));
-            }
-        })
+    Box::new(move |requests| {
+        for _ in 0..requests {
+            drop(black_box(service.clone().oneshot(()).now_or_never()));
+        }
     })
 }
 
 /// Two threads with 64 tasks each, which yield inside.
-fn two_threads<L, S>(layer: &L) -> Measure
+fn two_threads<S>(service: S) -> Spend
 where
-    L: Layer<Yielding, Service = S>,
-    S: Service<Request<()>> + Clone + Send + 'static,
+    S: Service<()> + Clone + Send + 'static,
     S::Future: Send,
     S::Response: Send,
-    S::Error: std::fmt::Debug + Send,
+    S::Error: Send,
 {
     const TASKS: u32 = 128;
-    let service = layer.layer(Yielding);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_time()
         .build()
         .expect("a runtime without drivers");
-    Box::new(move || {
-        nanos(REQUESTS, || {
-            runtime.block_on(async {
-                let tasks: Vec<_> = (0..TASKS)
-                    .map(|_| {
-                        let service = service.clone();
-                        tokio::spawn(async move {
-                            for _ in 0..REQUESTS / TASKS {
-                                let response = service.clone().oneshot(Request::new(())).await;
-                                drop(black_box(response.expect("an answer")));
-                            }
-                        })
+    Box::new(move |requests| {
+        runtime.block_on(async {
+            let tasks: Vec<_> = (0..TASKS)
+                .map(|_| {
+                    let service = service.clone();
+                    tokio::spawn(async move {
+                        for _ in 0..requests / TASKS {
+                            drop(black_box(service.clone().oneshot(()).await));
+                        }
                     })
-                    .collect();
-                for task in tasks {
-                    task.await.expect("no panic");
-                }
-            });
-        })
+                })
+                .collect();
+            for task in tasks {
+                task.await.expect("no panic");
+            }
+        });
     })
 }
 
-/// Answers after one yield to the scheduler.
-#[derive(Clone, Debug)]
-struct Yielding;
-
-impl Service<Request<()>> for Yielding {
-    type Response = Reply;
-    type Error = Infallible;
-    type Future = futures_util::future::BoxFuture<'static, Result<Reply, Infallible>>;
-
-    fn poll_ready(
-        &mut self,
-        _cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _request: Request<()>) -> Self::Future {
-        Box::pin(async {
-            tokio::task::yield_now().await;
-            Ok(Response::new(Empty::new()))
-        })
-    }
+/// A clone for each request, whose response body is read to its end.
+fn with_body<S, B>(service: S) -> Spend
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone + 'static,
+    S::Error: Debug,
+    B: http_body::Body + Unpin,
+    B::Error: Debug,
+{
+    Box::new(move |requests| {
+        for _ in 0..requests {
+            let request = Request::new(Body::default());
+            let response = service.clone().oneshot(request).now_or_never();
+            let response = response.expect("an answer").expect("a response");
+            let read = http_body_util::BodyExt::collect(response.into_body());
+            drop(black_box(read.now_or_never()));
+        }
+    })
 }
 
 const WIDE: usize = 10_000;
 
-fn fixed(limit: usize) -> CapacityLayer {
-    let limiter = Limiter::builder()
-        .law(Fixed::new(limit))
-        .max_queue(0)
-        .build();
-    CapacityLayer::new(limiter.expect("a possible limit"))
+fn fixed(limit: usize) -> Limiter {
+    let builder = Limiter::builder().law(Fixed::new(limit)).max_queue(0);
+    builder.build().expect("a possible limit")
 }
 
 /// The default law at work, above a limit that nobody reaches.
-fn adaptive() -> CapacityLayer {
+fn adaptive() -> Limiter {
     let limiter = Limiter::builder().bounds(WIDE..=2 * WIDE).build();
-    CapacityLayer::new(limiter.expect("possible bounds"))
+    limiter.expect("possible bounds")
 }
 
-fn tower_limit(limit: usize) -> tower::limit::GlobalConcurrencyLimitLayer {
-    tower::limit::GlobalConcurrencyLimitLayer::new(limit)
+fn of_four_partitions(_request: &()) -> Ask {
+    thread_local! {
+        static TURN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
+    TURN.set(TURN.get() + 1);
+    Ask::new().partition(Partition::new(1 + TURN.get() % 4))
 }
 
-/// Interleaved rounds of all contenders; the medians, and their ratios to `reference`.
-fn compare(title: &str, reference: usize, mut contenders: Vec<(&str, Measure)>) {
+/// It is no Tower layer: acquire and release around the call.
+#[derive(Clone, Debug)]
+struct Congestion<S> {
+    limiter: Arc<DefaultLimiter<Vegas>>,
+    inner: S,
+}
+
+impl<S> Service<()> for Congestion<S>
+where
+    S: Service<(), Response = (), Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = ();
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        let limiter = Arc::clone(&self.limiter);
+        let mut inner = self.inner.clone();
+        Box::pin(async move {
+            let Some(token) = limiter.try_acquire().await else {
+                return Ok(());
+            };
+            inner.call(()).await?;
+            limiter
+                .release(token, Some(CongestionOutcome::Success))
+                .await;
+            Ok(())
+        })
+    }
+}
+
+/// Each contender around one inner service, spent in one way.
+macro_rules! contenders {
+    ($spend:ident, $inner:expr) => {{
+        let acc = tower_acc::Vegas::builder()
+            .initial_limit(WIDE)
+            .max_limit(WIDE);
+        let aimd = tower_resilience_adaptive::Aimd::builder().initial_limit(WIDE);
+        let aimd = aimd.max_limit(WIDE).build().expect("possible numbers");
+        let congestion = Arc::new(DefaultLimiter::new(Vegas::new(WIDE, WIDE..=WIDE)));
+        let little = little_loadshedder::LoadShed::new($inner, 0.01, Duration::from_secs(1));
+        vec![
+            ("bare", $spend($inner)),
+            (
+                "tower ConcurrencyLimit",
+                $spend(GlobalConcurrencyLimitLayer::new(WIDE).layer($inner)),
+            ),
+            (
+                "tower LoadShed + ConcurrencyLimit",
+                $spend(LoadShed::new(
+                    GlobalConcurrencyLimitLayer::new(WIDE).layer($inner),
+                )),
+            ),
+            (
+                "tower-acc Vegas",
+                $spend(tower_acc::ConcurrencyLimitLayer::new(acc.build()).layer($inner)),
+            ),
+            (
+                "congestion-limiter Vegas",
+                $spend(Congestion {
+                    limiter: congestion,
+                    inner: $inner,
+                }),
+            ),
+            ("little-loadshedder", $spend(little)),
+            (
+                "tower-resilience AIMD",
+                $spend(tower_resilience_adaptive::AdaptiveLimiterLayer::new(aimd).layer($inner)),
+            ),
+            (
+                "tower-capacity, fixed",
+                $spend(PlainCapacityLayer::new(fixed(WIDE)).layer($inner)),
+            ),
+            (
+                "tower-capacity, adaptive",
+                $spend(PlainCapacityLayer::new(adaptive()).layer($inner)),
+            ),
+            (
+                "tower-capacity, four partitions",
+                $spend(
+                    PlainCapacityLayer::new(fixed(WIDE))
+                        .ask(of_four_partitions)
+                        .layer($inner),
+                ),
+            ),
+        ]
+    }};
+}
+
+/// Interleaved rounds of all contenders. The first is bare, the second what the others are compared
+/// with.
+fn compare(title: &str, requests: u32, mut contenders: Vec<(&str, Spend)>) {
     const ROUNDS: usize = 21;
     let mut times = vec![Vec::with_capacity(ROUNDS); contenders.len()];
-    for (_, measure) in &mut contenders {
-        measure();
+    for (_, spend) in &mut contenders {
+        spend(requests);
     }
     for _ in 0..ROUNDS {
-        for ((_, measure), times) in contenders.iter_mut().zip(&mut times) {
-            times.push(measure());
+        for ((_, spend), times) in contenders.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            spend(requests);
+            times.push(start.elapsed().as_nanos() as f64 / f64::from(requests));
         }
     }
-    let ratios: Vec<Vec<f64>> = times
-        .iter()
-        .map(|own| {
-            own.iter()
-                .zip(&times[reference])
-                .map(|(own, base)| own / base)
-                .collect()
-        })
-        .collect();
-    println!("\n{title}\n{:<42} {:>9} {:>8}", "", "ns", "ratio");
-    for (((name, _), times), ratios) in contenders.iter().zip(times).zip(ratios) {
-        println!("{name:<42} {:>9.1} {:>8.2}", median(times), median(ratios));
+    println!("\n{title}");
+    println!(
+        "{:<42} {:>8} {:>8} {:>8} {:>12}",
+        "", "ns", "added", "ratio", "allocations"
+    );
+    for (index, (name, spend)) in contenders.iter_mut().enumerate() {
+        let added = |index: usize| {
+            let pairs = times[index].iter().zip(&times[0]);
+            median(pairs.map(|(own, bare)| own - bare).collect())
+        };
+        let allocations = measure(|| spend(1_024)).count_total as f64 / 1_024.0;
+        println!(
+            "{name:<42} {:>8.1} {:>8.1} {:>8.2} {allocations:>12.2}",
+            median(times[index].clone()),
+            added(index),
+            added(index) / added(1)
+        );
     }
 }
 
@@ -191,104 +339,97 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    let inner = || service_fn(answer);
+    // Some peers need a runtime's timer.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime without drivers");
+    let entered = runtime.enter();
     compare(
         "one thread, one handle",
-        1,
-        vec![
-            ("bare", one_thread(inner())),
-            (
-                "tower ConcurrencyLimit",
-                one_thread(tower_limit(WIDE).layer(inner())),
-            ),
-            (
-                "tower LoadShed + ConcurrencyLimit",
-                one_thread(tower::load_shed::LoadShed::new(
-                    tower_limit(WIDE).layer(inner()),
-                )),
-            ),
-            (
-                "tower-capacity, fixed",
-                one_thread(fixed(WIDE).layer(inner())),
-            ),
-            (
-                "tower-capacity, adaptive",
-                one_thread(adaptive().layer(inner())),
-            ),
-        ],
+        REQUESTS,
+        contenders!(one_handle, Unit),
     );
     compare(
         "one thread, a clone for each request",
-        1,
-        vec![
-            ("bare", clone_each(inner())),
-            (
-                "tower ConcurrencyLimit",
-                clone_each(tower_limit(WIDE).layer(inner())),
-            ),
-            (
-                "tower LoadShed + ConcurrencyLimit",
-                clone_each(tower::load_shed::LoadShed::new(
-                    tower_limit(WIDE).layer(inner()),
-                )),
-            ),
-            (
-                "tower-capacity, fixed",
-                clone_each(fixed(WIDE).layer(inner())),
-            ),
-            (
-                "tower-capacity, adaptive",
-                clone_each(adaptive().layer(inner())),
-            ),
-        ],
+        REQUESTS,
+        contenders!(clone_each, Unit),
     );
+    refused();
+    bodies();
+    drop(entered);
     compare(
         "two threads x 64 tasks",
-        1,
-        vec![
-            ("bare", two_threads(&tower::layer::util::Identity::new())),
-            ("tower ConcurrencyLimit", two_threads(&tower_limit(WIDE))),
-            ("tower-capacity, fixed", two_threads(&fixed(WIDE))),
-            ("tower-capacity, adaptive", two_threads(&adaptive())),
-        ],
+        REQUESTS,
+        contenders!(two_threads, Yielding),
     );
-    let full = Limiter::builder()
-        .law(Fixed::new(1))
-        .max_queue(0)
-        .build()
-        .expect("possible");
+}
+
+/// Nobody is admitted; the first row is the same service without a limiter.
+fn refused() {
+    let full = fixed(1);
     let _admission = full.try_admit().expect("the only permit");
+    let limiter = full.clone();
+    let contenders: Vec<(&str, Spend)> = vec![
+        ("bare", one_handle(Unit)),
+        (
+            "tower LoadShed + ConcurrencyLimit",
+            one_handle(LoadShed::new(
+                GlobalConcurrencyLimitLayer::new(0).layer(Unit),
+            )),
+        ),
+        (
+            "tower-capacity, limiter alone",
+            Box::new(move |requests| {
+                for _ in 0..requests {
+                    drop(black_box(limiter.try_admit()));
+                }
+            }),
+        ),
+        (
+            "tower-capacity",
+            one_handle(PlainCapacityLayer::new(full.clone()).layer(Unit)),
+        ),
+        (
+            "tower-capacity, an HTTP response",
+            with_body(CapacityLayer::new(full).layer(Http)),
+        ),
+    ];
+    compare("refused", REQUESTS, contenders);
+}
+
+/// The others have no body of their own, and return their permit before it is read.
+fn bodies() {
+    let tenants = CapacityLayer::new(fixed(WIDE)).partition(|request| request.uri.path().get(1..));
+    let contenders: Vec<(&str, Spend)> = vec![
+        ("bare", with_body(Http)),
+        (
+            "tower ConcurrencyLimit",
+            with_body(GlobalConcurrencyLimitLayer::new(WIDE).layer(Http)),
+        ),
+        (
+            "tower-capacity, fixed",
+            with_body(CapacityLayer::new(fixed(WIDE)).layer(Http)),
+        ),
+        (
+            "tower-capacity, adaptive",
+            with_body(CapacityLayer::new(adaptive()).layer(Http)),
+        ),
+        ("tower-capacity, partitions", with_body(tenants.layer(Http))),
+        (
+            "bare, boxed as routers do",
+            with_body(BoxCloneService::new(Http)),
+        ),
+        (
+            "tower-capacity, adaptive, boxed as routers do",
+            with_body(BoxCloneService::new(
+                CapacityLayer::new(adaptive()).layer(Http),
+            )),
+        ),
+    ];
     compare(
-        "refused",
-        0,
-        vec![
-            ("tower LoadShed + ConcurrencyLimit", {
-                let mut shed = tower::load_shed::LoadShed::new(tower_limit(0).layer(inner()));
-                Box::new(move || {
-                    nanos(REQUESTS, || {
-                        for _ in 0..REQUESTS {
-                            let ready = shed.ready().now_or_never();
-                            let shed = ready.expect("always ready").expect("always ready");
-                            let refused = shed.call(Request::new(())).now_or_never();
-                            drop(black_box(refused.expect("an answer")));
-                        }
-                    })
-                })
-            }),
-            ("tower-capacity, limiter", {
-                let full = full.clone();
-                Box::new(move || {
-                    nanos(REQUESTS, || {
-                        for _ in 0..REQUESTS {
-                            drop(black_box(full.try_admit()));
-                        }
-                    })
-                })
-            }),
-            (
-                "tower-capacity, layer (HTTP response)",
-                one_thread(CapacityLayer::new(full.clone()).layer(inner())),
-            ),
-        ],
+        "HTTP types, a clone for each request, the body read",
+        REQUESTS,
+        contenders,
     );
 }

@@ -315,17 +315,19 @@ impl Limiter {
 
     /// How long a request is expected to take, behind so many others; zero before the first window.
     fn expected_sojourn(&self, queued: usize) -> Duration {
-        self.expected_drain(queued + 1) + self.shared.accounting.typical()
+        let drain = self.expected_drain(queued + 1).min(3600.0);
+        Duration::from_secs_f64(drain) + self.shared.accounting.typical()
     }
 
-    /// How long `requests` are expected to take at the pace of the last window; zero before it.
-    pub(crate) fn expected_drain(&self, requests: usize) -> Duration {
+    /// How many seconds `requests` are expected to take at the pace of the last window; zero before
+    /// it.
+    #[inline]
+    pub(crate) fn expected_drain(&self, requests: usize) -> f64 {
         let throughput = f64::from_bits(self.shared.throughput.load(Relaxed));
-        let seconds = requests as f64 / throughput;
-        if seconds.is_finite() {
-            Duration::from_secs_f64(seconds.min(3600.0))
+        if throughput > 0.0 {
+            requests as f64 / throughput
         } else {
-            Duration::ZERO
+            0.0
         }
     }
 

@@ -1,13 +1,6 @@
 //! What a refused caller gets.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{cell::Cell, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -29,17 +22,19 @@ pub struct Shed {
     refused: Refused,
 }
 
-/// Least time a shed caller is asked to stay away. The header has whole seconds and must not say 0.
-const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Least time a shed caller is asked to stay away, in seconds. The header has whole ones and must
+/// not say 0.
+const MIN_RETRY_AFTER: f64 = 1.0;
 /// Most, whatever the estimate: capacity may come back at any time.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
+const MAX_RETRY_AFTER: f64 = 10.0;
 
 impl Shed {
-    /// `drain` is how long the requests inside and in line are expected to take.
-    pub(crate) fn new(mut refused: Refused, drain: Duration) -> Self {
-        let retry_after = jitter(drain.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER / 2));
+    /// `drain` is how many seconds the requests inside and in line are expected to take.
+    #[inline]
+    pub(crate) fn new(mut refused: Refused, drain: f64) -> Self {
+        let retry_after = jitter(drain.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER / 2.0));
         // At most ten seconds.
-        refused.set_retry_after_millis(retry_after.as_millis() as u16);
+        refused.set_retry_after_millis((1e3 * retry_after) as u16);
         Self { refused }
     }
 
@@ -90,13 +85,16 @@ impl fmt::Display for Shed {
 
 /// One to two times `least`, a different share at each call: the fractional parts of the multiples
 /// of the golden ratio, which spread more evenly than random numbers do (Weyl 1916).
-fn jitter(least: Duration) -> Duration {
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    let share = CALLS
-        .fetch_add(1, Relaxed)
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        >> 40;
-    least + least.mul_f64(share as f64 / (1_u64 << 24) as f64)
+///
+/// Each thread draws its own, so that refusing does not make threads wait for each other.
+#[inline]
+fn jitter(least: f64) -> f64 {
+    thread_local! {
+        static SHARE: Cell<u64> = const { Cell::new(0) };
+    }
+    let share = SHARE.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+    SHARE.set(share);
+    least + least * ((share >> 40) as f64 / (1_u64 << 24) as f64)
 }
 
 /// Answers a refused request. `T` says why it was refused.
@@ -237,13 +235,9 @@ mod tests {
 
     #[test]
     fn jitter_spreads_between_once_and_twice() {
-        let least = Duration::from_secs(2);
-        let drawn: Vec<_> = (0..100).map(|_| jitter(least)).collect();
-        assert!(drawn.iter().all(|&wait| wait >= least && wait < 2 * least));
-        let early = drawn
-            .iter()
-            .filter(|&&wait| wait < Duration::from_secs(3))
-            .count();
+        let drawn: Vec<_> = (0..100).map(|_| jitter(2.0)).collect();
+        assert!(drawn.iter().all(|wait| (2.0..4.0).contains(wait)));
+        let early = drawn.iter().filter(|&&wait| wait < 3.0).count();
         assert!(
             (40..=60).contains(&early),
             "{early} of 100 in the first half"

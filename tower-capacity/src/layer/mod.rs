@@ -39,7 +39,7 @@ pub use self::{
     future::CapacityFuture,
     layer::CapacityLayer,
     plain::{
-        ByResult, CapacityError, ClassifyResult, PlainCapacity, PlainCapacityFuture,
+        Alike, AskOf, ByResult, CapacityError, ClassifyResult, PlainCapacity, PlainCapacityFuture,
         PlainCapacityLayer,
     },
     service::Capacity,

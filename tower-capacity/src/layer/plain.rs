@@ -13,7 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::service::shed_by;
-use crate::{Admission, Admit, Limiter, Outcome, Priority, gate::Partition, reject::Shed};
+use crate::{Admission, Admit, Limiter, Outcome, gate::Ask, reject::Shed};
 
 /// Layer that applies [`PlainCapacity`]: the limit for services of any request and response.
 ///
@@ -41,9 +41,10 @@ use crate::{Admission, Admit, Limiter, Outcome, Priority, gate::Partition, rejec
 /// polled ready holds no permit.
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct PlainCapacityLayer<C = ByResult> {
+pub struct PlainCapacityLayer<C = ByResult, A = Alike> {
     limiter: Limiter,
     classify: C,
+    asks: A,
 }
 
 impl PlainCapacityLayer {
@@ -57,11 +58,12 @@ impl PlainCapacityLayer {
         Self {
             limiter,
             classify: ByResult,
+            asks: Alike,
         }
     }
 }
 
-impl<C> PlainCapacityLayer<C> {
+impl<C, A> PlainCapacityLayer<C, A> {
     /// The limiter: keep a clone to watch it, to change its bounds and to drain it.
     pub const fn limiter(&self) -> &Limiter {
         &self.limiter
@@ -81,26 +83,80 @@ impl<C> PlainCapacityLayer<C> {
     /// });
     /// # let _ = layer;
     /// ```
-    pub fn classify<T, E, F>(self, classify: F) -> PlainCapacityLayer<F>
+    pub fn classify<T, E, F>(self, classify: F) -> PlainCapacityLayer<F, A>
     where
         F: Fn(&Result<T, E>) -> Outcome + Clone,
     {
         PlainCapacityLayer {
             limiter: self.limiter,
             classify,
+            asks: self.asks,
+        }
+    }
+
+    /// Says what a request asks of the limiter: how much it matters, whose it is, how long it has.
+    /// Defaults to [`Alike`].
+    ///
+    /// ```
+    /// use tower_capacity::{PlainCapacityLayer, Priority, gate::Ask};
+    ///
+    /// struct Job {
+    ///     nightly: bool,
+    /// }
+    ///
+    /// let layer = PlainCapacityLayer::adaptive().ask(|job: &Job| {
+    ///     let priority = if job.nightly { Priority::Background } else { Priority::Default };
+    ///     Ask::new().priority(priority)
+    /// });
+    /// # let _ = layer;
+    /// ```
+    pub fn ask<Request, F>(self, ask: F) -> PlainCapacityLayer<C, F>
+    where
+        F: Fn(&Request) -> Ask + Clone,
+    {
+        PlainCapacityLayer {
+            limiter: self.limiter,
+            classify: self.classify,
+            asks: ask,
         }
     }
 }
 
-impl<S, C: Clone> Layer<S> for PlainCapacityLayer<C> {
-    type Service = PlainCapacity<S, C>;
+impl<S, C: Clone, A: Clone> Layer<S> for PlainCapacityLayer<C, A> {
+    type Service = PlainCapacity<S, C, A>;
 
     fn layer(&self, inner: S) -> Self::Service {
         PlainCapacity {
             inner,
             limiter: self.limiter.clone(),
             classify: self.classify.clone(),
+            asks: self.asks.clone(),
         }
+    }
+}
+
+/// Says what a request asks of the limiter.
+pub trait AskOf<Request> {
+    /// What this one asks.
+    fn ask(&self, request: &Request) -> Ask;
+}
+
+/// Requests that all matter the same and have all the time in the world.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Alike;
+
+impl<Request> AskOf<Request> for Alike {
+    #[inline]
+    fn ask(&self, _request: &Request) -> Ask {
+        Ask::new()
+    }
+}
+
+impl<Request, F: Fn(&Request) -> Ask> AskOf<Request> for F {
+    #[inline]
+    fn ask(&self, request: &Request) -> Ask {
+        self(request)
     }
 }
 
@@ -136,13 +192,14 @@ impl<T, E, F: Fn(&Result<T, E>) -> Outcome> ClassifyResult<T, E> for F {
 ///
 /// Made by [`PlainCapacityLayer`].
 #[derive(Clone, Debug)]
-pub struct PlainCapacity<S, C = ByResult> {
+pub struct PlainCapacity<S, C = ByResult, A = Alike> {
     inner: S,
     limiter: Limiter,
     classify: C,
+    asks: A,
 }
 
-impl<S, C> PlainCapacity<S, C> {
+impl<S, C, A> PlainCapacity<S, C, A> {
     /// The inner service.
     pub const fn get_ref(&self) -> &S {
         &self.inner
@@ -159,20 +216,20 @@ impl<S, C> PlainCapacity<S, C> {
     }
 
     /// Waits for a permit, if whoever refused one might still give it.
-    #[cold]
-    fn wait<Request>(&mut self, request: Request) -> PlainCapacityFuture<S, C, Request>
+    fn wait<Request>(&mut self, request: Request, ask: Ask) -> PlainCapacityFuture<S, C, Request>
     where
         S: Service<Request> + Clone,
         C: Clone,
     {
-        if let Some(refused) = self.limiter.turn_away(Priority::Default, Partition::NONE) {
+        let (priority, partition, _) = ask.parts();
+        if let Some(refused) = self.limiter.turn_away(priority, partition) {
             let shed = shed_by(&self.limiter, refused);
             return PlainCapacityFuture::new(State::Refused { shed }, self.classify.clone());
         }
         // The instance that was polled ready goes into the future, not a clone of it.
         let clone = self.inner.clone();
         let waiting = Box::pin(Waiting {
-            admit: self.limiter.admit(),
+            admit: self.limiter.admit_with(ask),
             inner: Some((mem::replace(&mut self.inner, clone), request)),
             limiter: self.limiter.clone(),
         });
@@ -180,10 +237,11 @@ impl<S, C> PlainCapacity<S, C> {
     }
 }
 
-impl<S, C, Request> Service<Request> for PlainCapacity<S, C>
+impl<S, C, A, Request> Service<Request> for PlainCapacity<S, C, A>
 where
     S: Service<Request> + Clone,
     C: ClassifyResult<S::Response, S::Error> + Clone,
+    A: AskOf<Request>,
 {
     type Response = S::Response;
     type Error = CapacityError<S::Error>;
@@ -196,7 +254,9 @@ where
 
     #[inline]
     fn call(&mut self, request: Request) -> Self::Future {
-        match self.limiter.try_enter(Priority::Default, Partition::NONE) {
+        let ask = self.asks.ask(&request);
+        let (priority, partition, _) = ask.parts();
+        match self.limiter.try_enter(priority, partition) {
             Some(admission) => PlainCapacityFuture::new(
                 State::Running {
                     future: self.inner.call(request),
@@ -204,7 +264,7 @@ where
                 },
                 self.classify.clone(),
             ),
-            None => self.wait(request),
+            None => self.wait(request, ask),
         }
     }
 }

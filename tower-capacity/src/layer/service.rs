@@ -202,6 +202,7 @@ impl<R> Config<R> {
     }
 }
 
+#[inline]
 pub(super) fn shed_by(limiter: &Limiter, refused: Refused) -> Shed {
     let ahead = refused.inflight() + refused.queued();
     Shed::new(refused, limiter.expected_drain(ahead))
