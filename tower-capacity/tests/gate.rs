@@ -310,3 +310,21 @@ async fn a_full_room_makes_place_for_those_who_matter_more() {
     drop(assert_ready_ok!(critical.poll()));
     assert_eq!((gate.inflight(), gate.queued()), (0, 0));
 }
+
+#[tokio::test]
+async fn a_reserved_permit_is_for_the_critical_even_while_others_wait() {
+    let gate = Gate::new(GateConfig::new(2).max_queue(4).reserved(1));
+    let held = gate.try_acquire().unwrap();
+    assert_eq!(
+        gate.try_acquire().unwrap_err().reason(),
+        RefusedReason::Full
+    );
+    let mut waiting = task::spawn(gate.acquire());
+    assert_pending!(waiting.poll());
+    let critical = gate.try_acquire_as(Priority::Critical).unwrap();
+    assert_eq!((gate.inflight(), gate.queued()), (2, 1));
+    drop(critical);
+    assert_pending!(waiting.poll());
+    drop(held);
+    drop(assert_ready_ok!(waiting.poll()));
+}

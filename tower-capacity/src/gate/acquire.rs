@@ -151,7 +151,7 @@ impl Place {
             displaced.wake();
         }
         // A permit may have come free before the word said that somebody waits for it.
-        if word.has_room(ask.priority) {
+        if word.has_room(shared.class(ask.priority)) {
             shared.admit_waiters();
             if let Some(told) = self.told(cx) {
                 return Entry::Done(told);

@@ -69,7 +69,7 @@ pub use self::{
 use self::{
     partition::Partitions,
     queue::{LineKey, Queue},
-    word::{AtomicWord, Word},
+    word::{AtomicWord, Class, Word},
 };
 use crate::sync::{Arc, Mutex, lock};
 
@@ -86,6 +86,8 @@ struct Shared {
     /// How many may wait; [`AS_THE_LIMIT`] follows the limit in force. Outside the lock, for those
     /// who are turned away.
     max_queue: AtomicUsize,
+    /// Permits for the highest class alone.
+    reserved: usize,
     partitions: Partitions,
     /// Touched only by those who wait, and by those who return a permit while somebody waits.
     room: Mutex<Room>,
@@ -111,6 +113,7 @@ pub struct GateConfig {
     max_wait: Duration,
     codel: Option<Codel>,
     shares: Vec<f64>,
+    reserved: usize,
 }
 
 impl GateConfig {
@@ -125,6 +128,7 @@ impl GateConfig {
             max_wait: Self::DEFAULT_MAX_WAIT,
             codel: None,
             shares: Vec::new(),
+            reserved: 0,
         }
     }
 
@@ -150,6 +154,15 @@ impl GateConfig {
     /// Defaults to none: in order of arrival, as long as `max_wait` allows.
     pub const fn codel(mut self, codel: Codel) -> Self {
         self.codel = Some(codel);
+        self
+    }
+
+    /// Reserves permits of the limit for [`Priority::Critical`], such as health checks: no other
+    /// class may fill them. One permit is for everybody, however small the limit.
+    ///
+    /// Defaults to none.
+    pub const fn reserved(mut self, permits: usize) -> Self {
+        self.reserved = permits;
         self
     }
 
@@ -251,6 +264,7 @@ impl Gate {
             shared: Arc::new(Shared {
                 word: AtomicWord::new(config.limit.min(MAX)),
                 max_queue: AtomicUsize::new(waiters(config.max_queue)),
+                reserved: config.reserved,
                 partitions: Partitions::new(&config.shares),
                 room: Mutex::new(Room {
                     queue: Queue::default(),
@@ -503,6 +517,14 @@ fn waiters(max_queue: Option<usize>) -> usize {
 }
 
 impl Shared {
+    #[inline]
+    const fn class(&self, priority: Priority) -> Class {
+        Class {
+            priority,
+            reserved: self.reserved,
+        }
+    }
+
     /// How many may wait now.
     fn longest(&self, word: Word) -> usize {
         match self.max_queue.load(Relaxed) {
@@ -535,8 +557,9 @@ impl Shared {
     /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
     #[inline]
     fn try_enter(&self, priority: Priority, partition: Partition) -> Result<Word, Word> {
-        let entered = match self.word.try_enter(priority) {
-            Err(word) if word.queued() > 0 && word.has_room(priority) => {
+        let class = self.class(priority);
+        let entered = match self.word.try_enter(class) {
+            Err(word) if word.queued() > 0 && word.has_room(class) => {
                 self.try_overtake(priority, word)
             }
             entered => entered,
@@ -554,7 +577,7 @@ impl Shared {
         let room = lock(&self.room);
         match room.queue.first_class() {
             Some(first) if first >= priority => Err(word),
-            _ => self.word.try_overtake(priority),
+            _ => self.word.try_overtake(self.class(priority)),
         }
     }
 
@@ -578,7 +601,9 @@ impl Shared {
 
     /// Admits one waiter or sheds one, and answers whom to wake.
     fn admit_one(&self, room: &mut Room) -> Option<Waker> {
-        let line = room.queue.next(self.word.load(), &self.partitions)?;
+        let line = room
+            .queue
+            .next(self.word.load(), &self.partitions, self.reserved)?;
         let mut overloaded = false;
         if let Some(codel) = &room.codel {
             let now = Instant::now();
@@ -588,7 +613,7 @@ impl Shared {
                 return Some(stale);
             }
         }
-        self.word.admit_waiter(line.priority).ok()?;
+        self.word.admit_waiter(self.class(line.priority)).ok()?;
         self.partitions.enter(line.partition);
         room.queue.admit(line, overloaded)
     }
@@ -638,7 +663,11 @@ impl GateSnapshot {
     /// Whether a newcomer of this class has to wait.
     #[cfg(not(loom))]
     pub(crate) const fn makes_wait(&self, priority: Priority) -> bool {
-        self.queued() > 0 || !self.0.has_room(priority)
+        self.queued() > 0
+            || !self.0.has_room(Class {
+                priority,
+                reserved: 0,
+            })
     }
 
     fn fields(self, f: &mut fmt::DebugStruct<'_, '_>) -> fmt::Result {

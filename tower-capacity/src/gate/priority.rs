@@ -39,11 +39,18 @@ impl Priority {
         1.0 - self.kept_free() as f64 / 20.0
     }
 
-    /// Permits of `limit` that this class may fill.
+    /// Permits of `limit` that this class may fill, if so many are reserved for the highest.
     #[inline]
-    pub(super) const fn room_in(self, limit: usize) -> usize {
+    pub(super) const fn room_in(self, limit: usize, reserved: usize) -> usize {
         // Rounded so that a class that may enter at all may enter a small limit too.
-        limit - limit * self.kept_free() / 20
+        let room = limit - limit * self.kept_free() / 20;
+        if matches!(self, Self::Critical) || reserved == 0 {
+            return room;
+        }
+        // One permit is for everybody, whatever is reserved.
+        let left = limit.saturating_sub(reserved);
+        let left = if left == 0 && limit > 0 { 1 } else { left };
+        if room < left { room } else { left }
     }
 
     /// Twentieths of the limit.
@@ -105,11 +112,20 @@ mod tests {
     #[test]
     fn every_class_may_enter_the_smallest_limit_and_lower_ones_stop_first() {
         for class in Priority::ALL {
-            assert_eq!(class.room_in(1), 1);
+            assert_eq!(class.room_in(1, 0), 1);
         }
-        let rooms = Priority::ALL.map(|class| class.room_in(100));
+        let rooms = Priority::ALL.map(|class| class.room_in(100, 0));
         assert_eq!(rooms, [100, 100, 90, 75]);
         let shares = Priority::ALL.map(Priority::share);
         assert_eq!(shares, [1.0, 1.0, 0.9, 0.75]);
+    }
+
+    #[test]
+    fn what_is_reserved_is_only_for_the_critical_but_one_permit_is_for_everybody() {
+        let rooms = |limit| Priority::ALL.map(|class| class.room_in(limit, 2));
+        assert_eq!(rooms(20), [20, 18, 18, 15]);
+        assert_eq!(rooms(3), [3, 1, 1, 1]);
+        assert_eq!(rooms(2), [2, 1, 1, 1]);
+        assert_eq!(rooms(0), [0; 4]);
     }
 }

@@ -6,7 +6,10 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    Codel, Partition, Priority, RefusedReason, codel::Judgement, partition::Partitions, word::Word,
+    Codel, Partition, Priority, RefusedReason,
+    codel::Judgement,
+    partition::Partitions,
+    word::{Class, Word},
 };
 
 /// Waiters, in one line for each class of each partition.
@@ -95,8 +98,19 @@ impl Queue {
     ///
     /// First those within their guarantee, then the higher class, then who holds the least of its
     /// guarantee, then who came first.
-    pub(super) fn next(&self, word: Word, partitions: &Partitions) -> Option<LineKey> {
-        let first = self.first_class().filter(|class| word.has_room(*class))?;
+    pub(super) fn next(
+        &self,
+        word: Word,
+        partitions: &Partitions,
+        reserved: usize,
+    ) -> Option<LineKey> {
+        let has_room = |priority: &Priority| {
+            word.has_room(Class {
+                priority: *priority,
+                reserved,
+            })
+        };
+        let first = self.first_class().filter(has_room)?;
         if let [partition] = self.waiting[..] {
             return Some(LineKey {
                 priority: first,
@@ -106,7 +120,7 @@ impl Queue {
         let newcomers = self.newcomers(word, partitions);
         let turn = |partition: &Partition| {
             let priority = self.rooms[partition.index()].first_class();
-            let priority = priority.filter(|class| word.has_room(*class))?;
+            let priority = priority.filter(has_room)?;
             let line = LineKey {
                 priority,
                 partition: *partition,

@@ -19,6 +19,14 @@ const LIMIT_SHIFT: u32 = 2 * BITS;
 /// The gate admits nobody new.
 const CLOSED: u64 = 1 << (3 * BITS);
 
+/// Whom a gate has to have room for.
+#[derive(Clone, Copy)]
+pub(super) struct Class {
+    pub(super) priority: Priority,
+    /// Permits that the gate reserves for the highest class.
+    pub(super) reserved: usize,
+}
+
 /// `closed:1 | limit:21 | queued:21 | inflight:21`, read in one load.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Word(u64);
@@ -41,13 +49,13 @@ impl Word {
     }
 
     /// Whether a permit is free for this class.
-    pub(super) const fn has_room(self, priority: Priority) -> bool {
-        self.inflight() < priority.room_in(self.limit())
+    pub(super) const fn has_room(self, class: Class) -> bool {
+        self.inflight() < class.priority.room_in(self.limit(), class.reserved)
     }
 
     /// Whether a newcomer may enter: a permit is free and nobody stands in line for one.
-    const fn admits_newcomer(self, priority: Priority) -> bool {
-        self.has_room(priority) && self.queued() == 0 && !self.is_closed()
+    const fn admits_newcomer(self, class: Class) -> bool {
+        self.has_room(class) && self.queued() == 0 && !self.is_closed()
     }
 
     /// Whether nobody is inside and nobody waits.
@@ -81,17 +89,17 @@ impl AtomicWord {
 
     /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
     #[inline]
-    pub(super) fn try_enter(&self, priority: Priority) -> Result<Word, Word> {
+    pub(super) fn try_enter(&self, class: Class) -> Result<Word, Word> {
         self.update(|word| {
-            word.admits_newcomer(priority)
+            word.admits_newcomer(class)
                 .then_some(Word(word.0.wrapping_add(INFLIGHT)))
         })
     }
 
     /// Enters past a line in which nobody of this class or a higher one stands.
-    pub(super) fn try_overtake(&self, priority: Priority) -> Result<Word, Word> {
+    pub(super) fn try_overtake(&self, class: Class) -> Result<Word, Word> {
         self.update(|word| {
-            (word.has_room(priority) && !word.is_closed())
+            (word.has_room(class) && !word.is_closed())
                 .then_some(Word(word.0.wrapping_add(INFLIGHT)))
         })
     }
@@ -118,9 +126,9 @@ impl AtomicWord {
     }
 
     /// Moves one waiter of this class inside, if a permit is free for it.
-    pub(super) fn admit_waiter(&self, priority: Priority) -> Result<Word, Word> {
+    pub(super) fn admit_waiter(&self, class: Class) -> Result<Word, Word> {
         self.update(|word| {
-            (word.has_room(priority) && word.queued() > 0)
+            (word.has_room(class) && word.queued() > 0)
                 .then_some(Word(word.0.wrapping_sub(QUEUED).wrapping_add(INFLIGHT)))
         })
     }
