@@ -21,7 +21,10 @@ use tokio::time::Instant;
 pub use crate::accounting::Outcome;
 use crate::{
     accounting::{Accounting, Progress, Ticket, Totals},
-    gate::{self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused},
+    gate::{
+        self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused,
+        RefusedReason,
+    },
     limit::{Explanation, Limit, VerifiedGradient, Window},
     metrics::Metrics,
     saved::SavedLimit,
@@ -90,7 +93,11 @@ struct Shared {
     metrics: Metrics,
     name: Box<str>,
     partitions: PartitionNames,
+    downstream: Option<Box<Downstream>>,
 }
+
+/// How hard something is pressed that requests depend on, from 0 to 1.
+type Downstream = dyn Fn() -> f64 + Send + Sync;
 
 struct Control {
     law: Box<dyn Limit>,
@@ -132,6 +139,7 @@ impl Limiter {
             max_wait: GateConfig::DEFAULT_MAX_WAIT,
             patience: Patience::Learned,
             shares: Vec::new(),
+            downstream: None,
             name: "default".into(),
         }
     }
@@ -173,6 +181,7 @@ impl Limiter {
                 metrics: Metrics::new(&builder.name, initial),
                 name: builder.name,
                 partitions: PartitionNames::new(partitions),
+                downstream: builder.downstream,
             }),
         }
     }
@@ -204,13 +213,26 @@ impl Limiter {
     #[inline]
     pub fn try_admit_with(&self, ask: Ask) -> Result<Admission, Refused> {
         let (priority, partition, _) = ask.parts();
-        match self.shared.gate.enter(priority, partition) {
+        let entered = if self.is_pressed(priority) {
+            let gate = self.shared.gate.snapshot();
+            Err(Refused::for_reason(RefusedReason::Downstream, gate))
+        } else {
+            self.shared.gate.enter(priority, partition)
+        };
+        match entered {
             Ok(entered) => Ok(self.admission(entered, partition)),
             Err(refused) => {
                 self.note_refusal(&refused);
                 Err(refused)
             }
         }
+    }
+
+    /// Whether what requests depend on has no room for those of this class.
+    #[inline]
+    fn is_pressed(&self, priority: Priority) -> bool {
+        let downstream = self.shared.downstream.as_ref();
+        downstream.is_some_and(|pressure| pressure() >= bearable(priority))
     }
 
     /// Admits, after a wait in the bounded waiting room if need be.
@@ -242,12 +264,18 @@ impl Limiter {
         };
         let doomed = time_left
             .is_some_and(|left| gate.makes_wait(priority) && self.expected_sojourn(ahead) > left);
+        let reason = if self.is_pressed(priority) {
+            Some(RefusedReason::Downstream)
+        } else {
+            doomed.then_some(RefusedReason::Deadline)
+        };
+        let refused = reason.map(|reason| Refused::for_reason(reason, gate));
         Admit {
             enter: self.shared.gate.enter_with(ask),
             partition,
             limiter: self.clone(),
             waiting: None,
-            refused: doomed.then(|| Refused::for_deadline(gate)),
+            refused,
         }
     }
 
@@ -335,7 +363,12 @@ impl Limiter {
     /// or its waiting room has no place. Counts the refusal.
     #[cfg(feature = "layer")]
     pub(crate) fn turn_away(&self, priority: Priority, partition: Partition) -> Option<Refused> {
-        let refused = self.shared.gate.turn_away(priority, partition)?;
+        let refused = if self.is_pressed(priority) {
+            let gate = self.shared.gate.snapshot();
+            Refused::for_reason(RefusedReason::Downstream, gate)
+        } else {
+            self.shared.gate.turn_away(priority, partition)?
+        };
         self.note_refusal(&refused);
         Some(refused)
     }
@@ -448,6 +481,9 @@ impl Limiter {
     #[cfg(feature = "layer")]
     #[inline]
     pub(crate) fn try_enter(&self, priority: Priority, partition: Partition) -> Option<Admission> {
+        if self.is_pressed(priority) {
+            return None;
+        }
         let entered = self.shared.gate.enter(priority, partition).ok()?;
         Some(self.admission(entered, partition))
     }
@@ -673,7 +709,6 @@ impl fmt::Debug for Limiter {
 }
 
 /// Describes a [`Limiter`].
-#[derive(Debug)]
 #[must_use]
 pub struct LimiterBuilder {
     law: Option<Box<dyn Limit>>,
@@ -683,7 +718,19 @@ pub struct LimiterBuilder {
     max_wait: Duration,
     patience: Patience,
     shares: Vec<(Box<str>, f64)>,
+    downstream: Option<Box<Downstream>>,
     name: Box<str>,
+}
+
+impl fmt::Debug for LimiterBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LimiterBuilder")
+            .field("name", &self.name)
+            .field("law", &self.law)
+            .field("bounds", &self.bounds)
+            .field("shares", &self.shares)
+            .finish_non_exhaustive()
+    }
 }
 
 impl LimiterBuilder {
@@ -750,6 +797,30 @@ impl LimiterBuilder {
         self
     }
 
+    /// Sheds requests that something they depend on would only keep waiting, such as a pool of
+    /// connections, before they line up there.
+    ///
+    /// `pressure` is asked for each request: 0 for idle, ½ for all in use, 1 for a line as long as
+    /// what is in use, as `Autotuned::pressure` of `pool-autotune` answers. Requests are refused as
+    /// [`RefusedReason::Downstream`], the least important first: `Background` from ½ on,
+    /// `Sheddable` from ¾, `Default` from 1; `Critical` never. Defaults to nothing.
+    ///
+    /// Only for limiters whose requests all depend on it: give others a limiter of their own.
+    ///
+    /// ```
+    /// use tower_capacity::Limiter;
+    ///
+    /// # struct Pool;
+    /// # impl Pool { fn pressure(&self) -> f64 { 0.0 } }
+    /// # let pool = Pool;
+    /// let limiter = Limiter::builder().downstream(move || pool.pressure()).build()?;
+    /// # Ok::<(), tower_capacity::ConfigError>(())
+    /// ```
+    pub fn downstream(mut self, pressure: impl Fn() -> f64 + Send + Sync + 'static) -> Self {
+        self.downstream = Some(Box::new(pressure));
+        self
+    }
+
     /// Names the limiter in metrics and events. Defaults to `default`.
     pub fn name(mut self, name: &str) -> Self {
         self.name = name.into();
@@ -805,6 +876,16 @@ fn learned_patience(service_time: f64) -> Codel {
         times(0.2).max(least.target()),
         times(10.0).max(least.interval()),
     )
+}
+
+/// The pressure downstream from which on a class is shed.
+const fn bearable(priority: Priority) -> f64 {
+    match priority {
+        Priority::Critical => f64::INFINITY,
+        Priority::Default => 1.0,
+        Priority::Sheddable => 0.75,
+        Priority::Background => 0.5,
+    }
 }
 
 fn check_bounds(bounds: &RangeInclusive<usize>) -> Result<(), ConfigError> {

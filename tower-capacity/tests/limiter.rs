@@ -534,3 +534,27 @@ fn a_limiter_starts_with_what_another_had_learned() {
         .unwrap_err();
     assert!(matches!(error, ConfigError::WarmStart { law: "fixed", .. }));
 }
+
+#[test]
+fn pressure_downstream_sheds_the_least_important_first_and_the_critical_never() {
+    let permille = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let read = std::sync::Arc::clone(&permille);
+    let limiter = Limiter::builder()
+        .downstream(move || f64::from(read.load(std::sync::atomic::Ordering::Relaxed)) / 1e3)
+        .build()
+        .unwrap();
+    let shed = |pressure: u32| -> Vec<Priority> {
+        permille.store(pressure, std::sync::atomic::Ordering::Relaxed);
+        let refused = |class: &Priority| match limiter.try_admit_as(*class) {
+            Ok(_) => false,
+            Err(refused) => refused.reason() == RefusedReason::Downstream,
+        };
+        Priority::ALL.into_iter().filter(refused).collect()
+    };
+    assert_eq!(shed(499), []);
+    assert_eq!(shed(500), [Priority::Background]);
+    assert_eq!(shed(750), [Priority::Sheddable, Priority::Background]);
+    let below_critical = &Priority::ALL[1..];
+    assert_eq!(shed(1_000), below_critical);
+    assert_eq!(limiter.snapshot().refusals(), 6);
+}

@@ -701,19 +701,23 @@ pub enum RefusedReason {
     Displaced,
     /// The wait would have lasted beyond the request's own deadline.
     Deadline,
+    /// Something that the request depends on has no room for it, see
+    /// [`LimiterBuilder::downstream`](crate::LimiterBuilder::downstream).
+    Downstream,
     /// The gate is closed.
     Closed,
 }
 
 impl RefusedReason {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Full,
         Self::QueueFull,
         Self::WaitTimeout,
         Self::Overloaded,
         Self::Displaced,
         Self::Deadline,
+        Self::Downstream,
         Self::Closed,
     ];
 
@@ -727,6 +731,7 @@ impl RefusedReason {
             Self::Overloaded => "overloaded",
             Self::Displaced => "displaced",
             Self::Deadline => "deadline",
+            Self::Downstream => "downstream",
             Self::Closed => "closed",
         }
     }
@@ -777,10 +782,10 @@ impl Refused {
         }
     }
 
-    /// Refused because the wait would have lasted too long for the request.
+    /// Refused for a reason that the gate knows nothing of.
     #[cfg(not(loom))]
-    pub(crate) const fn for_deadline(gate: GateSnapshot) -> Self {
-        Self::new(RefusedReason::Deadline, gate.0)
+    pub(crate) const fn for_reason(reason: RefusedReason, gate: GateSnapshot) -> Self {
+        Self::new(reason, gate.0)
     }
 
     #[cfg(all(feature = "layer", not(loom)))]
@@ -845,6 +850,7 @@ impl fmt::Display for Refused {
                 self.limit(),
                 self.queued()
             ),
+            RefusedReason::Downstream => f.write_str("what it depends on has no room for it"),
             RefusedReason::Displaced => {
                 write!(
                     f,
