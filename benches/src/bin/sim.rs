@@ -5,6 +5,8 @@
 //! cargo run --release -p overload-benches --bin sim -- --scenario bimodal --law ours --explain
 //! cargo run --release -p overload-benches --bin sim -- --random 200 --seed 1
 //! cargo run --release -p overload-benches --bin sim -- --half-hour
+//! cargo run --release -p overload-benches --bin sim -- --mixes
+//! cargo run --release -p overload-benches --bin sim -- --law ours --law no-codel --law codel-5ms
 //! ```
 
 use std::{error::Error, fs, path::PathBuf};
@@ -29,6 +31,9 @@ struct Options {
     /// Half an hour at 1.3 times the capacity instead.
     #[arg(long)]
     half_hour: bool,
+    /// Scenarios with classes of requests or several instances instead.
+    #[arg(long)]
+    mixes: bool,
     /// Only these contenders; may be given again. Defaults to all.
     #[arg(long)]
     law: Vec<Contender>,
@@ -71,6 +76,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             .map(|contender| {
                 let report = run(scenario, || contender.guard(scenario, options.room));
                 let score = Score::of(scenario, &report, &best);
+                if !scenario.classes.is_empty() {
+                    print!("{}", by_class(scenario, *contender, &report));
+                }
                 if options.explain {
                     print!("{}", explain(scenario, *contender, &report, &best));
                 }
@@ -103,6 +111,7 @@ fn chosen(options: &Options) -> Result<Vec<Scenario>, String> {
             .map(scenarios::random)
             .collect(),
         (None, true) => vec![scenarios::half_hour()],
+        (None, false) if options.mixes => scenarios::mixes(),
         (None, false) => scenarios::named(),
     };
     let names: Vec<_> = all.iter().map(|scenario| scenario.name.clone()).collect();
@@ -193,6 +202,27 @@ fn header(contenders: &[Contender]) {
         print!("{:>10}", contender.name());
     }
     println!();
+}
+
+/// What share of each class was answered in time, phase by phase.
+fn by_class(scenario: &Scenario, contender: Contender, report: &Report) -> String {
+    let mut text = format!(
+        "{} / {}, % answered in time\n",
+        scenario.name,
+        contender.name()
+    );
+    for (index, class) in scenario.classes.iter().enumerate() {
+        text += &format!("  {:<12}", class.name);
+        for phase in &report.phases {
+            let class = phase.classes[index];
+            text += &format!(
+                "{:>8.1}",
+                100.0 * class.good as f64 / class.offered.max(1) as f64
+            );
+        }
+        text += "\n";
+    }
+    text
 }
 
 fn explain(scenario: &Scenario, contender: Contender, report: &Report, best: &[f64]) -> String {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tower_capacity::gate::Priority;
+
 use super::Server;
 
 /// How requests come.
@@ -79,6 +81,44 @@ pub struct Phase {
     pub server: Server,
 }
 
+/// A kind of request.
+#[derive(Clone, Copy, Debug)]
+pub struct Class {
+    /// Name in tables.
+    pub name: &'static str,
+    /// How many come, relative to the other classes.
+    pub weight: f64,
+    /// How much they matter.
+    pub priority: Priority,
+    /// On whose behalf.
+    pub tenant: Option<&'static str>,
+    /// Seconds that the answer streams for (mean, exponential), with the permit held.
+    pub streams: f64,
+}
+
+impl Class {
+    /// Creates a class that comes as often as `weight` says and is otherwise like any request.
+    #[must_use]
+    pub const fn new(name: &'static str, weight: f64) -> Self {
+        Self {
+            name,
+            weight,
+            priority: Priority::Default,
+            tenant: None,
+            streams: 0.0,
+        }
+    }
+}
+
+/// Which instance of a service gets the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Each in turn.
+    RoundRobin,
+    /// The one with the fewest requests, those that wait included.
+    LeastOutstanding,
+}
+
 /// A run: phases, and the patience of the clients.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -96,6 +136,15 @@ pub struct Scenario {
     pub retries: u32,
     /// The whole process stands still: every so many seconds, for so many.
     pub pauses: Option<(f64, f64)>,
+    /// Kinds of requests; none if all are alike.
+    pub classes: Vec<Class>,
+    /// Instances of the service, each with its own limiter. Phases say what one instance has and
+    /// what is offered to all of them.
+    pub nodes: usize,
+    /// The last so many instances have half the cores.
+    pub slow_nodes: usize,
+    /// How requests are spread over the instances.
+    pub balance: Balance,
     /// Seed of all that is random.
     pub seed: u64,
 }
@@ -113,6 +162,10 @@ impl Scenario {
             impatient: (0.0, Duration::ZERO),
             retries: 0,
             pauses: None,
+            classes: Vec::new(),
+            nodes: 1,
+            slow_nodes: 0,
+            balance: Balance::RoundRobin,
             seed: 1,
         }
     }
@@ -161,6 +214,54 @@ impl Scenario {
     pub const fn pauses(mut self, every: f64, lasting: f64) -> Self {
         self.pauses = Some((every, lasting));
         self
+    }
+
+    /// Adds a kind of request.
+    #[must_use]
+    pub fn class(mut self, class: Class) -> Self {
+        self.classes.push(class);
+        self
+    }
+
+    /// Sets how many instances there are, how many of them have half the cores, and how requests
+    /// are spread over them.
+    #[must_use]
+    pub const fn fleet(mut self, nodes: usize, slow: usize, balance: Balance) -> Self {
+        self.nodes = nodes;
+        self.slow_nodes = slow;
+        self.balance = balance;
+        self
+    }
+
+    /// Seconds that an answer streams for on average.
+    pub(super) fn mean_stream(&self) -> f64 {
+        let all: f64 = self.classes.iter().map(|class| class.weight).sum();
+        let streams = self
+            .classes
+            .iter()
+            .map(|class| class.weight * class.streams);
+        streams.sum::<f64>() / all.max(f64::MIN_POSITIVE)
+    }
+
+    /// What one of the instances has.
+    pub(super) fn server_of(&self, node: usize, server: Server) -> Server {
+        let is_slow = node + self.slow_nodes >= self.nodes;
+        Server {
+            cores: if is_slow {
+                0.5 * server.cores
+            } else {
+                server.cores
+            },
+            ..server
+        }
+    }
+
+    /// Requests a second that all instances can serve in a phase, contention aside.
+    #[must_use]
+    pub fn capacity(&self, phase: &Phase) -> f64 {
+        (0..self.nodes)
+            .map(|node| self.server_of(node, phase.server).capacity())
+            .sum()
     }
 
     /// Sets the seed.

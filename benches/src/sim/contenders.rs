@@ -3,7 +3,8 @@
 use std::{str::FromStr, time::Duration};
 
 use tower_capacity::{
-    Limiter,
+    Limiter, LimiterBuilder,
+    gate::Codel,
     limit::{Fixed, Limit, VerifiedGradient},
 };
 
@@ -14,6 +15,14 @@ use super::{Guard, Scenario, peers};
 pub enum Contender {
     /// The default of this workspace.
     Ours,
+    /// The same, and those who wait keep their order and are never shed from the line.
+    NoCodel,
+    /// The same with CoDel's bounds for requests, 5 ms within 100 ms, whatever the service time.
+    FixedCodel,
+    /// The same without a waiting room.
+    NoRoom,
+    /// The same with an objective of a third of the scenario's for the service time of 99 %.
+    Objective,
     /// Netflix `VegasLimit`.
     Vegas,
     /// Netflix `Gradient2Limit` in windows of a second.
@@ -46,11 +55,23 @@ impl Contender {
         Self::Unlimited,
     ];
 
+    /// Ours with another choice of one part, to see what it is worth.
+    pub const VARIANTS: [Self; 4] = [
+        Self::NoCodel,
+        Self::FixedCodel,
+        Self::NoRoom,
+        Self::Objective,
+    ];
+
     /// Name in tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::NoCodel => "no-codel",
+            Self::FixedCodel => "codel-5ms",
+            Self::NoRoom => "no-room",
+            Self::Objective => "objective",
             Self::Vegas => "vegas",
             Self::Gradient2 => "gradient2",
             Self::Aimd => "aimd",
@@ -67,7 +88,14 @@ impl Contender {
     #[must_use]
     pub fn guard(self, scenario: &Scenario, room: bool) -> Guard {
         match self {
-            Self::Ours => adaptive(VerifiedGradient::new()).into(),
+            Self::Ours => built(Limiter::builder()).into(),
+            Self::NoCodel => built(Limiter::builder().codel(None)).into(),
+            Self::FixedCodel => built(Limiter::builder().codel(Codel::REQUESTS)).into(),
+            Self::NoRoom => built(Limiter::builder().max_queue(0)).into(),
+            Self::Objective => {
+                let law = VerifiedGradient::builder().latency_objective(scenario.objective / 3);
+                adaptive(law.build().expect("an objective above zero is possible")).into()
+            }
             Self::Vegas => peer(peers::Vegas::default(), room),
             Self::Gradient2 => peer(peers::Gradient2::default(), room),
             Self::Aimd => peer(peers::Aimd::default(), room),
@@ -87,11 +115,12 @@ impl FromStr for Contender {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
+        let all = || Self::ALL.into_iter().chain(Self::VARIANTS);
+        all()
             .find(|contender| contender.name() == name)
             .ok_or_else(|| {
-                let names = Self::ALL.map(Self::name).join(", ");
+                let names: Vec<_> = all().map(Self::name).collect();
+                let names = names.join(", ");
                 format!("no contender is called `{name}`: expected one of {names}")
             })
     }
@@ -100,8 +129,11 @@ impl FromStr for Contender {
 /// The shipped limiter with a law.
 #[must_use]
 pub fn adaptive(law: impl Limit + 'static) -> Limiter {
-    Limiter::builder()
-        .law(law)
+    built(Limiter::builder().law(law))
+}
+
+fn built(builder: LimiterBuilder) -> Limiter {
+    builder
         .build()
         .expect("the shipped laws start within the default bounds")
 }

@@ -14,10 +14,13 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Exp1};
 use slab::Slab;
 use tokio::time::Instant;
-use tower_capacity::{Admission, Admit, Limiter, Outcome, gate::Refused};
+use tower_capacity::{
+    Admission, Admit, Limiter, Outcome,
+    gate::{Ask, Partition, Refused},
+};
 
 use super::{
-    Load, PhaseReport, Report, Sample, Scenario, Server,
+    Balance, Class, ClassReport, Load, PhaseReport, Report, Sample, Scenario, Server,
     peers::{Ended, Peer},
     server::{Connections, Cores},
 };
@@ -43,9 +46,9 @@ impl From<Limiter> for Guard {
     }
 }
 
-/// Runs a scenario behind what `guard` creates.
+/// Runs a scenario behind what `guard` creates, once for each instance of the service.
 #[must_use]
-pub fn run<G: Into<Guard>>(scenario: &Scenario, guard: impl FnOnce() -> G + Send) -> Report {
+pub fn run<G: Into<Guard>>(scenario: &Scenario, guard: impl Fn() -> G + Sync) -> Report {
     // A thread of its own: what the limiter keeps for each thread starts afresh.
     std::thread::scope(|scope| {
         let run = scope.spawn(|| {
@@ -54,7 +57,7 @@ pub fn run<G: Into<Guard>>(scenario: &Scenario, guard: impl FnOnce() -> G + Send
                 .start_paused(true)
                 .build()
                 .expect("a runtime without I/O needs nothing that could be missing")
-                .block_on(async { Simulation::new(scenario, guard().into()).run().await })
+                .block_on(async { Simulation::new(scenario, || guard().into()).run().await })
         });
         run.join().expect("a simulation does not panic")
     })
@@ -72,6 +75,7 @@ enum Event {
     },
     /// The first request on the cores is done, if nothing changed since this version.
     CpuDone {
+        node: usize,
         version: u64,
     },
     /// A request gives its connection back.
@@ -80,6 +84,11 @@ enum Event {
     },
     /// A request's answer arrives.
     Answer {
+        request: usize,
+        number: u64,
+    },
+    /// A stream has ended.
+    StreamDone {
         request: usize,
         number: u64,
     },
@@ -134,11 +143,92 @@ enum Place {
     Connected,
     /// Its answer is on the way; nothing of the server is held.
     Travelling,
+    /// Answered, and still sending: it holds its permit and nothing else.
+    Streaming,
     /// Its client went away while it held a connection, which it still gives back.
     Abandoned,
 }
 
+/// One instance of the service, and the guard in front of it.
+struct Node {
+    limiter: Limiter,
+    peer: Option<Box<dyn Peer>>,
+    peer_limit: usize,
+    peer_queue: usize,
+    room: bool,
+    /// By class of request.
+    asks: Vec<Ask>,
+    server: Server,
+    cores: Cores,
+    connections: Connections,
+    busy_at_sample: f64,
+    /// Requests sent to it that have not ended.
+    outstanding: usize,
+}
+
+impl Node {
+    fn new(scenario: &Scenario, guard: Guard, server: Server) -> Self {
+        let Guard {
+            limiter,
+            peer,
+            room,
+        } = guard;
+        let ask = |class: &Class| {
+            let partition = match class.tenant {
+                Some(tenant) => limiter.partition(tenant),
+                None => Partition::NONE,
+            };
+            Ask::new().priority(class.priority).partition(partition)
+        };
+        Self {
+            asks: scenario.classes.iter().map(ask).collect(),
+            room,
+            peer_queue: peer.as_ref().map_or(0, |peer| peer.queue()),
+            peer_limit: limiter.snapshot().limit(),
+            limiter,
+            peer,
+            server,
+            cores: Cores::default(),
+            connections: Connections::default(),
+            busy_at_sample: 0.0,
+            outstanding: 0,
+        }
+    }
+
+    fn obey(&mut self, limit: usize) {
+        let limit = limit.clamp(1, 16_384);
+        let queue = self.peer.as_ref().map_or(0, |peer| peer.queue());
+        if !self.room && queue != self.peer_queue {
+            self.peer_queue = queue;
+            self.limiter
+                .set_waiting(Some(queue), Duration::from_secs(3600));
+        }
+        if limit != self.peer_limit {
+            self.peer_limit = limit;
+            self.limiter
+                .set_bounds(limit..=limit)
+                .expect("a limit between 1 and 16,384 is possible");
+        }
+    }
+
+    /// Tells the peer, if there is one, how an admitted request ended.
+    fn tell_peer(&mut self, now: f64, entered: f64, inflight: usize, success: bool) {
+        if let Some(peer) = &mut self.peer {
+            let limit = peer.on_end(Ended {
+                now,
+                took: now - entered,
+                inflight,
+                inflight_now: self.limiter.snapshot().inflight(),
+                success,
+            });
+            self.obey(limit);
+        }
+    }
+}
+
 struct Request {
+    node: usize,
+    class: usize,
     /// Tells the requests apart that have the same place in memory one after the other.
     number: u64,
     /// Whose it is, in a closed loop.
@@ -154,11 +244,9 @@ struct Request {
 
 struct Simulation<'a> {
     scenario: &'a Scenario,
-    limiter: Limiter,
-    peer: Option<Box<dyn Peer>>,
-    peer_limit: usize,
-    peer_queue: usize,
-    room: bool,
+    nodes: Vec<Node>,
+    /// Whose turn it is.
+    turn: usize,
     random: SmallRng,
     start: Instant,
     now: f64,
@@ -166,15 +254,11 @@ struct Simulation<'a> {
     phase_began: f64,
     /// Clients of the closed loop that exist.
     clients: usize,
-    server: Server,
     last_yield: f64,
-    busy_at_sample: f64,
     events: BinaryHeap<Reverse<Planned>>,
     planned: u64,
     requests: Slab<Request>,
     arrivals: u64,
-    cores: Cores,
-    connections: Connections,
     /// While the process stands still nothing happens in it; its events wait.
     paused: Option<Vec<Event>>,
     woken: Arc<Mutex<Vec<usize>>>,
@@ -182,20 +266,16 @@ struct Simulation<'a> {
 }
 
 impl<'a> Simulation<'a> {
-    fn new(scenario: &'a Scenario, guard: Guard) -> Self {
+    fn new(scenario: &'a Scenario, guard: impl Fn() -> Guard) -> Self {
         let phases = &scenario.phases;
-        let Guard {
-            limiter,
-            peer,
-            room,
-        } = guard;
+        let server = phases
+            .first()
+            .map_or_else(Server::default, |phase| phase.server);
+        let node = |index| Node::new(scenario, guard(), scenario.server_of(index, server));
         Self {
             scenario,
-            room,
-            peer_queue: peer.as_ref().map_or(0, |peer| peer.queue()),
-            peer_limit: limiter.snapshot().limit(),
-            limiter,
-            peer,
+            nodes: (0..scenario.nodes).map(node).collect(),
+            turn: 0,
             random: SmallRng::seed_from_u64(scenario.seed),
             start: Instant::now(),
             now: 0.0,
@@ -203,16 +283,10 @@ impl<'a> Simulation<'a> {
             phase_began: 0.0,
             clients: 0,
             last_yield: 0.0,
-            busy_at_sample: 0.0,
-            server: phases
-                .first()
-                .map_or_else(Server::default, |phase| phase.server),
             events: BinaryHeap::new(),
             planned: 0,
             requests: Slab::new(),
             arrivals: 0,
-            cores: Cores::default(),
-            connections: Connections::default(),
             paused: None,
             woken: Arc::default(),
             report: Report {
@@ -220,6 +294,7 @@ impl<'a> Simulation<'a> {
                     .iter()
                     .map(|phase| PhaseReport {
                         lasts: phase.lasts,
+                        classes: vec![ClassReport::default(); scenario.classes.len()],
                         ..PhaseReport::default()
                     })
                     .collect(),
@@ -243,14 +318,11 @@ impl<'a> Simulation<'a> {
             self.handle(next.event);
             self.poll_woken();
         }
-        self.report.changes = self
-            .limiter
-            .history()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let history = self.nodes.first().map(|node| node.limiter.history());
+        self.report.changes = history.iter().flatten().map(ToString::to_string).collect();
         self.requests.clear();
-        self.report.leaked = self.limiter.snapshot().inflight();
+        let inflight = |node: &Node| node.limiter.snapshot().inflight();
+        self.report.leaked = self.nodes.iter().map(inflight).sum();
         self.report
     }
 
@@ -342,7 +414,9 @@ impl<'a> Simulation<'a> {
     fn handle(&mut self, event: Event) {
         match event {
             Event::PauseBegins => {
-                self.cores.serve(self.now, &self.server);
+                for node in &mut self.nodes {
+                    node.cores.serve(self.now, &node.server);
+                }
                 self.paused = Some(Vec::new());
                 let lasting = self.scenario.pauses.map_or(0.0, |(_, lasting)| lasting);
                 return self.plan(lasting, Event::PauseEnds);
@@ -362,10 +436,15 @@ impl<'a> Simulation<'a> {
                 self.plan_arrival();
             }
             Event::Ask { client } if client < self.clients => self.arrive(Some(client), 0),
-            Event::CpuDone { version } if version == self.cores.version => self.cpu_done(),
+            Event::CpuDone { node, version } if version == self.nodes[node].cores.version => {
+                self.cpu_done(node);
+            }
             Event::ConnectionDone { request } => self.connection_done(request),
             Event::Answer { request, number } if self.is_alive(request, number) => {
                 self.answer(request);
+            }
+            Event::StreamDone { request, number } if self.is_alive(request, number) => {
+                self.leave(request);
             }
             Event::GoneAway { request, number } if self.is_alive(request, number) => {
                 self.give_up(request);
@@ -384,46 +463,93 @@ impl<'a> Simulation<'a> {
     fn resume(&mut self) {
         let (every, lasting) = self.scenario.pauses.unwrap_or_default();
         // Work stood still too.
-        self.cores.skip_to(self.now);
+        for node in &mut self.nodes {
+            node.cores.skip_to(self.now);
+        }
         for event in self.paused.take().unwrap_or_default() {
             match event {
                 Event::CpuDone { .. } => {}
                 event => self.handle(event),
             }
         }
-        self.plan_cpu();
+        for node in 0..self.nodes.len() {
+            self.plan_cpu(node);
+        }
         self.plan(every - lasting, Event::PauseBegins);
     }
 
     fn next_phase(&mut self) {
-        self.cores.serve(self.now, &self.server);
         self.phase += 1;
         if let Some(phase) = self.scenario.phases.get(self.phase) {
-            self.server = phase.server;
-            self.plan_cpu();
+            for index in 0..self.nodes.len() {
+                let node = &mut self.nodes[index];
+                node.cores.serve(self.now, &node.server);
+                node.server = self.scenario.server_of(index, phase.server);
+                self.plan_cpu(index);
+            }
         }
         self.begin_phase();
     }
 
     fn sample(&mut self) {
-        let snapshot = self.limiter.snapshot();
-        self.report.samples.push(Sample {
+        let mut sample = Sample {
             at: self.now,
-            limit: snapshot.limit(),
-            inflight: snapshot.inflight(),
-            queued: snapshot.queued(),
-        });
-        if let Some(phase) = self.report.phases.get_mut(self.phase) {
-            phase.limits.push(snapshot.limit());
+            limit: 0,
+            inflight: 0,
+            queued: 0,
+        };
+        for node in &mut self.nodes {
+            let snapshot = node.limiter.snapshot();
+            sample.limit += snapshot.limit();
+            sample.inflight += snapshot.inflight();
+            sample.queued += snapshot.queued();
+            node.cores.serve(self.now, &node.server);
+            let busy = node.cores.busy - node.busy_at_sample;
+            node.busy_at_sample = node.cores.busy;
+            if let Some(peer) = &mut node.peer {
+                let limit = peer.on_tick(self.now, busy / (0.1 * node.server.cores));
+                node.obey(limit);
+            }
         }
-        self.cores.serve(self.now, &self.server);
-        let busy = self.cores.busy - self.busy_at_sample;
-        self.busy_at_sample = self.cores.busy;
-        if let Some(peer) = &mut self.peer {
-            let limit = peer.on_tick(self.now, busy / (0.1 * self.server.cores));
-            self.obey(limit);
+        self.report.samples.push(sample);
+        if let Some(phase) = self.report.phases.get_mut(self.phase) {
+            phase.limits.push(sample.limit);
         }
         self.plan(0.1, Event::Sample);
+    }
+
+    /// The instance that the balancer sends the next request to.
+    fn balance(&mut self) -> usize {
+        self.turn = (self.turn + 1) % self.nodes.len();
+        match self.scenario.balance {
+            Balance::RoundRobin => self.turn,
+            // Ties go by turns.
+            Balance::LeastOutstanding => (0..self.nodes.len())
+                .map(|step| (self.turn + step) % self.nodes.len())
+                .min_by_key(|&node| self.nodes[node].outstanding)
+                .unwrap_or(0),
+        }
+    }
+
+    fn draw_class(&mut self) -> usize {
+        let classes = &self.scenario.classes;
+        if classes.len() < 2 {
+            return 0;
+        }
+        let all: f64 = classes.iter().map(|class| class.weight).sum();
+        let mut drawn = all * self.random.random::<f64>();
+        let is_drawn = |class: &Class| {
+            drawn -= class.weight;
+            drawn < 0.0
+        };
+        classes.iter().position(is_drawn).unwrap_or(0)
+    }
+
+    /// Forgets a request.
+    fn leave(&mut self, request: usize) -> Request {
+        let request = self.requests.remove(request);
+        self.nodes[request.node].outstanding -= 1;
+        request
     }
 
     fn arrive(&mut self, client: Option<usize>, retries: u32) {
@@ -432,8 +558,18 @@ impl<'a> Simulation<'a> {
         };
         phase.offered += 1;
         self.arrivals += 1;
+        let (node, class) = (self.balance(), self.draw_class());
+        let behind = &mut self.nodes[node];
+        behind.outstanding += 1;
+        let ask = behind.asks.get(class).copied().unwrap_or_default();
+        let admit = behind.limiter.admit_with(ask);
+        if let Some(class) = self.report.phases[self.phase].classes.get_mut(class) {
+            class.offered += 1;
+        }
         let number = self.arrivals;
         let request = self.requests.insert(Request {
+            node,
+            class,
             number,
             client,
             arrived: self.now,
@@ -441,7 +577,7 @@ impl<'a> Simulation<'a> {
             inflight_on_entry: 0,
             phase: self.phase,
             retries,
-            place: Place::Waiting(Box::pin(self.limiter.admit())),
+            place: Place::Waiting(Box::pin(admit)),
             admission: None,
         });
         let (share, soon) = self.scenario.impatient;
@@ -452,36 +588,6 @@ impl<'a> Simulation<'a> {
         };
         self.plan(patience.as_secs_f64(), Event::GoneAway { request, number });
         self.poll(request);
-    }
-
-    /// Tells the peer, if there is one, how an admitted request ended.
-    fn tell_peer(&mut self, entered: f64, inflight: usize, success: bool) {
-        if let Some(peer) = &mut self.peer {
-            let limit = peer.on_end(Ended {
-                now: self.now,
-                took: self.now - entered,
-                inflight,
-                inflight_now: self.limiter.snapshot().inflight(),
-                success,
-            });
-            self.obey(limit);
-        }
-    }
-
-    fn obey(&mut self, limit: usize) {
-        let limit = limit.clamp(1, 16_384);
-        let queue = self.peer.as_ref().map_or(0, |peer| peer.queue());
-        if !self.room && queue != self.peer_queue {
-            self.peer_queue = queue;
-            self.limiter
-                .set_waiting(Some(queue), Duration::from_secs(3600));
-        }
-        if limit != self.peer_limit {
-            self.peer_limit = limit;
-            self.limiter
-                .set_bounds(limit..=limit)
-                .expect("a limit between 1 and 16,384 is possible");
-        }
     }
 
     fn poll_woken(&mut self) {
@@ -517,23 +623,24 @@ impl<'a> Simulation<'a> {
     }
 
     fn admitted(&mut self, request: usize, admission: Admission) {
-        let work = self.server.cpu.draw(&mut self.random);
-        let done = self.cores.enter(self.now, &self.server, request, work);
+        let inside = &mut self.requests[request];
+        let node = &mut self.nodes[inside.node];
+        let work = node.server.cpu.draw(&mut self.random);
+        let done = node.cores.enter(self.now, &node.server, request, work);
+        inside.entered = self.now;
         // Only a peer asks.
-        let inflight = match self.peer {
-            Some(_) => self.limiter.snapshot().inflight(),
+        inside.inflight_on_entry = match node.peer {
+            Some(_) => node.limiter.snapshot().inflight(),
             None => 0,
         };
-        let inside = &mut self.requests[request];
-        inside.entered = self.now;
-        inside.inflight_on_entry = inflight;
         inside.admission = Some(admission);
         inside.place = Place::OnCpu { done };
-        self.plan_cpu();
+        let node = inside.node;
+        self.plan_cpu(node);
     }
 
     fn refused(&mut self, request: usize, _refused: &Refused) {
-        let request = self.requests.remove(request);
+        let request = self.leave(request);
         self.report.phases[request.phase].refused += 1;
         self.retry(request.client, request.retries);
     }
@@ -546,32 +653,36 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn plan_cpu(&mut self) {
-        if let Some((at, _)) = self.cores.next(self.now, &self.server) {
-            let version = self.cores.version;
-            self.plan(at - self.now, Event::CpuDone { version });
+    fn plan_cpu(&mut self, node: usize) {
+        let at = &mut self.nodes[node];
+        if let Some((done, _)) = at.cores.next(self.now, &at.server) {
+            let version = at.cores.version;
+            self.plan(done - self.now, Event::CpuDone { node, version });
         }
     }
 
-    fn cpu_done(&mut self) {
-        let Some((_, request)) = self.cores.next(self.now, &self.server) else {
+    fn cpu_done(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let Some((_, request)) = node.cores.next(self.now, &node.server) else {
             return;
         };
         if let Place::OnCpu { done } = self.requests[request].place {
-            self.cores.leave(self.now, &self.server, request, done);
+            node.cores.leave(self.now, &node.server, request, done);
         }
-        let time = self.server.dependency.draw(&mut self.random);
-        if self.connections.enter(&self.server, request, time) {
+        let time = node.server.dependency.draw(&mut self.random);
+        if node.connections.enter(&node.server, request, time) {
             self.requests[request].place = Place::Connected;
             self.plan(time, Event::ConnectionDone { request });
         } else {
             self.requests[request].place = Place::InLine;
         }
-        self.plan_cpu();
+        self.plan_cpu(index);
     }
 
     fn connection_done(&mut self, request: usize) {
-        if let Some((next, time)) = self.connections.leave(&self.server) {
+        let node = &mut self.nodes[self.requests[request].node];
+        let delay = node.server.delay;
+        if let Some((next, time)) = node.connections.leave(&node.server) {
             self.requests[next].place = Place::Connected;
             self.plan(time, Event::ConnectionDone { request: next });
         }
@@ -579,10 +690,10 @@ impl<'a> Simulation<'a> {
             Place::Connected => {
                 self.requests[request].place = Place::Travelling;
                 let number = self.requests[request].number;
-                self.plan(self.server.delay, Event::Answer { request, number });
+                self.plan(delay, Event::Answer { request, number });
             }
             Place::Abandoned => {
-                self.requests.remove(request);
+                self.leave(request);
             }
             _ => {}
         }
@@ -596,16 +707,30 @@ impl<'a> Simulation<'a> {
         else {
             return;
         };
-        let mut answered = self.requests.remove(request);
-        if let Some(mut admission) = answered.admission.take() {
+        let answered = &mut self.requests[request];
+        if let Some(admission) = &mut answered.admission {
             admission.complete(Outcome::Success);
         }
-        self.tell_peer(answered.entered, answered.inflight_on_entry, true);
+        let (node, class, client) = (answered.node, answered.class, answered.client);
+        let (phase, number) = (answered.phase, answered.number);
+        let (entered, inflight) = (answered.entered, answered.inflight_on_entry);
         let sojourn = self.now - answered.arrived;
-        let report = &mut self.report.phases[answered.phase];
+        let streams = self.scenario.classes.get(class).map_or(0.0, |c| c.streams);
+        if streams > 0.0 {
+            answered.place = Place::Streaming;
+            let lasts: f64 = Exp1.sample(&mut self.random);
+            self.plan(streams * lasts, Event::StreamDone { request, number });
+        } else {
+            self.leave(request);
+        }
+        self.nodes[node].tell_peer(self.now, entered, inflight, true);
+        let report = &mut self.report.phases[phase];
         report.sojourn.push(sojourn as f32);
         if sojourn <= self.scenario.objective.as_secs_f64() {
             report.good += 1;
+            if let Some(class) = report.classes.get_mut(class) {
+                class.good += 1;
+            }
             let tenth = (10.0 * self.now) as usize;
             if self.report.good_by_tenth.len() <= tenth {
                 self.report.good_by_tenth.resize(tenth + 1, 0);
@@ -614,7 +739,7 @@ impl<'a> Simulation<'a> {
         } else {
             report.late += 1;
         }
-        if let Some(client) = answered.client {
+        if let Some(client) = client {
             self.think(client, false);
         }
     }
@@ -623,6 +748,7 @@ impl<'a> Simulation<'a> {
     /// query stays busy until it ends.
     fn give_up(&mut self, request: usize) {
         let Request {
+            node,
             client,
             entered,
             inflight_on_entry,
@@ -631,15 +757,16 @@ impl<'a> Simulation<'a> {
             ..
         } = self.requests[request];
         let was_inside = match &self.requests[request].place {
-            Place::Abandoned => return,
+            Place::Abandoned | Place::Streaming => return,
             Place::OnCpu { done } => {
                 let done = *done;
-                self.cores.leave(self.now, &self.server, request, done);
-                self.plan_cpu();
+                let at = &mut self.nodes[node];
+                at.cores.leave(self.now, &at.server, request, done);
+                self.plan_cpu(node);
                 true
             }
             Place::InLine => {
-                self.connections.give_up(request);
+                self.nodes[node].connections.give_up(request);
                 true
             }
             Place::Connected | Place::Travelling => true,
@@ -649,10 +776,10 @@ impl<'a> Simulation<'a> {
             self.requests[request].place = Place::Abandoned;
             self.requests[request].admission = None;
         } else {
-            self.requests.remove(request);
+            self.leave(request);
         }
         if was_inside {
-            self.tell_peer(entered, inflight_on_entry, false);
+            self.nodes[node].tell_peer(self.now, entered, inflight_on_entry, false);
         }
         self.report.phases[phase].abandoned += 1;
         self.retry(client, retries);

@@ -27,13 +27,19 @@ pub fn oracle(scenario: &Scenario, limits: &[usize]) -> Vec<f64> {
     best
 }
 
+/// The same, with limits in steps of a third around what Little's law says.
+#[must_use]
+pub fn oracle_of(scenario: &Scenario) -> Vec<f64> {
+    oracle(scenario, &limits(scenario))
+}
+
 /// Limits in steps of a third, from an eighth of what any phase needs by Little's law to eight
 /// times what any needs.
 fn limits(scenario: &Scenario) -> Vec<usize> {
     let needs = scenario
         .phases
         .iter()
-        .map(|phase| phase.server.capacity() * phase.server.alone());
+        .map(|phase| phase.server.capacity() * (phase.server.alone() + scenario.mean_stream()));
     let least = needs.clone().fold(f64::INFINITY, f64::min);
     let most = needs.fold(1.0, f64::max);
     let mut limit = (least / 8.0).max(1.0);
@@ -87,7 +93,7 @@ impl Oracle {
         if let Some(best) = lock().get(&key) {
             return best.clone();
         }
-        let best = oracle(scenario, &limits(scenario));
+        let best = oracle_of(scenario);
         lock().insert(key, best.clone());
         if let Some(file) = &self.file {
             let numbers: Vec<_> = best.iter().map(ToString::to_string).collect();
@@ -144,7 +150,7 @@ impl Score {
             if peak > 0.0 && best < 0.9 * peak {
                 convergence = convergence.max(converged(report, began, phase.lasts, 0.9 * best));
             }
-            if peak <= 0.7 * phase.server.capacity() {
+            if peak <= 0.7 * scenario.capacity(phase) {
                 light += result.offered;
                 refused += result.refused;
             }

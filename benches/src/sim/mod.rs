@@ -23,11 +23,11 @@ pub mod scenarios;
 mod server;
 
 pub use self::{
-    clients::{Load, Phase, Scenario},
+    clients::{Balance, Class, Load, Phase, Scenario},
     contenders::{Contender, adaptive, fixed},
     engine::{Guard, run},
-    judge::{Oracle, Score, in_parallel, oracle},
+    judge::{Oracle, Score, in_parallel, oracle, oracle_of},
     plot::svg,
-    report::{PhaseReport, Report, Sample},
+    report::{ClassReport, PhaseReport, Report, Sample},
     server::{Server, Time},
 };

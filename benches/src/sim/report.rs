@@ -1,5 +1,14 @@
 //! What a run measured.
 
+/// The requests of a class in a phase.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClassReport {
+    /// Requests that arrived, retries included.
+    pub offered: u64,
+    /// Answered within the objective.
+    pub good: u64,
+}
+
 /// One phase of a run. Requests belong to the phase they arrived in.
 #[derive(Clone, Debug, Default)]
 pub struct PhaseReport {
@@ -17,7 +26,9 @@ pub struct PhaseReport {
     pub abandoned: u64,
     /// Sojourn times of the answered, in seconds.
     pub sojourn: Vec<f32>,
-    /// Limit in force, sampled ten times a second.
+    /// By class of request, in the order of the scenario.
+    pub classes: Vec<ClassReport>,
+    /// Limit in force, of all instances together, sampled ten times a second.
     pub limits: Vec<usize>,
 }
 

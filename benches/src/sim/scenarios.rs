@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::{Load, Scenario, Server, Time};
+use tower_capacity::gate::Priority;
+
+use super::{Balance, Class, Load, Scenario, Server, Time};
 
 /// Requests a second that [`Server::default`] can serve: eight cores, 4 ms each.
 pub const CAPACITY: f64 = 2000.0;
@@ -223,6 +225,77 @@ pub fn named() -> Vec<Scenario> {
         s("pool-bound")
             .phase(10.0, 1120.0, pool)
             .phase(20.0, 3200.0, pool),
+    ]
+}
+
+/// Scenarios in which requests differ or the service has several instances.
+#[must_use]
+pub fn mixes() -> Vec<Scenario> {
+    const C: f64 = CAPACITY;
+    let usual = Server::default();
+    // An eighth of the usual server: 250/s.
+    let small = Server {
+        cores: 1.0,
+        connections: 8,
+        ..usual
+    };
+    let s = |name: &str| {
+        Scenario::new(name)
+            .objective(Duration::from_millis(300))
+            .patience(Duration::from_secs(1))
+    };
+    let class = |priority: Priority, weight| Class {
+        priority,
+        ..Class::new(priority.as_str(), weight)
+    };
+    let priorities = s("priority-mix")
+        .class(class(Priority::Critical, 0.2))
+        .class(class(Priority::Default, 0.4))
+        .class(class(Priority::Sheddable, 0.2))
+        .class(class(Priority::Background, 0.2))
+        .phase(10.0, 0.5 * C, usual)
+        .phase(20.0, 1.5 * C, usual)
+        .phase(20.0, 3.0 * C, usual)
+        .phase(20.0, 6.0 * C, usual);
+    // Ten tenants, of which nine offer 5 % of the capacity each and one twenty times as much.
+    let mut tenants = s("noisy-tenant").class(Class {
+        tenant: Some("noisy"),
+        ..Class::new("noisy", 20.0)
+    });
+    for name in ["1", "2", "3", "4", "5", "6", "7", "8", "9"] {
+        tenants = tenants.class(Class {
+            tenant: Some(name),
+            ..Class::new(name, 1.0)
+        });
+    }
+    let tenants = tenants.phase(30.0, 1.45 * C, usual);
+    let streams = |name, seconds| {
+        s(name)
+            .class(Class::new("unary", 0.99))
+            .class(Class {
+                streams: seconds,
+                ..Class::new("stream", 0.01)
+            })
+            .phase(30.0, 0.6 * C, usual)
+            .phase(30.0, 2.0 * C, usual)
+    };
+    let fleet = |name, slow, balance| {
+        s(name)
+            .fleet(8, slow, balance)
+            .phase(10.0, 0.5 * C, small)
+            .phase(20.0, 2.0 * C, small)
+            .phase(10.0, 0.5 * C, small)
+    };
+    let (turns, least) = (Balance::RoundRobin, Balance::LeastOutstanding);
+    vec![
+        priorities,
+        tenants,
+        streams("streams-1s", 1.0),
+        streams("streams-10s", 10.0),
+        fleet("fleet-turns", 0, turns),
+        fleet("fleet-least", 0, least),
+        fleet("fleet-turns-slow", 2, turns),
+        fleet("fleet-least-slow", 2, least),
     ]
 }
 
