@@ -38,7 +38,7 @@ impl Breaker {
 }
 
 /// How long to leave the server alone before each probe: 100 ms, then twice as long each time up
-/// to 2 s, each cut by up to half at random so that the nodes of a fleet do not come back at once.
+/// to 1 s, each cut by up to half at random so that the nodes of a fleet do not come back at once.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Backoff {
     failed: u32,
@@ -69,8 +69,10 @@ const WINDOW: u64 = 1_000_000_000;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// With the time to connect and to answer a probe, well within the 5 s that recovery may take.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// While some nodes are back and others are not, both the quota and the shares are in use, so this
+/// is short; and with the time to connect and to be answered well within the 5 s that recovery may
+/// take.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -113,11 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_to_two_seconds_and_start_over() {
+    fn pauses_double_to_a_second_and_start_over() {
         let mut backoff = Backoff::default();
         let pauses: Vec<_> = (0..7).map(|_| backoff.next(0.0).as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 2000, 2000]);
-        assert_eq!(backoff.next(1.0).as_millis(), 1000);
+        assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000, 1000]);
+        assert_eq!(backoff.next(1.0).as_millis(), 500);
         backoff.reset();
         assert_eq!(backoff.next(0.0).as_millis(), 100);
     }

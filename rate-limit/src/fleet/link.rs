@@ -169,15 +169,21 @@ impl Task {
     async fn run(mut self) {
         let mut backoff = Backoff::default();
         let mut since = None;
+        let mut is_first = true;
         loop {
             match self.connect().await {
                 Ok(connection) => {
                     backoff.reset();
                     *lock(&self.state.breaker) = Breaker::default();
-                    self.state.open.store(false, Ordering::Release);
                     let Some(node) = self.node.upgrade() else {
                         return;
                     };
+                    if !is_first {
+                        // Before anybody asks it.
+                        self.tell_news(&node, &connection).await;
+                    }
+                    is_first = false;
+                    self.state.open.store(false, Ordering::Release);
                     if let Some(since) = since.take() {
                         node.link_closed(&self.state.address, since);
                     }
@@ -202,6 +208,20 @@ impl Task {
             if let End::Quiet = self.pause(backoff.next(random())).await {
                 return;
             }
+        }
+    }
+
+    /// Tells a server what it cannot know: what was admitted without it, and, as it may have lost
+    /// its data, what was owed before.
+    async fn tell_news(&self, node: &Arc<Node>, connection: &Connection) {
+        let mut news = node.news(&self.state.address).into_iter();
+        loop {
+            let batch: Vec<_> = news.by_ref().take(BATCH / 4).collect();
+            if batch.is_empty() {
+                return;
+            }
+            let (node, connection) = (Arc::clone(node), connection.clone());
+            exchange(node, connection, Arc::clone(&self.state), batch).await;
         }
     }
 

@@ -61,10 +61,13 @@
 //! A request waits for Redis no longer than the [`deadline`](FleetBackend::deadline), and nothing
 //! is said twice: a call that was not answered counts as charged. After five failed calls in a
 //! row, or more failed than answered in a second, Redis is not asked any more. A probe on a new
-//! connection, after 100 ms and then up to 2 s apart, finds out when it can be again. Meanwhile
+//! connection, after 100 ms and then up to 1 s apart, finds out when it can be again. Meanwhile
 //! nothing is sent, no request waits, and each policy does as its [`OnOutage`] says; by default
 //! each process goes on with its share of the quota. When Redis is back it is told what was
 //! admitted and, in case it has lost its data, what was owed before.
+//!
+//! All in all an outage can cost one burst, and what the quota allows in the second or so in which
+//! some processes are back and others still keep to their shares.
 //!
 //! Scripts that were flushed are loaded again, and keys of a cluster that have moved are followed.
 //! Errors of all other kinds (out of memory, loading, read-only, no permission) count as failures.

@@ -276,8 +276,8 @@ impl Node {
         let _ = (address, why);
     }
 
-    /// A server answers again. It is told what was admitted meanwhile, and what it may have lost.
-    pub(crate) fn link_closed(self: &Arc<Self>, address: &ConnectionAddr, since: Instant) {
+    /// A server is asked again.
+    pub(crate) fn link_closed(&self, address: &ConnectionAddr, since: Instant) {
         self.meter.open(self.router.open());
         #[cfg(feature = "tracing")]
         tracing::warn!(
@@ -286,30 +286,30 @@ impl Node {
             after = ?since.elapsed(),
             "redis is asked again",
         );
-        let _ = since;
+        #[cfg(not(feature = "tracing"))]
+        let _ = (address, since);
+    }
+
+    /// What a server should be told that was away.
+    pub(crate) fn news(&self, address: &ConnectionAddr) -> Vec<Job> {
         let sizing = self.sizing();
         let now = self.now();
+        let mut news = Vec::new();
         for shard in &self.shards {
-            let mut news = Vec::new();
             for (id, account) in lock(shard).iter_mut() {
-                if self
-                    .router
-                    .link(id.key)
-                    .is_none_or(|link| link.address() != address)
-                {
+                let link = self.router.link(id.key);
+                if link.is_none_or(|link| link.address() != address) {
                     continue;
                 }
                 if let Some(terms) = account.remembers(now, &sizing) {
-                    news.push((id.key, Action::Raise, terms));
+                    news.push(self.forget(id.key, Action::Raise, terms));
                 }
                 if let Some(terms) = account.owes(now, &sizing) {
-                    news.push((id.key, Action::Owe, terms));
+                    news.push(self.forget(id.key, Action::Owe, terms));
                 }
             }
-            for (key, action, terms) in news {
-                self.say(self.forget(key, action, terms));
-            }
         }
+        news
     }
 
     /// So many nodes were counted.
