@@ -866,9 +866,9 @@ enum Patience {
     Endless,
 }
 
-/// Fixed bounds shed from a slow service below its capacity, since one answer later is nothing
-/// there; in the simulator they doubled the refusals below 70 % of it. Those that follow the
-/// service time cost nothing there and take a tenth off the P99 (`benches/RESULTS.md`).
+/// What is a long wait depends on the service: one answer later is nothing where an answer takes
+/// seconds. In the simulator these bounds take a tenth off the P99 of a room without any, and keep
+/// more goodput than that room or than one with [`Codel::REQUESTS`] (`benches/RESULTS.md`).
 fn learned_patience(service_time: f64) -> Codel {
     let least = Codel::REQUESTS;
     let times = |factor: f64| Duration::from_secs_f64((factor * service_time).clamp(0.0, 60.0));

@@ -67,8 +67,9 @@ use super::{Explanation, Limit, Window};
 /// late < may        C ← 1.05 · C                                                        (8)
 /// ```
 ///
-/// Requests that are late even without a queue (the slow class of a mix, a dependency) thus raise
-/// what may be late instead of lowering L for nothing: no limit makes them faster.
+/// No limit makes requests faster that are late even without a queue (the slow class of a mix, a
+/// dependency). They raise what may be late instead, where light windows show them, or where half
+/// the limit leaves more than 0.7 of them as late as before: then C is lifted.
 ///
 /// A window with a completion gap far longer than its rate implies (a pause, a failover) is void,
 /// and so is the next.

@@ -15,6 +15,8 @@ pub(super) struct Objective {
     own: f64,
     late: f64,
     samples: f64,
+    /// The limit and the share of late requests where the ceiling began to fall.
+    fall: Option<(f64, f64)>,
     /// Windows that still show the last step.
     settling: u32,
 }
@@ -22,6 +24,9 @@ pub(super) struct Objective {
 impl Objective {
     /// How fast the own share follows windows without a queue.
     const PACE: f64 = 0.2;
+    /// Half the limit must take this part of the late requests away, or they were not for want of
+    /// a lower one.
+    const PAYS: f64 = 0.7;
     /// How far above what may be late chance alone goes: two standard errors of a count.
     const CHANCE: f64 = 2.0;
 
@@ -32,6 +37,7 @@ impl Objective {
             own: 0.0,
             late: 0.0,
             samples: 0.0,
+            fall: None,
             settling: 0,
         }
     }
@@ -60,17 +66,29 @@ impl Objective {
         }
         self.late += window.late as f64;
         self.samples += window.samples as f64;
+        let share = self.late / self.samples.max(1.0);
         // Half as much again as those that are late by nature.
         let may = config.late_share.max(1.5 * self.own);
         let expected = may * self.samples;
         let highest = limit.min(self.ceiling);
         if self.late > expected + Self::CHANCE * expected.sqrt() + 1.0 {
-            self.ceiling = (config.late_step_down * highest).max(1.0);
-            self.settling = 1;
+            let (from, late) = *self.fall.get_or_insert((highest, share));
+            if highest > 0.5 * from {
+                self.ceiling = (config.late_step_down * highest).max(1.0);
+                self.settling = 1;
+            } else if share > Self::PAYS * late {
+                self.own = share;
+                self.fall = None;
+                self.ceiling = f64::INFINITY;
+            } else {
+                self.fall = Some((highest, share));
+            }
         } else if expected < 2.0 {
             // Too few to say that they are in time.
             return;
         } else if self.late < expected {
+            self.own = self.own.min(share);
+            self.fall = None;
             self.ceiling *= config.late_step_up;
             if self.ceiling > 2.0 * limit {
                 self.ceiling = f64::INFINITY;
@@ -122,6 +140,24 @@ mod tests {
         }
         objective.judge(&CONFIG(), &window(55), 40.0);
         assert!(objective.ceiling().is_infinite());
+    }
+
+    #[test]
+    fn lateness_that_half_the_limit_does_not_cure_is_not_for_want_of_a_lower_one() {
+        let mut objective = Objective::new(Duration::from_millis(50));
+        let mut limit = 40.0_f64;
+        let mut lowest = limit;
+        for _ in 0..40 {
+            objective.judge(&CONFIG(), &window(900), limit);
+            limit = objective.ceiling().min(40.0);
+            lowest = lowest.min(limit);
+        }
+        assert!(lowest > 15.0, "{lowest}");
+        assert!(objective.ceiling().is_infinite());
+        // The dependency recovers; the objective counts again.
+        objective.judge(&CONFIG(), &window(0), 40.0);
+        objective.judge(&CONFIG(), &window(100), 40.0);
+        assert!(objective.ceiling() < 40.0);
     }
 
     #[test]
