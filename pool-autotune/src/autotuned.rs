@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::error::Error as StdError;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::iter;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
-use tower_capacity::gate::{Gate, Permit, Refused, RefusedReason};
+use tower_capacity::gate::{Ask, Gate, Permit, Refused, RefusedReason};
 
 use crate::adapter::{Adapter, Checked, PutBack};
 use crate::driver::Control;
@@ -20,7 +21,9 @@ use crate::holders::{Holders, Slot};
 use crate::metrics::Recorder;
 use crate::stats::{Stats, WaitEnd};
 use crate::tuner::{Decision, Recording, Verdict};
-use crate::{Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, events};
+use crate::{
+    Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, events, sqlstate,
+};
 
 /// A connection pool that sizes itself.
 ///
@@ -76,7 +79,47 @@ impl<P: Adapter> Autotuned<P> {
         &self,
     ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<'_, P> {
         let call_site = Location::caller();
-        async move { Arc::clone(&self.shared).checkout(call_site).await }
+        async move {
+            Arc::clone(&self.shared)
+                .checkout(call_site, Ask::new())
+                .await
+        }
+    }
+
+    /// Checks a connection out for something that matters more or less than the rest, or that has
+    /// less time. Otherwise as [`get`](Self::get).
+    ///
+    /// A checkout that would have to wait is refused at once, with [`Error::Shed`], if its turn is
+    /// expected to come after the time it has left.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use pool_autotune::{Ask, Priority};
+    /// # use pool_autotune::{Autotuned, adapter::Adapter};
+    ///
+    /// # async fn check<P: Adapter>(pool: Autotuned<P>) -> Result<(), Box<dyn std::error::Error>> {
+    /// // A health check, which also may use what `Builder::reserved` keeps.
+    /// let connection = pool.get_with(Ask::new().priority(Priority::Critical)).await?;
+    /// // A request whose caller gives up in 80 ms.
+    /// let connection = pool.get_with(Ask::new().time_left(Duration::from_millis(80))).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get`](Self::get).
+    #[track_caller]
+    pub fn get_with(
+        &self,
+        ask: Ask,
+    ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<'_, P> {
+        let call_site = Location::caller();
+        async move { Arc::clone(&self.shared).checkout(call_site, ask).await }
     }
 
     /// The state of the pool now.
@@ -150,6 +193,27 @@ impl<P: Adapter> Autotuned<P> {
     /// budget, and the tuner forgets what it learned and decides nothing for ten seconds.
     pub fn failover(&self) {
         self.shared.failover();
+    }
+
+    /// Says what a query failed with, so that the pool can tell a server that has changed from one
+    /// that is merely slow.
+    ///
+    /// Looks for a SQLSTATE in the error and its sources (feature `postgres` or `sqlx`), and acts as
+    /// [`note_sqlstate`](Self::note_sqlstate). Errors of opening connections are looked at anyway.
+    pub fn note_error(&self, error: &(dyn StdError + 'static)) {
+        self.shared.note_error(error);
+    }
+
+    /// Says which SQLSTATE a query failed with.
+    ///
+    /// - `25006` (read-only transaction), `57P01`, `57P02`, `57P03` (shutdown, crash, starting up),
+    ///   class `08` (connection): the server under the connections has changed, so
+    ///   [`failover`](Self::failover), once in ten seconds at most.
+    /// - `53300` (too many connections): no more are opened for a while, as after any failed dial.
+    ///
+    /// Others say nothing about the pool.
+    pub fn note_sqlstate(&self, code: &str) {
+        self.shared.note_sqlstate(code);
     }
 
     /// Refuses every checkout from now on. Those in line and those checked out are not affected.
@@ -287,7 +351,6 @@ pub(crate) struct Shared<P> {
     pub(crate) recorder: Recorder,
     pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
-    pub(crate) wait_timeout: Duration,
     pub(crate) open_timeout: Duration,
     /// What the tuner wants; the limit in force may be on its way there.
     pub(crate) target: AtomicUsize,
@@ -305,12 +368,19 @@ impl<P: Adapter> Shared<P> {
     async fn checkout(
         self: Arc<Self>,
         call_site: &'static Location<'static>,
+        ask: Ask,
     ) -> Result<Checkout<P>, Error<P::Error>> {
         let start = Instant::now();
         self.stats.arrived();
-        let (permit, admitted) = match self.gate.try_acquire() {
+        let (permit, admitted) = match self.gate.try_acquire_with(ask) {
             Ok(permit) => (permit, start),
-            Err(_) => (self.wait(start, call_site).await?, Instant::now()),
+            Err(refused) => {
+                if self.comes_too_late(&refused, ask) {
+                    self.stats.turned_away();
+                    return Err(Error::refused(&refused));
+                }
+                (self.wait(start, call_site, ask).await?, Instant::now())
+            }
         };
         self.recorder.waited(admitted - start);
 
@@ -324,7 +394,9 @@ impl<P: Adapter> Shared<P> {
             Ok(Ok(Checked::Reused(connection))) => (connection, admitted),
             Ok(Ok(Checked::Opened(connection))) => (connection, self.opened(admitted)),
             Ok(Err(error)) => {
-                self.dial_failed();
+                if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
+                    self.dial_failed();
+                }
                 return Err(Error::Backend(error));
             }
             Err(_) => {
@@ -346,10 +418,22 @@ impl<P: Adapter> Shared<P> {
         })
     }
 
+    /// Whether the turn of a checkout is expected after the time it has left: those ahead of it and
+    /// itself, at the pace of the last seconds.
+    fn comes_too_late(&self, refused: &Refused, ask: Ask) -> bool {
+        let Some(left) = ask.left() else {
+            return false;
+        };
+        let throughput = self.control().recent_throughput();
+        let ahead = refused.queued() as f64 + 1.0;
+        throughput > 0.0 && ahead / throughput > left.as_secs_f64()
+    }
+
     async fn wait(
         &self,
         start: Instant,
         call_site: &'static Location<'static>,
+        ask: Ask,
     ) -> Result<Permit, Error<P::Error>> {
         let mut waiting = Waiting {
             shared: self,
@@ -357,7 +441,7 @@ impl<P: Adapter> Shared<P> {
             end: WaitEnd::Cancelled,
         };
         self.stats.queued(start);
-        let mut entry = pin!(self.gate.acquire_within(self.wait_timeout));
+        let mut entry = pin!(self.gate.acquire_with(ask));
         let nested = self.holders.wait(call_site, self.gate.limit());
         if let Some((_, Some(deadlock))) = &nested {
             events::nested(&self.name, deadlock);
@@ -391,6 +475,28 @@ impl<P: Adapter> Shared<P> {
         self.control().dial.succeeded();
         self.tell_if_below_target();
         now
+    }
+
+    fn note_error(&self, error: &(dyn StdError + 'static)) -> Option<sqlstate::Meaning> {
+        self.note_sqlstate(&sqlstate::of(error)?)
+    }
+
+    fn note_sqlstate(&self, code: &str) -> Option<sqlstate::Meaning> {
+        /// Every connection of the old server will say the same.
+        const ONCE_IN: Duration = Duration::from_secs(10);
+        let meaning = sqlstate::meaning(code);
+        match meaning {
+            Some(sqlstate::Meaning::ServerChanged) => {
+                let last = self.control().generation_since;
+                let is_first = self.generation.load(Ordering::Acquire) == 0;
+                if is_first || last.elapsed() >= ONCE_IN {
+                    self.failover();
+                }
+            }
+            Some(sqlstate::Meaning::TooManyConnections) => self.dial_failed(),
+            None => {}
+        }
+        meaning
     }
 
     fn tell_if_below_target(&self) {

@@ -57,6 +57,7 @@ pub struct Builder<P> {
     wait_timeout: Option<Duration>,
     open_timeout: Option<Duration>,
     max_waiting: Option<usize>,
+    reserved: usize,
     tuner: TunerConfig,
 }
 
@@ -70,6 +71,7 @@ impl<P: Adapter> Builder<P> {
             wait_timeout: None,
             open_timeout: None,
             max_waiting: None,
+            reserved: 0,
             tuner: TunerConfig::default(),
         }
     }
@@ -129,6 +131,16 @@ impl<P: Adapter> Builder<P> {
         self
     }
 
+    /// Keeps connections for checkouts of [`Priority::Critical`](crate::Priority::Critical), such as
+    /// health checks and migrations, which so get one while everything else is in use.
+    ///
+    /// They are part of the limit, not beyond it. A limit of 1 is for everybody. Defaults to none.
+    #[must_use]
+    pub fn reserved(mut self, connections: usize) -> Self {
+        self.reserved = connections;
+        self
+    }
+
     /// Sets the constants of the tuner. Defaults to [`TunerConfig::default`].
     #[must_use]
     pub fn tuner(mut self, config: TunerConfig) -> Self {
@@ -159,6 +171,14 @@ impl<P: Adapter> Builder<P> {
                 "open_timeout is 0 s: no connection opens in no time",
             ));
         }
+        if self.reserved >= bounds.min().max(1) && self.reserved > 0 {
+            return Err(setting(format!(
+                "reserved({}) leaves nobody else a connection at the smallest size of {}: reserve \
+                 fewer, or raise the minimum",
+                self.reserved,
+                bounds.min()
+            )));
+        }
         let max_waiting = self
             .max_waiting
             .unwrap_or(if enforce { 1024 } else { usize::MAX });
@@ -185,7 +205,8 @@ impl<P: Adapter> Builder<P> {
         let gate = Gate::new(
             GateConfig::new(limit)
                 .max_queue(max_waiting)
-                .max_wait(wait_timeout),
+                .max_wait(wait_timeout)
+                .reserved(self.reserved),
         );
 
         let name: Arc<str> = self.name.unwrap_or_else(next_name).into();
@@ -197,7 +218,6 @@ impl<P: Adapter> Builder<P> {
             recorder: Recorder::new(&name, tuner.target()),
             mode: self.mode,
             name,
-            wait_timeout,
             open_timeout,
             target: AtomicUsize::new(tuner.target()),
             ceiling: AtomicUsize::new(limit),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use tower_capacity::gate::Codel;
 
 use crate::adapter::Adapter;
 use crate::autotuned::{Shared, keep_decision};
@@ -49,6 +50,8 @@ pub(crate) struct Control {
     pub(crate) generation_since: Instant,
     /// Since when checkouts wait for connections that are allowed and do not open.
     opening_since: Option<Instant>,
+    /// Whether the line is shed from, because more connections would not serve it faster.
+    sheds: bool,
 }
 
 impl Control {
@@ -66,6 +69,19 @@ impl Control {
             nested: None,
             generation_since: now,
             opening_since: None,
+            sheds: false,
+        }
+    }
+
+    /// Connections given back per second, in the last five to ten seconds.
+    pub(crate) fn recent_throughput(&self) -> f64 {
+        let Recent { earlier, current } = &self.recent;
+        let seconds = (earlier.0.duration + current.0.duration).as_secs_f64();
+        let completions = earlier.0.completions + current.0.completions;
+        if seconds > 0.0 {
+            completions as f64 / seconds
+        } else {
+            0.0
         }
     }
 
@@ -200,6 +216,11 @@ impl<P: Adapter> Shared<P> {
         window.capacity = std::mem::take(&mut control.capacity);
         let decision = control.tuner.on_window(now, &window);
         self.record(control, decision);
+        let at_knee = matches!(control.tuner.verdict(), Verdict::AtKnee(_));
+        if self.mode == Mode::Enforce && at_knee != control.sheds {
+            control.sheds = at_knee;
+            self.gate.set_codel(at_knee.then_some(Codel::POOLS));
+        }
         control.recent.push(&window, &waits);
         control.recording.window(now, window);
         let size = self.adapter.size();

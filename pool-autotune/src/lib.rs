@@ -50,7 +50,9 @@
 //! [`metrics`]); a `tracing` event for every decision; [`Autotuned::decisions`] with the numbers
 //! each was based on; [`Autotuned::verdict`] with what is the matter, and [`Autotuned::report`] with
 //! both in a paragraph. [`Autotuned::pressure`] says how hard the pool is pressed, for a limiter
-//! upstream to shed a request before it lines up for a connection it will not get.
+//! upstream to shed a request before it lines up for a connection it will not get:
+//! `Limiter::builder().downstream(move || pool.pressure())` of `tower-capacity`. At the knee of the
+//! database the line is shed from by CoDel, since no size would serve it.
 //!
 //! # When not to use it
 //!
@@ -66,6 +68,7 @@
 //! - `deadpool`: an [`adapter`] for deadpool's managed pools, with any manager.
 //! - `bb8`: an [`adapter`] for bb8, with any connection manager.
 //! - `sqlx`: an [`adapter`] for sqlx, with any database.
+//! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover.
 //! - `metrics`: report through the `metrics` facade.
 //! - `tracing`: an event for every decision.
 //!
@@ -88,6 +91,7 @@ mod holders;
 pub mod metrics;
 mod report;
 mod snapshot;
+mod sqlstate;
 mod stats;
 pub mod tuner;
 
@@ -97,3 +101,4 @@ pub use crate::builder::{Builder, Mode};
 pub use crate::error::{BuildError, Error, Overload};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;
+pub use tower_capacity::gate::{Ask, Priority};

@@ -61,6 +61,11 @@ impl Stats {
         self.queueing.enter(self.at(now));
     }
 
+    /// A checkout that was refused before it waited.
+    pub(crate) fn turned_away(&self) {
+        self.shed.fetch_add(1, Relaxed);
+    }
+
     /// The end of a wait, whatever came of it.
     pub(crate) fn waited(&self, since: Instant, now: Instant, end: WaitEnd) {
         self.queueing.leave(self.at(now), self.at(since));

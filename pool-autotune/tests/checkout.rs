@@ -6,8 +6,8 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use futures_util::future::{join_all, poll_immediate};
-use pool_autotune::tuner::{Reason, TunerConfig};
-use pool_autotune::{Autotuned, BuildError, Error, Mode};
+use pool_autotune::tuner::{Reason, TunerConfig, Verdict};
+use pool_autotune::{Ask, Autotuned, BuildError, Error, Mode, Priority};
 use support::Memory;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -471,4 +471,112 @@ async fn replaying_a_recording_makes_the_same_decisions() {
     let (lived, replayed) = (resizes(pool.decisions()), resizes(replayed));
     assert!(!lived.is_empty());
     assert_eq!(lived, replayed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reserved_connection_is_for_the_critical() {
+    let builder = Autotuned::builder(Memory::new(2, DIAL)).bounds(2..=2);
+    let pool = builder.reserved(1).build().expect("valid settings");
+    let _held = pool.get().await.expect("one is for everybody");
+    let refused = pool.get_with(Ask::new().max_wait(ms(50))).await;
+    assert!(matches!(refused, Err(Error::Timeout(_))), "{refused:?}");
+    let check = pool.get_with(Ask::new().priority(Priority::Critical)).await;
+    check.expect("what is reserved is free");
+}
+
+#[test]
+fn nothing_may_be_reserved_that_leaves_others_without() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.expect("a runtime");
+    let _entered = runtime.enter();
+    let builder = Autotuned::builder(Memory::new(8, DIAL)).bounds(3..=8);
+    let error = builder.reserved(3).build().expect_err("none is left");
+    assert!(error.to_string().contains("reserved(3)"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkout_that_would_come_too_late_is_refused_at_once() {
+    let pool = warm(1).await;
+    // Ten a second, so that the fourth in line would come after 400 ms.
+    for _ in 0..60 {
+        let connection = pool.get().await.expect("free");
+        sleep(ms(100)).await;
+        drop(connection);
+    }
+    let _held = pool.get().await.expect("free");
+    let mut line = [(); 3].map(|()| Box::pin(pool.get()));
+    for waiting in &mut line {
+        assert!(poll_immediate(waiting).await.is_none());
+    }
+    let start = Instant::now();
+    let soon = pool.get_with(Ask::new().time_left(ms(300))).await;
+    assert!(matches!(soon, Err(Error::Shed(_))), "{soon:?}");
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let later = pool.get_with(Ask::new().time_left(ms(500))).await;
+    assert!(matches!(later, Err(Error::Timeout(_))), "{later:?}");
+    assert_eq!(start.elapsed(), ms(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_changed_is_told_by_its_errors_once() {
+    let pool = warm(4).await;
+    pool.note_sqlstate("40001");
+    assert_eq!(
+        pool.snapshot().size(),
+        4,
+        "a serialisation failure is none of ours"
+    );
+    for _ in 0..5 {
+        pool.note_sqlstate("25006");
+    }
+    assert_eq!(pool.snapshot().size(), 0);
+    let resizes = |pool: &Autotuned<Memory>| {
+        let decisions = pool.decisions();
+        let is_failover = |reason| matches!(reason, Reason::Failover);
+        decisions
+            .iter()
+            .filter(|decision| is_failover(decision.reason()))
+            .count()
+    };
+    assert_eq!(resizes(&pool), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_knee_the_line_is_shed_from_before_anybody_waits_in_vain() {
+    let pool = Autotuned::builder(Memory::new(32, ms(1)));
+    let pool = pool.bounds(2..=32).build().expect("valid settings");
+    // One row that everybody updates: 200 a second, however many connections.
+    let row = std::sync::Arc::new(tokio::sync::Mutex::new(()));
+    let users = (0..80).map(|_| {
+        let (pool, row) = (pool.clone(), std::sync::Arc::clone(&row));
+        async move {
+            let (mut shed, end) = (0, Instant::now() + Duration::from_secs(120));
+            while Instant::now() < end {
+                match pool.get().await {
+                    Ok(_connection) => {
+                        let _locked = row.lock().await;
+                        sleep(ms(5)).await;
+                    }
+                    Err(Error::Shed(_)) => {
+                        shed += 1;
+                        sleep(ms(100)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            shed
+        }
+    });
+    let (shed, at_knee) = tokio::join!(join_all(users), async {
+        let mut seen = 0;
+        for _ in 0..120 {
+            sleep(Duration::from_secs(1)).await;
+            seen += usize::from(matches!(pool.verdict(), Verdict::AtKnee(_)));
+        }
+        seen
+    });
+    let shed: usize = shed.into_iter().sum();
+    assert!(at_knee > 0, "{}", pool.verdict());
+    assert!(shed > 100, "{shed} shed in {at_knee} seconds at the knee");
+    assert!(pool.snapshot().target() <= 8, "{:?}", pool.snapshot());
 }

@@ -236,6 +236,12 @@ impl Ask {
         self.time_left = Some(left);
         self
     }
+
+    /// How long an answer is still worth anything; `None` for forever.
+    #[must_use]
+    pub const fn left(&self) -> Option<Duration> {
+        self.time_left
+    }
 }
 
 impl Ask {

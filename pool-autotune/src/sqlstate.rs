@@ -1,0 +1,63 @@
+//! What the error codes of Postgres say about the server behind a pool.
+
+use std::error::Error as StdError;
+
+/// What a SQLSTATE means for a pool.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Meaning {
+    /// The server under the connections is not what it was.
+    ServerChanged,
+    /// The server has no room for more connections.
+    TooManyConnections,
+}
+
+/// Appendix A of the Postgres documentation, "PostgreSQL Error Codes".
+pub(crate) fn meaning(code: &str) -> Option<Meaning> {
+    match code {
+        // read_only_sql_transaction; admin_shutdown, crash_shutdown, cannot_connect_now.
+        "25006" | "57P01" | "57P02" | "57P03" => Some(Meaning::ServerChanged),
+        "53300" => Some(Meaning::TooManyConnections),
+        // Class 08: connection exceptions.
+        _ if code.len() == 5 && code.starts_with("08") => Some(Meaning::ServerChanged),
+        _ => None,
+    }
+}
+
+/// The SQLSTATE in an error or in what caused it.
+pub(crate) fn of(error: &(dyn StdError + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        #[cfg(feature = "postgres")]
+        if let Some(code) = error
+            .downcast_ref::<tokio_postgres::Error>()
+            .and_then(tokio_postgres::Error::code)
+        {
+            return Some(code.code().to_owned());
+        }
+        #[cfg(feature = "sqlx")]
+        if let Some(code) = error
+            .downcast_ref::<sqlx::Error>()
+            .and_then(|error| error.as_database_error()?.code())
+        {
+            return Some(code.into_owned());
+        }
+        next = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_codes_about_the_server_or_its_connections_mean_something() {
+        for code in ["25006", "57P01", "57P02", "57P03", "08006", "08001"] {
+            assert_eq!(meaning(code), Some(Meaning::ServerChanged), "{code}");
+        }
+        assert_eq!(meaning("53300"), Some(Meaning::TooManyConnections));
+        for code in ["40001", "23505", "57014", "08", "", "080065"] {
+            assert_eq!(meaning(code), None, "{code}");
+        }
+    }
+}
