@@ -15,6 +15,8 @@ use crate::driver::{self, Control};
 use crate::holders::Holders;
 use crate::metrics::Recorder;
 use crate::stats::Stats;
+#[cfg(feature = "json")]
+use crate::tuner::LogWriter;
 use crate::tuner::{DialBudget, DialState, Tuner, TunerConfig};
 use crate::{Autotuned, Bounds, BuildError};
 
@@ -59,6 +61,19 @@ pub struct Builder<P> {
     max_waiting: Option<usize>,
     reserved: usize,
     tuner: TunerConfig,
+    #[cfg(feature = "json")]
+    log: Option<Log>,
+}
+
+/// Where decisions are written.
+#[cfg(feature = "json")]
+struct Log(Box<dyn std::io::Write + Send>);
+
+#[cfg(feature = "json")]
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Log")
+    }
 }
 
 impl<P: Adapter> Builder<P> {
@@ -73,6 +88,8 @@ impl<P: Adapter> Builder<P> {
             max_waiting: None,
             reserved: 0,
             tuner: TunerConfig::default(),
+            #[cfg(feature = "json")]
+            log: None,
         }
     }
 
@@ -148,12 +165,24 @@ impl<P: Adapter> Builder<P> {
         self
     }
 
+    /// Writes every step of the tuner, four a second, as a line of JSON: what it was given, what it
+    /// decided, and on what numbers. [`DecisionLog`](crate::tuner::DecisionLog) reads it again.
+    ///
+    /// Written from the task that drives the tuner: give it a file, or a channel, and nothing that
+    /// waits for long. Ends with the first write that fails. Defaults to none.
+    #[cfg(feature = "json")]
+    #[must_use]
+    pub fn decision_log(mut self, to: impl std::io::Write + Send + 'static) -> Self {
+        self.log = Some(Log(Box::new(to)));
+        self
+    }
+
     /// Builds the pool, and spawns the task that drives its tuner. Opens no connection.
     ///
     /// # Errors
     ///
     /// Bounds that cannot be, or that the pool behind cannot reach; a timeout of zero; a constant
-    /// of the tuner out of range; no tokio runtime.
+    /// of the tuner out of range; a decision log that cannot be written; no tokio runtime.
     pub fn build(self) -> Result<Autotuned<P>, BuildError> {
         let runtime = Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         check_tuner(&self.tuner)?;
@@ -210,21 +239,33 @@ impl<P: Adapter> Builder<P> {
         );
 
         let name: Arc<str> = self.name.unwrap_or_else(next_name).into();
+        #[cfg(feature = "json")]
+        let log = match self.log {
+            None => None,
+            Some(Log(to)) => {
+                let opened = LogWriter::new(to, &name, config, bounds, start, now);
+                Some(opened.map_err(|error| setting(format!("decision_log: {error}")))?)
+            }
+        };
         let stats = Stats::new(self.tuner.slow_wait);
+        let target = tuner.target();
+        let control = Control::new(tuner, dial, &stats, now);
+        #[cfg(feature = "json")]
+        let control = control.with_log(log);
         let news = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
             adapter: self.pool,
             gate,
-            recorder: Recorder::new(&name, tuner.target()),
+            recorder: Recorder::new(&name, target),
             mode: self.mode,
             name,
             open_timeout,
-            target: AtomicUsize::new(tuner.target()),
+            target: AtomicUsize::new(target),
             ceiling: AtomicUsize::new(limit),
             generation: AtomicUsize::new(0),
             holders: Holders::new(pool_max),
             news: Arc::clone(&news),
-            control: Mutex::new(Control::new(tuner, dial, &stats, now)),
+            control: Mutex::new(control),
             stats,
         });
         runtime.spawn(driver::run(Arc::downgrade(&shared), news));

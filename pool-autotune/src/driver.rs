@@ -19,6 +19,8 @@ use crate::stats::{Stats, Waits, WindowReader};
 use crate::tuner::{
     Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Recording, Tuner, Verdict,
 };
+#[cfg(feature = "json")]
+use crate::tuner::{Given, LogWriter};
 use crate::{Bounds, Mode, PoolSnapshot, events};
 
 /// How often a window is closed: the fast path acts within this time.
@@ -52,6 +54,8 @@ pub(crate) struct Control {
     opening_since: Option<Instant>,
     /// Whether the line is shed from, because more connections would not serve it faster.
     sheds: bool,
+    #[cfg(feature = "json")]
+    log: Option<LogWriter>,
 }
 
 impl Control {
@@ -70,6 +74,8 @@ impl Control {
             generation_since: now,
             opening_since: None,
             sheds: false,
+            #[cfg(feature = "json")]
+            log: None,
         }
     }
 
@@ -92,6 +98,22 @@ impl Control {
             .capacity
             .saturating_add(for_how_long.saturating_mul(limit));
         self.limit_since = now;
+    }
+
+    #[cfg(feature = "json")]
+    pub(crate) fn with_log(self, log: Option<LogWriter>) -> Self {
+        Self { log, ..self }
+    }
+
+    /// Writes a step down; a log that cannot be written ends.
+    #[cfg(feature = "json")]
+    fn log(&mut self, decision: &Decision, given: impl FnOnce() -> Given) {
+        if let Some(log) = &mut self.log
+            && let Err(error) = log.step(given(), decision)
+        {
+            self.log = None;
+            events::log_failed(&error);
+        }
     }
 
     /// Whether a decision says something that the last one did not.
@@ -130,6 +152,11 @@ impl<P: Adapter> Shared<P> {
         let mut control = self.control();
         let decision = control.tuner.set_bounds(now, bounds);
         control.recording.bounds(now, bounds);
+        #[cfg(feature = "json")]
+        control.log(&decision, || Given::Bounds {
+            min: bounds.min(),
+            max: bounds.max(),
+        });
         self.record(&mut control, decision);
         self.apply(&mut control, now);
     }
@@ -165,6 +192,8 @@ impl<P: Adapter> Shared<P> {
         self.close_all_idle();
         let decision = control.tuner.failover(now);
         control.recording.failover(now);
+        #[cfg(feature = "json")]
+        control.log(&decision, || Given::Failover);
         self.record(&mut control, decision);
         self.apply(&mut control, now);
     }
@@ -215,6 +244,8 @@ impl<P: Adapter> Shared<P> {
                 .next(&self.stats, now, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
         let decision = control.tuner.on_window(now, &window);
+        #[cfg(feature = "json")]
+        control.log(&decision, || Given::Window(window.clone()));
         self.record(control, decision);
         let at_knee = matches!(control.tuner.verdict(), Verdict::AtKnee(_));
         if self.mode == Mode::Enforce && at_knee != control.sheds {

@@ -45,3 +45,11 @@ pub(crate) fn nested(pool: &str, nested: &NestedAcquire) {
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) fn nested(_pool: &str, _nested: &NestedAcquire) {}
+
+#[cfg(all(feature = "json", feature = "tracing"))]
+pub(crate) fn log_failed(error: &std::io::Error) {
+    tracing::warn!(%error, "the decision log ends");
+}
+
+#[cfg(all(feature = "json", not(feature = "tracing")))]
+pub(crate) fn log_failed(_error: &std::io::Error) {}

@@ -69,6 +69,7 @@
 //! - `bb8`: an [`adapter`] for bb8, with any connection manager.
 //! - `sqlx`: an [`adapter`] for sqlx, with any database.
 //! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover.
+//! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `tracing`: an event for every decision.
 //!

@@ -6,7 +6,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use futures_util::future::{join_all, poll_immediate};
-use pool_autotune::tuner::{Reason, TunerConfig, Verdict};
+use pool_autotune::tuner::{Decision, DecisionLog, Reason, TunerConfig, Verdict};
 use pool_autotune::{Ask, Autotuned, BuildError, Error, Mode, Priority};
 use support::Memory;
 use tokio::time::{Instant, sleep, timeout};
@@ -462,10 +462,8 @@ async fn replaying_a_recording_makes_the_same_decisions() {
     let replayed = pool.recording().replay();
     assert_eq!(replayed.len(), 2_400);
     let since = replayed[0].at();
-    let resizes = |decisions: Vec<pool_autotune::tuner::Decision>| -> Vec<_> {
-        let kept = |decision: &pool_autotune::tuner::Decision| {
-            decision.is_resize() && decision.at() >= since
-        };
+    let resizes = |decisions: Vec<Decision>| -> Vec<_> {
+        let kept = |decision: &Decision| decision.is_resize() && decision.at() >= since;
         decisions.into_iter().filter(kept).collect()
     };
     let (lived, replayed) = (resizes(pool.decisions()), resizes(replayed));
@@ -481,7 +479,7 @@ async fn a_reserved_connection_is_for_the_critical() {
     let refused = pool.get_with(Ask::new().max_wait(ms(50))).await;
     assert!(matches!(refused, Err(Error::Timeout(_))), "{refused:?}");
     let check = pool.get_with(Ask::new().priority(Priority::Critical)).await;
-    check.expect("what is reserved is free");
+    drop(check.expect("what is reserved is free"));
 }
 
 #[test]
@@ -579,4 +577,67 @@ async fn at_the_knee_the_line_is_shed_from_before_anybody_waits_in_vain() {
     assert!(at_knee > 0, "{}", pool.verdict());
     assert!(shed > 100, "{shed} shed in {at_knee} seconds at the knee");
     assert!(pool.snapshot().target() <= 8, "{:?}", pool.snapshot());
+}
+
+/// A file that stays in memory.
+#[derive(Clone, Default)]
+struct Buffer(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_of_decisions_replays_to_the_same_decisions_and_an_edited_one_does_not() {
+    let buffer = Buffer::default();
+    let builder = Autotuned::builder(Memory::new(32, DIAL)).bounds(2..=32);
+    let builder = builder.name("orders").decision_log(buffer.clone());
+    let pool = builder.build().expect("valid settings");
+    let users = (0..60).map(|_| async {
+        for _ in 0..200 {
+            let connection = pool.get().await.expect("in time");
+            sleep(ms(20)).await;
+            drop(connection);
+            sleep(ms(7)).await;
+        }
+    });
+    join_all(users).await;
+    pool.failover();
+    pool.set_bounds(3..=20).expect("possible");
+    sleep(Duration::from_secs(30)).await;
+    let kept = pool.decisions();
+    drop(pool);
+
+    let bytes = buffer.0.lock().expect("no panic").clone();
+    let log = DecisionLog::read(&bytes[..]).expect("a log");
+    assert_eq!(log.pool(), "orders");
+    let replayed = log.replay().expect("the same decisions");
+    let resizes = |decisions: &[Decision]| -> Vec<_> {
+        let resizes = decisions.iter().filter(|decision| decision.is_resize());
+        resizes
+            .map(|decision| (decision.from(), decision.to(), decision.reason()))
+            .collect()
+    };
+    assert!(resizes(&kept).len() > 3, "{kept:?}");
+    assert_eq!(resizes(&replayed), resizes(&kept));
+
+    let text = String::from_utf8(bytes).expect("JSON");
+    let cut_off = &text[..text.len() - 20];
+    DecisionLog::read(cut_off.as_bytes()).expect("a process that was killed");
+    let edited = text.replace("\"reason\":\"failover\"", "\"reason\":\"steady\"");
+    let edited = DecisionLog::read(edited.as_bytes()).expect("still a log");
+    let error = edited.replay().expect_err("another reason").to_string();
+    assert!(error.contains("steady"), "{error}");
+    let headless: String = text.lines().skip(1).collect();
+    let error = DecisionLog::read(headless.as_bytes()).expect_err("no start");
+    assert!(
+        error.to_string().starts_with("line 1 of the decision log"),
+        "{error}"
+    );
 }

@@ -175,6 +175,7 @@ impl fmt::Display for Reason {
 /// What a [`Decision`] was based on.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "json", derive(serde::Serialize))]
 pub struct Inputs {
     /// λ: checkouts asked for per second.
     pub arrival_rate: f64,

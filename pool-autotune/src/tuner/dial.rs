@@ -23,6 +23,7 @@ pub struct DialBudget {
 /// The bounds of a [`DialBudget`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "json", derive(serde::Deserialize, serde::Serialize))]
 pub struct DialConfig {
     /// Connections opened per second in the long run. Defaults to 50: at the 12 ms of CPU that a
     /// SCRAM handshake cost Postgres when measured (162 connects a second saturated two cores)

@@ -26,6 +26,7 @@ use super::PoolWindow;
 /// The constants of the knee search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "json", derive(serde::Deserialize, serde::Serialize))]
 pub struct KneeConfig {
     /// ε*: the elasticity below which a connection does not pay. Defaults to 0.25; in the model,
     /// results between 0.1 and 0.33 differed by 2 %.
@@ -82,6 +83,7 @@ impl Default for KneeConfig {
 /// ε with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "json", derive(serde::Serialize))]
 pub struct Elasticity {
     /// ∂ln X/∂ln n.
     pub mean: f64,

@@ -38,6 +38,8 @@ mod decision;
 mod demand;
 mod dial;
 mod knee;
+#[cfg(feature = "json")]
+mod log;
 mod recording;
 mod verdict;
 mod window;
@@ -45,6 +47,10 @@ mod window;
 pub use self::decision::{Decision, Inputs, Reason};
 pub use self::dial::{DialBudget, DialConfig, DialState};
 pub use self::knee::{Elasticity, KneeConfig};
+#[cfg(feature = "json")]
+pub use self::log::{DecisionLog, DecisionLogError};
+#[cfg(feature = "json")]
+pub(crate) use self::log::{Given, LogWriter};
 pub use self::recording::Recording;
 pub use self::verdict::{Cause, Leak, NestedAcquire, Verdict};
 pub use self::window::PoolWindow;
@@ -62,6 +68,7 @@ use crate::Bounds;
 /// The defaults serve; each says where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "json", derive(serde::Deserialize, serde::Serialize))]
 pub struct TunerConfig {
     /// A decision needs at least this long a window (unless there is a backlog). Defaults to 1 s:
     /// long against use times, short against the 3 s in which a step should be over.

@@ -7,6 +7,7 @@ use std::time::Duration;
 /// simulator can fill them in.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "json", derive(serde::Deserialize, serde::Serialize))]
 pub struct PoolWindow {
     /// How long the window is.
     pub duration: Duration,
