@@ -1,0 +1,310 @@
+//! A Postgres that becomes read-only, is full, or stops answering.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, Pool};
+use futures_util::future::join_all;
+use pool_autotune::tuner::Reason;
+use pool_autotune::{Autotuned, Error};
+use private_servers::Postgres;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_postgres::{Client, Config, NoTls};
+
+fn config(postgres: &Postgres) -> Config {
+    postgres.url().parse().expect("a valid url")
+}
+
+async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn pool(config: Config, max: usize) -> Autotuned<Pool> {
+    let inner = Pool::builder(Manager::new(config, NoTls)).max_size(max);
+    Autotuned::builder(inner.build().expect("no timeouts are set"))
+        .bounds(2..=max)
+        .wait_timeout(Duration::from_secs(1))
+        .open_timeout(Duration::from_secs(1))
+        .build()
+        .expect("valid settings")
+}
+
+/// Uses as many connections at once.
+async fn warm(pool: &Autotuned<Pool>, connections: usize) {
+    let users = (0..connections).map(|_| async {
+        let connection = pool.get().await.expect("in time");
+        connection
+            .simple_query("SELECT pg_sleep(0.2)")
+            .await
+            .expect("it answers");
+    });
+    join_all(users).await;
+}
+
+async fn sessions(admin: &Client) -> Vec<i32> {
+    let rows = admin
+        .query(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' \
+             AND pid <> pg_backend_pid() ORDER BY pid",
+            &[],
+        )
+        .await;
+    rows.expect("a list").iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_became_read_only_is_left_with_all_its_connections() {
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let admin = connect(&config(&postgres)).await.expect("it accepts");
+    admin
+        .batch_execute("CREATE TABLE orders (id int)")
+        .await
+        .expect("a table");
+    let pool = pool(config(&postgres), 8);
+    warm(&pool, 4).await;
+    let before = sessions(&admin).await;
+    assert!(before.len() >= 2, "{before:?}");
+
+    admin
+        .batch_execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+        .await
+        .expect("an administrator may");
+    let insert = "INSERT INTO orders VALUES (1)";
+    let connection = pool.get().await.expect("free");
+    connection
+        .batch_execute("SET default_transaction_read_only = on")
+        .await
+        .expect("a session may");
+    let error = connection
+        .batch_execute(insert)
+        .await
+        .expect_err("it is read-only");
+    pool.note_error(&error);
+    drop(connection);
+    let failovers = |pool: &Autotuned<Pool>| {
+        let decisions = pool.decisions();
+        decisions
+            .iter()
+            .filter(|decision| decision.reason() == Reason::Failover)
+            .count()
+    };
+    assert_eq!(failovers(&pool), 1);
+
+    admin
+        .batch_execute(
+            "SET default_transaction_read_only = off; \
+                        ALTER DATABASE postgres RESET default_transaction_read_only",
+        )
+        .await
+        .expect("the new primary is writable");
+    let start = Instant::now();
+    warm(&pool, 4).await;
+    let connection = pool.get().await.expect("free");
+    connection
+        .batch_execute(insert)
+        .await
+        .expect("writable again");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    let after = sessions(&admin).await;
+    assert!(
+        after.iter().all(|pid| !before.contains(pid)),
+        "{before:?} {after:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_free_slots_is_used_with_what_there_is_and_not_dialled_in_a_storm() {
+    let settings = [
+        ("max_connections", "8"),
+        ("superuser_reserved_connections", "0"),
+    ];
+    let postgres = Postgres::start_with(&settings)
+        .await
+        .expect("Postgres starts");
+    let pool = pool(config(&postgres), 16);
+    warm(&pool, 2).await;
+    let mut others = Vec::new();
+    while let Ok(other) = connect(&config(&postgres)).await {
+        others.push(other);
+        assert!(others.len() <= 8, "it takes more than it may");
+    }
+    let refusals = std::sync::atomic::AtomicUsize::new(0);
+    let start = Instant::now();
+    let users = (0..40).map(|_| async {
+        let mut served = 0;
+        while start.elapsed() < Duration::from_secs(2) {
+            match pool.get().await {
+                Ok(connection) => {
+                    connection
+                        .simple_query("SELECT 1")
+                        .await
+                        .expect("it answers");
+                    served += 1;
+                }
+                Err(Error::Backend(_)) => {
+                    refusals.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+                Err(error) => assert!(error.is_overload(), "{error}"),
+            }
+        }
+        served
+    });
+    let served: usize = join_all(users).await.into_iter().sum();
+    assert!(served > 500, "{served} served with what was open");
+    // One at first, then one a second, two, …: a handful, where every checkout was a reason.
+    let refused = refusals.into_inner();
+    assert!(refused <= 8, "{refused} dials in two seconds");
+}
+
+/// Passes bytes on, unless it is told to swallow them.
+async fn proxy(to: u16, hole: watch::Receiver<bool>) -> SocketAddr {
+    async fn pass(
+        mut from: impl AsyncReadExt + Unpin,
+        mut to: impl AsyncWriteExt + Unpin,
+        mut hole: watch::Receiver<bool>,
+    ) {
+        let mut bytes = [0; 4096];
+        while let Ok(read @ 1..) = from.read(&mut bytes).await {
+            // What is in a black hole stays there, until it is none any more.
+            if hole.wait_for(|hole| !hole).await.is_err()
+                || to.write_all(&bytes[..read]).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else {
+                continue;
+            };
+            let (client_read, client_write) = client.into_split();
+            let (server_read, server_write) = server.into_split();
+            tokio::spawn(pass(client_read, server_write, hole.clone()));
+            tokio::spawn(pass(server_read, client_write, hole.clone()));
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole_costs_each_checkout_its_deadline_and_no_more() {
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let (hole, watched) = watch::channel(false);
+    let address = proxy(postgres.port(), watched).await;
+    let mut config = config(&postgres);
+    config = {
+        let mut through = Config::new();
+        through
+            .host("127.0.0.1")
+            .port(address.port())
+            .user(config.get_user().expect("a user"))
+            .dbname(config.get_dbname().expect("a database"));
+        through
+    };
+    let pool = pool(config, 8);
+    warm(&pool, 4).await;
+
+    hole.send_replace(true);
+    let start = Instant::now();
+    let users = (0..40).map(|_| async {
+        let (mut worst, mut asked) = (Duration::ZERO, 0);
+        while start.elapsed() < Duration::from_secs(4) {
+            let asks = Instant::now();
+            let checkout = pool.get().await;
+            worst = worst.max(asks.elapsed());
+            asked += 1;
+            if let Ok(connection) = checkout {
+                // A query needs a deadline of its own.
+                let query = connection.simple_query("SELECT 1");
+                let _ = timeout(Duration::from_millis(300), query).await;
+            }
+        }
+        (worst, asked)
+    });
+    for (worst, asked) in join_all(users).await {
+        // A second in line, a second to open.
+        assert!(worst < Duration::from_millis(2_500), "{worst:?}");
+        assert!(asked > 0);
+    }
+    let now = pool.snapshot();
+    assert_eq!((now.in_use(), now.pending()), (0, 0), "nobody is stuck");
+
+    hole.send_replace(false);
+    let back = Instant::now();
+    let mut good = 0;
+    while good < 200 {
+        assert!(
+            back.elapsed() < Duration::from_secs(10),
+            "{good} in ten seconds"
+        );
+        if let Ok(connection) = pool.get().await {
+            let query = connection.simple_query("SELECT 1");
+            let answer = timeout(Duration::from_millis(300), query).await;
+            good += usize::from(matches!(answer, Ok(Ok(_))));
+        }
+    }
+    println!("200 queries {:?} after the hole closed", back.elapsed());
+    for _ in 0..pool.snapshot().limit() {
+        drop(pool.get().await.expect("no permit was lost"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_recovers_from_a_killed_postgres() {
+    use sqlx::Executor;
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    let mut postgres = Postgres::start().await.expect("Postgres starts");
+    let options: PgConnectOptions = postgres.url().parse().expect("a valid url");
+    let inner = PgPoolOptions::new()
+        .max_connections(8)
+        .connect_lazy_with(options);
+    let pool = Autotuned::builder(inner)
+        .bounds(2..=8)
+        .wait_timeout(Duration::from_secs(1))
+        .open_timeout(Duration::from_secs(1))
+        .build()
+        .expect("valid settings");
+    let good = async |within: Duration| {
+        let start = Instant::now();
+        let users = (0..20).map(|_| async {
+            let mut good = 0;
+            while good < 25 {
+                assert!(start.elapsed() < within, "{good} of 25 in {within:?}");
+                if let Ok(mut connection) = pool.get().await {
+                    good += usize::from(connection.execute("SELECT 1").await.is_ok());
+                }
+            }
+        });
+        join_all(users).await;
+        start.elapsed()
+    };
+    good(Duration::from_secs(10)).await;
+    postgres.kill();
+    let failed = join_all((0..20).map(|_| async {
+        match pool.get().await {
+            Ok(mut connection) => connection.execute("SELECT 1").await.is_err(),
+            Err(_) => true,
+        }
+    }));
+    assert!(failed.await.into_iter().all(|failed| failed));
+    postgres.restart().await.expect("it starts again");
+    let recovery = good(Duration::from_secs(10)).await;
+    println!("500 queries {recovery:?} after the restart");
+    let now = pool.snapshot();
+    assert!(now.size() <= now.limit(), "{now:?}");
+}
