@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use pool_autotune::Autotuned;
 use pool_autotune::adapter::Adapter;
 use pool_autotune::adapter::bb8::Bb8;
+use pool_autotune::tuner::Verdict;
 use private_servers::Redis;
 use tokio::time::{Instant, sleep};
 
@@ -80,6 +81,46 @@ async fn deadpool_over_redis_grows_shrinks_and_fails_over() {
             .await
             .expect("an answer");
         assert_eq!(answer, "PONG");
+    })
+    .await;
+}
+
+/// Sixteen tasks that each take a connection for one command at a time.
+async fn is_told_to_share<P: Adapter>(pool: P, ping: impl AsyncFn(&Autotuned<P>)) {
+    let pool = Autotuned::builder(pool).bounds(2..=16).build();
+    let pool = pool.expect("valid settings");
+    assert_eq!(pool.verdict(), Verdict::Healthy);
+    let start = Instant::now();
+    let users = (0..16).map(|_| async {
+        while start.elapsed() < Duration::from_secs(2) {
+            ping(&pool).await;
+        }
+    });
+    join_all(users).await;
+    assert_eq!(pool.verdict(), Verdict::UseMultiplexed { n: 1 });
+    assert!(pool.report().to_string().contains("share 1 instead"));
+}
+
+#[tokio::test]
+async fn exclusive_use_of_multiplexed_connections_is_told() {
+    let redis = Redis::start().await.expect("Redis starts");
+    let config = deadpool_redis::Config::from_url(redis.url());
+    let builder = config.builder().expect("a valid url").max_size(16);
+    let pool = builder.runtime(deadpool_redis::Runtime::Tokio1).build();
+    is_told_to_share(pool.expect("valid settings"), async |pool| {
+        let mut connection = pool.get().await.expect("in time");
+        let pong: Result<String, _> = cmd("PING").query_async(&mut *connection).await;
+        pong.expect("an answer");
+    })
+    .await;
+
+    let manager = RedisConnectionManager::new(redis.url()).expect("a valid url");
+    let pool = Bb8::new(bb8::Pool::builder().max_size(16), manager);
+    is_told_to_share(pool, async |pool| {
+        let mut connection = pool.get().await.expect("in time");
+        let ping = cmd("PING");
+        let pong: Result<String, _> = ping.query_async(&mut **connection).await;
+        pong.expect("an answer");
     })
     .await;
 }

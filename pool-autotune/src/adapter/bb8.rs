@@ -170,6 +170,10 @@ where
         surplus.map(Connection::close).count()
     }
 
+    fn is_multiplexed(&self) -> bool {
+        std::any::type_name::<M::Connection>().contains("Multiplexed")
+    }
+
     fn wait_timeout(&self) -> Option<Duration> {
         Some(self.pool.config().connection_timeout)
     }

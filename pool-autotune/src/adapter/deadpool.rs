@@ -68,6 +68,11 @@ where
         result.removed.len()
     }
 
+    fn is_multiplexed(&self) -> bool {
+        // The wrapper of deadpool-redis hides what it wraps.
+        std::any::type_name::<M::Type>().contains("Multiplexed")
+    }
+
     fn wait_timeout(&self) -> Option<Duration> {
         self.timeouts().wait
     }

@@ -73,6 +73,16 @@ pub trait Adapter: Send + Sync + 'static {
     /// They must be gone when it returns.
     fn close_idle(&self, count: usize) -> usize;
 
+    /// Whether one connection serves many tasks at once, so that handing each out to a single task
+    /// wastes it: as redis-rs' multiplexed connections, which pools of Redis hand out nevertheless.
+    ///
+    /// A pool that needs more than one of those is told
+    /// [`Verdict::UseMultiplexed`](crate::tuner::Verdict::UseMultiplexed). Defaults to looking for
+    /// `Multiplexed` in the name of the connection's type, and of what it wraps.
+    fn is_multiplexed(&self) -> bool {
+        std::any::type_name::<Self::Connection>().contains("Multiplexed")
+    }
+
     /// How long the pool itself is configured to let a checkout wait, if it is.
     fn wait_timeout(&self) -> Option<Duration> {
         None

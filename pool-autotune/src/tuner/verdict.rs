@@ -15,6 +15,13 @@ pub enum Verdict {
     AtKnee(Cause),
     /// More connections would help, and the bounds do not allow them.
     BudgetBound,
+    /// Each connection could serve many tasks at once, and the pool hands each to one: share this
+    /// many instead, without a pool. Measured with Redis 7 on two cores: 71,000 commands a second
+    /// over 8 exclusive connections, the best number of them, and 362,000 over one shared.
+    UseMultiplexed {
+        /// Connections to share.
+        n: usize,
+    },
     /// Connections are wanted and allowed, and have not opened for five seconds.
     ConnectBound,
     /// A connection was not given back for far longer than is usual.
@@ -31,6 +38,10 @@ impl fmt::Display for Verdict {
             Self::Underprovisioned => f.write_str("underprovisioned: larger sizes are being tried"),
             Self::AtKnee(cause) => write!(f, "at the knee of the database ({cause})"),
             Self::BudgetBound => f.write_str("bound by its maximum: more connections would help"),
+            Self::UseMultiplexed { n } => write!(
+                f,
+                "multiplexed connections used one task at a time: share {n} instead"
+            ),
             Self::ConnectBound => f.write_str("bound by connecting: new connections do not open"),
             Self::Leaking(leak) => write!(f, "leaking: {leak}"),
             Self::NestedAcquire(nested) => write!(f, "nested checkouts: {nested}"),
