@@ -144,6 +144,7 @@ fn half_an_hour_of_overload_moves_the_limit_by_less_than_a_twentieth() {
         mean(&limits[600..3600]),
         mean(&limits[limits.len() - 3000..]),
     );
+    println!("limit {first:.1} to {last:.1}");
     assert!((last / first - 1.0).abs() < 0.05, "{first:.1} to {last:.1}");
 }
 

@@ -175,7 +175,7 @@ impl VerifiedGradient {
             );
         }
         if !self.audit.is_planned() {
-            self.audit.soon(now, &self.config, window.duration);
+            self.plan_audit(now, window);
         }
         let baseline = *self.baseline.get_or_insert(service_time);
         if let Some(objective) = &mut self.objective {
@@ -199,17 +199,25 @@ impl VerifiedGradient {
         if let Some(decision) = self.end_slow_start(now, gradient, window, before) {
             return decision;
         }
-        if gradient < self.config.deep {
+        let is_due = self.audit.is_due(now) && !self.slow_start && self.is_enough(&steady);
+        let audit = Some(self.audited()).filter(|&to| is_due && to >= self.config.least_audit);
+        if gradient < self.config.deep && (self.verified || audit.is_none()) {
             return self.bet_or_cut(now, gradient, window, service_time);
         }
         self.note_throughput(window);
-        if self.audit.is_due(now) && !self.slow_start && self.is_enough(&steady) {
-            let audited = self.audited();
-            if audited >= self.config.least_audit {
-                return self.start(ProbeKind::Audit, audited, steady, service_time);
-            }
+        if let Some(audited) = audit {
+            return self.start(ProbeKind::Audit, audited, steady, service_time);
         }
         (self.step(gradient, window), self.limit)
+    }
+
+    /// Plans the next audit: at once as long as nothing has verified the baseline.
+    fn plan_audit(&mut self, now: Instant, window: &Window) {
+        if self.verified {
+            self.audit.soon(now, &self.config, window.duration);
+        } else {
+            self.audit.due = Some(now);
+        }
     }
 
     /// The throughput is known well.
@@ -449,7 +457,7 @@ impl VerifiedGradient {
             self.baseline = Some(baseline.min(service_time));
             self.limit = probe.commanded;
             if is_cut {
-                self.audit.soon(now, &self.config, window.duration);
+                self.plan_audit(now, window);
                 return ("cut_accept", self.limit);
             }
             let deeper = self.audited();
