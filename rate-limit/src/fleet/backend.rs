@@ -122,8 +122,8 @@ impl FleetBackend {
     /// [`OnOutage`](super::OnOutage). Set it above what your Redis takes at its slowest: one that
     /// never answers in time is as good as none.
     ///
-    /// Defaults to 10 ms. Timers are a millisecond coarse, so the wait ends up to a millisecond
-    /// early; less than 2 ms count as 2.
+    /// Defaults to 10 ms. Timers are a millisecond coarse, so that the wait may end 1.5 ms early
+    /// and not late; less than 2 ms count as 2.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.deadline = deadline.max(Duration::from_millis(2));
         self

@@ -418,8 +418,8 @@ pin_project! {
 
 impl Waiting {
     pub(crate) fn new(limiter: &FleetLimiter, told: oneshot::Receiver<Verdict>) -> Self {
-        // Timers go off up to a millisecond late.
-        let deadline = limiter.node.settings().deadline - TIMER;
+        // A timer goes off up to a millisecond late, and the task it wakes runs some time after.
+        let deadline = limiter.node.settings().deadline - LATE;
         Self {
             told,
             overdue: sleep_until(Instant::now() + deadline),
@@ -594,4 +594,4 @@ fn held_back(level: Level, quota: &Quota, settings: &Settings) -> Level {
     level.reserving(sizing.of_fleet(quota.burst_size()))
 }
 
-const TIMER: Duration = Duration::from_millis(1);
+const LATE: Duration = Duration::from_micros(1_500);
