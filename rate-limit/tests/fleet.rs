@@ -239,6 +239,19 @@ async fn a_lease_is_spent_without_asking_and_given_back() {
     );
 }
 
+#[tokio::test]
+async fn strict_windows_hold_back_what_may_be_leased_and_show_it() {
+    let redis = Redis::start().await.unwrap();
+    let quota = || Limiter::builder().quota(Quota::count(100).per(365 * DAY));
+    let backend = |lease| backend(&redis).nodes(4).lease(lease).strict_windows(true);
+    let half = quota().build_on(backend(Lease::adaptive())).unwrap();
+    assert_eq!(half.check("alice").await.unwrap().remaining(), 49);
+    let little = quota().build_on(backend(Lease::at_most(5))).unwrap();
+    assert_eq!(little.check("bob").await.unwrap().remaining(), 79);
+    let exact = quota().build_on(backend(Lease::none())).unwrap();
+    assert_eq!(exact.check("carol").await.unwrap().remaining(), 99);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_lease_is_given_back_by_itself_and_one_that_is_dropped_too() {
     let redis = Redis::start().await.unwrap();

@@ -306,6 +306,12 @@ impl<W: Tell> Account<W> {
         self.flights.retain(|flight| flight.cost != ask.cost);
     }
 
+    /// Hears a level from Redis.
+    #[cfg(test)]
+    pub(crate) fn hear(&mut self, now: u64, level: u64) {
+        (self.levels[0], self.at, self.heard) = (level, now, true);
+    }
+
     /// Decides on a request without Redis, by each policy's [`OnOutage`].
     ///
     /// A local share is kept by counting each request as if all nodes made it: the levels go on

@@ -332,4 +332,45 @@ proptest! {
             prop_assert!(burst == 1 || capacity + fleet.most_leased <= burst);
         }
     }
+
+    /// What [`OnOutage::LocalShare`] promises: nodes that know the same of a key, and nothing of
+    /// each other, admit together no more than the percentage of what Redis would have.
+    #[test]
+    fn shares_add_up_to_no_more_than_the_quota(
+        count in 1u64..20_000,
+        burst in 1u64..500,
+        used in 0u64..500,
+        nodes in 1usize..6,
+        percent in 1u8..=100,
+        requests in proptest::collection::vec((0u64..20_000, 0usize..6, 1u8..20), 1..200),
+    ) {
+        let quota = Quota::count(count).per(SECOND).burst(burst);
+        let mut fleet = Fleet::new(quota, nodes, 0, false);
+        let on_outage = OnOutage::LocalShare { percent };
+        fleet.terms = std::sync::Arc::from([Term { on_outage, ..fleet.terms[0] }]);
+        let level = fleet.terms[0].level;
+        let used = used.min(burst) * level.price;
+        for (_, account) in &mut fleet.nodes {
+            *account = Account::new(&fleet.terms, 0);
+            account.hear(0, used);
+        }
+        let (mut now, mut admitted) = (0, 0u64);
+        for (gap, node, requests) in requests {
+            now += gap;
+            let (_, account) = &mut fleet.nodes[node % nodes];
+            for _ in 0..requests {
+                let verdict = account.without_redis(now * 1_000, &Fleet::cost(), &fleet.sizing);
+                admitted += u64::from(matches!(verdict, Verdict::Admitted { .. }));
+            }
+            let whole = level.capacity - used + now * level.drain;
+            let share = whole as f64 * f64::from(percent) / 100.0 / level.price as f64;
+            // A share of a burst that is less than one request lets one through at a time.
+            let weight = on_outage.weight(nodes as u64);
+            if burst >= weight {
+                prop_assert!(admitted as f64 <= share + 1e-6, "{admitted} over {share}");
+            } else {
+                prop_assert!(admitted as f64 <= share + nodes as f64, "{admitted} over {share}");
+            }
+        }
+    }
 }
