@@ -281,7 +281,7 @@ const CHARGE: &str = "
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local old = redis.call('HMGET', KEYS[1], 'level', 'at')
-local level = math.max(0, (old[1] or 0) - (now - (old[2] or now)) * ARGV[1]) + ARGV[2]
+local level = math.max(0, (old[1] or 0) + ARGV[2] - (now - (old[2] or now)) * ARGV[1])
 redis.call('HSET', KEYS[1], 'level', string.format('%.6f', level), 'at', string.format('%.6f', now))
 return string.format('%.6f', level)";
 
