@@ -10,6 +10,7 @@ use pool_autotune::tuner::{Decision, DecisionLog, Reason, TunerConfig, Verdict};
 use pool_autotune::{Ask, Autotuned, BuildError, Error, Mode, Priority};
 use support::Memory;
 use tokio::time::{Instant, sleep, timeout};
+use tower_capacity::gate::RefusedReason;
 
 const DIAL: Duration = Duration::from_millis(10);
 
@@ -640,4 +641,26 @@ async fn a_log_of_decisions_replays_to_the_same_decisions_and_an_edited_one_does
         error.to_string().starts_with("line 1 of the decision log"),
         "{error}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limiter_upstream_sheds_what_would_only_wait_for_a_connection() {
+    let pool = warm(2).await;
+    let pressed = pool.clone();
+    let limiter = tower_capacity::Limiter::builder()
+        .downstream(move || pressed.pressure())
+        .build()
+        .expect("valid settings");
+    let work = async || {
+        let mut admission = limiter.admit().await.map_err(|refused| refused.reason())?;
+        let connection = pool.get().await.expect("in time");
+        sleep(ms(100)).await;
+        drop(connection);
+        admission.complete(tower_capacity::Outcome::Success);
+        Ok(())
+    };
+    // Two hold a connection and two wait for the next: a fifth would wait behind them.
+    let results = join_all((0..5).map(|_| work())).await;
+    let shed = RefusedReason::Downstream;
+    assert_eq!(results, [Ok(()), Ok(()), Ok(()), Ok(()), Err(shed)]);
 }
