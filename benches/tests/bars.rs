@@ -12,7 +12,7 @@ use overload_benches::sim::{
 };
 use tower_capacity::limit::VerifiedGradient;
 
-/// Random scenarios on which the law was not tuned.
+/// Random scenarios on which no constant was tuned.
 const SEEDS: std::ops::Range<u64> = 20_001..20_041;
 
 fn known() -> Vec<Scenario> {
