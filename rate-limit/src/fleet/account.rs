@@ -24,8 +24,10 @@ pub(crate) struct Account<W> {
     /// The levels at `at`, as last heard of or, without Redis, as counted here.
     levels: Cells,
     at: u64,
-    /// Whether Redis has ever told them.
+    /// Whether Redis has ever told them, and what it told last, at `told_at`.
     heard: bool,
+    told: Cells,
+    told_at: u64,
     /// The part of them that Redis does not know of.
     borrowed: Cells,
     lease: Lease,
@@ -112,11 +114,16 @@ impl Sizing {
         (burst / 2).min(self.most.saturating_mul(self.planned))
     }
 
-    /// How many requests at `cost` one node may hold; at least 1, which is no lease.
-    fn requests(&self, terms: &[Term], cost: &Cells) -> u64 {
+    /// How many requests at `cost` one node may hold of an account in which `room` more would
+    /// fit: its part of what comes back within [`HORIZON`], or of a quarter of the room if that is
+    /// more; and never more than its part of what the fleet may. At least 1, which is no lease.
+    fn requests(&self, terms: &[Term], cost: &Cells, room: u64) -> u64 {
         let charged = |&(term, &cells): &(&Term, &u64)| !term.shadow && cells > 0;
-        let most =
-            |(term, cells): (&Term, &u64)| self.of_fleet(term.burst) / self.nodes.max(1) / cells;
+        let nodes = self.nodes.max(1);
+        let most = |(term, cells): (&Term, &u64)| {
+            let back = term.level.cells_in(HORIZON) / cells;
+            (self.of_fleet(term.burst) / cells).min(back.max(room / 4)) / nodes
+        };
         let lines = terms.iter().zip(cost).filter(charged);
         lines.map(most).min().unwrap_or(1).max(1)
     }
@@ -129,6 +136,8 @@ impl<W: Tell> Account<W> {
             levels: [0; MAX_POLICIES],
             at: now,
             heard: false,
+            told: [0; MAX_POLICIES],
+            told_at: now,
             borrowed: [0; MAX_POLICIES],
             lease: Lease::default(),
             flights: Vec::new(),
@@ -208,7 +217,7 @@ impl<W: Tell> Account<W> {
     /// What to ask for ahead of need, if the lease runs low.
     pub(crate) fn top_up(&mut self, now: u64, sizing: &Sizing) -> Option<Ask> {
         let cost = self.lease.cost;
-        let low = self.lease.requests < self.last_size(sizing) / 4;
+        let low = self.lease.requests < self.sized(now, &cost, sizing) / 4;
         let idle = self.flights.is_empty() && now >= self.refused_until;
         if !low || !idle || self.lease.requests == 0 {
             return None;
@@ -263,6 +272,7 @@ impl<W: Tell> Account<W> {
             ..Next::default()
         };
         (self.levels, self.at, self.heard) = (reply.levels, now, true);
+        (self.told, self.told_at) = (reply.levels, now);
         let Some(at) = self.flights.iter().position(|f| f.cost == ask.cost) else {
             return next;
         };
@@ -374,14 +384,13 @@ impl<W: Tell> Account<W> {
 
     /// What Redis knew to be owed, as levels and by now: what it has to be told if it has lost
     /// its data.
-    pub(crate) fn remembers(&self, now: u64, sizing: &Sizing) -> Option<Box<[Term]>> {
-        let levels = self.levels(now);
-        let mut cells = [0; MAX_POLICIES];
-        for (index, term) in self.terms.iter().enumerate() {
-            let here = self.borrowed[index].saturating_mul(term.on_outage.weight(sizing.nodes));
-            cells[index] = levels[index].saturating_sub(here);
+    pub(crate) fn remembers(&self, now: u64) -> Option<Box<[Term]>> {
+        let elapsed = now.saturating_sub(self.told_at);
+        let mut levels = self.told;
+        for (level, term) in levels.iter_mut().zip(&*self.terms) {
+            *level = term.level.after(*level, elapsed);
         }
-        let known = self.terms(&cells);
+        let known = self.terms(&levels);
         (self.heard && known.iter().any(|term| term.cells > 0)).then_some(known)
     }
 
@@ -415,7 +424,7 @@ impl<W: Tell> Account<W> {
         self.refused_until = 0;
         let fits = self.lease.requests > 0
             && self.lease.cost == *cost
-            && self.lease.requests < sizing.requests(&self.terms, cost);
+            && self.lease.requests < sizing.requests(&self.terms, cost, self.room(now, cost));
         if fits {
             self.used = now;
             self.lease.requests += 1;
@@ -535,7 +544,8 @@ impl<W: Tell> Account<W> {
             }
         }
         // The nodes would all come back at once, and all but one in vain.
-        let spread = jitter * spread as f64 * sizing.nodes as f64;
+        let others = sizing.nodes.saturating_sub(1);
+        let spread = jitter * spread as f64 * others as f64;
         // At least 1: it did not fit, though what was heard of may say that it does.
         self.refused_until = now
             .saturating_add(wait.max(1))
@@ -543,7 +553,8 @@ impl<W: Tell> Account<W> {
         self.refused = ask.cost;
     }
 
-    /// How many requests to have in hand: what comes in within [`HORIZON`], within bounds.
+    /// How many requests to have in hand: what comes in within [`HORIZON`], and no more than one
+    /// node may hold.
     fn size(&mut self, now: u64, cost: &Cells, sizing: &Sizing) -> u64 {
         let elapsed = now.saturating_sub(self.since);
         if elapsed >= RATE_WINDOW {
@@ -555,19 +566,24 @@ impl<W: Tell> Account<W> {
             };
             (self.arrived, self.since) = (0, now);
         }
-        self.sized(cost, sizing)
+        self.sized(now, cost, sizing)
     }
 
-    fn sized(&self, cost: &Cells, sizing: &Sizing) -> u64 {
+    fn sized(&self, now: u64, cost: &Cells, sizing: &Sizing) -> u64 {
         if sizing.most == 0 {
             return 1;
         }
         let wanted = (self.rate * HORIZON as f64) as u64;
-        wanted.clamp(1, sizing.requests(&self.terms, cost))
+        wanted.clamp(1, sizing.requests(&self.terms, cost, self.room(now, cost)))
     }
 
-    fn last_size(&self, sizing: &Sizing) -> u64 {
-        self.sized(&self.lease.cost, sizing)
+    /// How many requests at `cost` fit as far as is known here; none if nothing is.
+    fn room(&self, now: u64, cost: &Cells) -> u64 {
+        if self.heard {
+            self.known_to_fit(now, cost)
+        } else {
+            0
+        }
     }
 
     /// How many requests at `cost` fit as far as is known here; all there could be if nothing is.
@@ -612,7 +628,7 @@ impl Lease {
 
 /// A lease lasts about so long, in nanoseconds. Longer saves calls and leaves more in the hands of
 /// nodes that may not need it.
-const HORIZON: u64 = 20_000_000;
+const HORIZON: u64 = 100_000_000;
 
 /// The rate is read off spans at least this long, in nanoseconds.
 const RATE_WINDOW: u64 = 2_000_000;

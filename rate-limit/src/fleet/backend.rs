@@ -122,10 +122,10 @@ impl FleetBackend {
     /// [`OnOutage`](super::OnOutage). Set it above what your Redis takes at its slowest: one that
     /// never answers in time is as good as none.
     ///
-    /// Defaults to 10 ms. Timers are a millisecond coarse, so that the wait may end 1.5 ms early
-    /// and not late; less than 2 ms count as 2.
+    /// Defaults to 10 ms. Timers go off up to 2 ms late, so that the wait ends up to 2 ms early
+    /// instead; less than 4 ms count as 4.
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.settings.deadline = deadline.max(Duration::from_millis(2));
+        self.settings.deadline = deadline.max(Duration::from_millis(4));
         self
     }
 
@@ -220,8 +220,9 @@ impl Lease {
         Self(0)
     }
 
-    /// What a key's requests of the last moments use up in 20 ms, and never so much that all
-    /// nodes together hold more than half a burst.
+    /// What a key's requests of the last moments use up in 100 ms, but no more than this node's
+    /// part of what comes back in that time, or of a quarter of what is left if that is more; and
+    /// never so much that all nodes together hold more than half a burst.
     #[must_use]
     pub const fn adaptive() -> Self {
         Self(u64::MAX)

@@ -69,6 +69,12 @@ impl Level {
         self.capacity / self.price
     }
 
+    /// How many cells come back in so many nanoseconds.
+    pub(crate) fn cells_in(&self, nanos: u64) -> u64 {
+        let back = u128::from(nanos) * u128::from(self.drain) / 1_000;
+        u64::try_from(back / u128::from(self.price)).unwrap_or(u64::MAX)
+    }
+
     /// How many cells fit on top of `level`.
     pub(crate) fn remaining(&self, level: u64) -> u64 {
         self.capacity.saturating_sub(level) / self.price

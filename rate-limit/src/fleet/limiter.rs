@@ -418,7 +418,7 @@ pin_project! {
 
 impl Waiting {
     pub(crate) fn new(limiter: &FleetLimiter, told: oneshot::Receiver<Verdict>) -> Self {
-        // A timer goes off up to a millisecond late, and the task it wakes runs some time after.
+        // A timer is rounded up to a millisecond, and so is the sleep of the thread that minds it.
         let deadline = limiter.node.settings().deadline - LATE;
         Self {
             told,
@@ -594,4 +594,4 @@ fn held_back(level: Level, quota: &Quota, settings: &Settings) -> Level {
     level.reserving(sizing.of_fleet(quota.burst_size()))
 }
 
-const LATE: Duration = Duration::from_micros(1_500);
+const LATE: Duration = Duration::from_millis(2);

@@ -301,7 +301,7 @@ impl Node {
                 if link.is_none_or(|link| link.address() != address) {
                     continue;
                 }
-                if let Some(terms) = account.remembers(now, &sizing) {
+                if let Some(terms) = account.remembers(now) {
                     news.push(self.forget(id.key, Action::Raise, terms));
                 }
                 if let Some(terms) = account.owes(now, &sizing) {
