@@ -103,6 +103,8 @@ pub enum Reason {
     AtKnee,
     /// The target is above the peak demand of the last minutes.
     Surplus,
+    /// The backlog that the pool grew to work off is gone, and demand alone needs fewer.
+    Drained,
     /// The bounds were changed.
     Bounds,
     /// The server changed, and all connections with it.
@@ -135,6 +137,7 @@ impl Reason {
             Self::Recovered => "recovered",
             Self::AtKnee => "at_knee",
             Self::Surplus => "surplus",
+            Self::Drained => "drained",
             Self::Bounds => "bounds",
             Self::Failover => "failover",
             Self::Steady => "steady",
@@ -161,6 +164,7 @@ impl fmt::Display for Reason {
                 "saturated at the knee: the database serves no more with more connections"
             }
             Self::Surplus => "more than the demand of the last minutes",
+            Self::Drained => "the backlog is worked off",
             Self::Bounds => "the bounds were changed",
             Self::Failover => "the server changed",
             Self::Steady => "steady",

@@ -39,9 +39,9 @@ impl BaseUseTime {
         self.seconds
     }
 
-    /// Takes the use time of `window` for the base: an experiment showed that it is not our doing.
-    pub(super) fn rebase(&mut self, window: &PoolWindow) {
-        self.seconds = window.mean_use_time().or(self.seconds);
+    /// Takes a use time for the base: an experiment showed that it is not our doing.
+    pub(super) fn rebase(&mut self, seconds: Option<f64>) {
+        self.seconds = seconds.or(self.seconds);
     }
 
     pub(super) fn learn(&mut self, window: &PoolWindow, saturated: bool) {

@@ -7,12 +7,14 @@
 //!
 //! - **Up**: every growth of a saturated pool is on trial. Half a second after the connections are
 //!   open, throughput is measured for 1.5 s and compared with that before. Growth that earned less
-//!   than ε* is taken back, and the next try is smaller: by the square root of the factor, after 5
-//!   to 60 s. Once the factor is below 1.2, the size it started from is the knee.
+//!   than ε* is taken back; so is growth that ended the line by moving it into the database, with
+//!   use times longer by more than half of the wait that is gone. The next try is smaller: by the
+//!   square root of the factor, after 5 to 60 s. Once the factor is below 1.2, the size it started
+//!   from is the knee.
 //! - **Down**: at the knee, the *gate* is held at 0.8 n for two of four seconds (high, low, low,
 //!   high, so that a linear drift cancels), while all connections stay open. If the last fifth
 //!   earns clearly less than ε*, it is closed; if clearly more, the database has recovered, and the
-//!   pool may grow again.
+//!   pool may grow again. At the minimum, where there is no going down, one more is tried instead.
 //!
 //! The rule is .NET's for its thread pool turned into single experiments: that one dithers forever
 //! (hundreds of resizes in four minutes in our model), this one backs off.
@@ -170,6 +172,8 @@ pub(super) enum Outcome {
     Keep,
     /// Growth paid: it stays, and the use time seen is what the database needs.
     Paid(Elasticity, PoolWindow),
+    /// Growth ended the line in front of the pool by moving it into the database: back to this size.
+    Moved(usize),
     /// Growth did not pay: back to this size.
     Revert(usize, Elasticity),
     /// The last fifth earns nothing: down to this size.
@@ -223,12 +227,21 @@ impl Knee {
             .max(size)
     }
 
-    /// The largest size for the first jump of a step.
+    /// The largest size for the first jump of a step. After growth that did not pay there are no
+    /// jumps: what waits then waits for the database.
     pub(super) fn jump(&self, now: Instant, size: usize) -> usize {
-        if now < self.not_before {
+        if now < self.not_before || self.failed.is_some() {
             return size;
         }
         (8 * size + 8).min(self.cap.unwrap_or(usize::MAX))
+    }
+
+    /// Use time before the growth on trial.
+    pub(super) fn use_time_before(&self) -> Option<f64> {
+        match &self.trial {
+            Trial::Up { before, .. } => before.mean_use_time(),
+            _ => None,
+        }
     }
 
     /// A growth was decided on, from what `before` showed.
@@ -244,14 +257,20 @@ impl Knee {
 
     /// Tries whether the last fifth of a saturated pool of `size` is worth having, if it is time.
     /// `floor`: the size it cannot go below.
-    pub(super) fn try_down(&mut self, now: Instant, size: usize, floor: usize) -> bool {
+    pub(super) fn try_down(
+        &mut self,
+        now: Instant,
+        size: usize,
+        floor: usize,
+        window: &PoolWindow,
+    ) -> bool {
         if now < self.not_before || !self.is_idle() {
             return false;
         }
         let low = ((size as f64 * self.config.dither).round() as usize).min(size - 1);
-        if low == 0 {
-            // There is no going down from one: now and then, try two.
-            self.cap = Some(2);
+        if low < floor {
+            // There is no going down from here: now and then, try one more.
+            self.cap = Some(size + usize::from(self.may_try_again(now, size, window)));
             self.wait(now);
             return false;
         }
@@ -329,17 +348,23 @@ impl Knee {
     /// Connections that pay are what a knee looks like from above. Only a size that achieves more
     /// than when growth from it failed, or a long time, is a reason to try again.
     fn confirm(&self, now: Instant, outcome: Outcome) -> Outcome {
-        const MORE: f64 = 1.15;
-        match (&self.trial, self.failed, outcome) {
-            (Trial::Down { high, .. }, Some(failed), Outcome::Useful(seen, window))
-                if failed.from == *high
-                    && now < failed.again
-                    && window.throughput() < MORE * failed.throughput =>
+        match (&self.trial, outcome) {
+            (Trial::Down { high, slots, .. }, Outcome::Useful(seen, _))
+                if !self.may_try_again(now, *high, &slots.high) =>
             {
                 Outcome::Unclear(Some(seen))
             }
-            (_, _, outcome) => outcome,
+            (_, outcome) => outcome,
         }
+    }
+
+    fn may_try_again(&self, now: Instant, from: usize, window: &PoolWindow) -> bool {
+        const MORE: f64 = 1.15;
+        self.failed.is_none_or(|failed| {
+            failed.from != from
+                || now >= failed.again
+                || window.throughput() >= MORE * failed.throughput
+        })
     }
 
     fn step_up(
@@ -374,7 +399,10 @@ impl Knee {
                     return Outcome::Running;
                 }
                 if !is_saturated(after) {
-                    return Outcome::Keep;
+                    return match removed_wait(before, after) {
+                        Some(false) => Outcome::Moved(from),
+                        _ => Outcome::Keep,
+                    };
                 }
                 let Some(seen) = Elasticity::between(from, before, to, after) else {
                     return Outcome::Keep;
@@ -425,7 +453,7 @@ impl Knee {
                 Outcome::Useless(low, seen)
             }
             Some(seen) if seen.mean - seen.error > 1.4 * config.worth => {
-                Outcome::Useful(seen, std::mem::take(&mut slots.high))
+                Outcome::Useful(seen, std::mem::take(&mut slots.low))
             }
             seen if slots.index == 12 => Outcome::Unclear(seen),
             _ => Outcome::Running,
@@ -446,7 +474,7 @@ impl Knee {
                 self.growth = self.growth.powi(2).min(self.config.growth);
                 self.retry = self.config.retry;
             }
-            Outcome::Revert(from, _) => {
+            Outcome::Revert(from, _) | Outcome::Moved(from) => {
                 if let Trial::Up { before, .. } = &self.trial {
                     let retry = self.failed.map_or(self.config.retry, |failed| failed.retry);
                     self.failed = Some(Failed {
@@ -489,8 +517,40 @@ impl Knee {
     }
 }
 
+/// Whether most of the wait before is gone, and not only spent inside the database now.
+fn removed_wait(before: &PoolWindow, after: &PoolWindow) -> Option<bool> {
+    const MOST: f64 = 0.5;
+    let wait = before.mean_wait_time();
+    let longer = after.mean_wait_time() + after.mean_use_time()? - before.mean_use_time()?;
+    Some(longer <= (1.0 - MOST) * wait)
+}
+
 impl Slots {
     fn is_low(&self) -> bool {
         matches!(self.index % 4, 1 | 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(wait_ms: u64, use_ms: u64) -> PoolWindow {
+        PoolWindow {
+            arrivals: 1_000,
+            completions: 1_000,
+            wait_time: Duration::from_secs(wait_ms),
+            use_time: Duration::from_secs(use_ms),
+            ..PoolWindow::default()
+        }
+    }
+
+    #[test]
+    fn a_wait_that_became_use_time_is_not_removed() {
+        let before = window(10, 4);
+        assert_eq!(removed_wait(&before, &window(0, 4)), Some(true));
+        assert_eq!(removed_wait(&before, &window(1, 6)), Some(true));
+        assert_eq!(removed_wait(&before, &window(0, 12)), Some(false));
+        assert_eq!(removed_wait(&before, &PoolWindow::default()), None);
     }
 }

@@ -28,8 +28,9 @@
 //! - **Up, at once**: more checkouts wait than connections are allowed, and use times are near S0
 //!   (so more connections will help): demand plus what it takes to work off the backlog in half a
 //!   second, within one 250 ms window, to at most 8n + 8.
-//! - **Up**, after one saturated window: to demand, or to as many as wait and run, by at most the
-//!   factor on trial (2 at first), and back if it does not pay.
+//! - **Up**, after one saturated window: to demand, or, if the pool was full all the time, to as
+//!   many as wait and run, by at most the factor on trial (2 at first), and back if it does not pay.
+//! - **Down**, 5 s after a backlog was worked off: to demand, at once.
 //! - **Down**, to what the database makes use of.
 //! - **Down**: to the highest demand of the last 300 s, by at most 20 % every 60 s, and not at all
 //!   within a dead band of 15 %.
@@ -86,6 +87,9 @@ pub struct TunerConfig {
     pub full: f64,
     /// With a backlog, aim to work it off in this time. Defaults to 500 ms.
     pub drain_backlog_in: Duration,
+    /// How long a pool that grew to work off a backlog must not be saturated before it gives back
+    /// what the demand alone does not need. Defaults to 5 s.
+    pub give_back_after: Duration,
     /// Above this multiple of S0, a backlog is the database's doing and does not grow the pool at
     /// once. Defaults to 1.5.
     pub inflated: f64,
@@ -121,6 +125,7 @@ impl Default for TunerConfig {
             slow_wait: Duration::from_millis(20),
             full: 0.92,
             drain_backlog_in: Duration::from_millis(500),
+            give_back_after: Duration::from_secs(5),
             inflated: 1.5,
             grow_every: Duration::from_secs(2),
             shrink_horizon: Duration::from_secs(300),
@@ -155,6 +160,8 @@ pub struct Tuner {
     frozen_until: Option<Instant>,
     grown: Option<Instant>,
     shrunk: Option<Instant>,
+    /// Since when the pool, grown to work off a backlog, is no longer saturated.
+    drained_since: Option<Instant>,
 }
 
 impl Tuner {
@@ -176,6 +183,7 @@ impl Tuner {
             frozen_until: None,
             grown: None,
             shrunk: None,
+            drained_since: None,
         }
     }
 
@@ -286,7 +294,8 @@ impl Tuner {
         if target <= self.target {
             return None;
         }
-        self.peak.push(now, demand);
+        // What it takes to work off the backlog is needed once, and given back.
+        self.drained_since = Some(now);
         let inputs = self.inputs(window, Some(demand), true);
         Some(self.grow_to(now, Reason::Backlog, target, window, inputs))
     }
@@ -309,6 +318,7 @@ impl Tuner {
     /// Goes on with an experiment.
     fn on_experiment(&mut self, now: Instant, window: &PoolWindow) -> Decision {
         let config = self.config;
+        let before = self.knee.use_time_before();
         let outcome = self
             .knee
             .on_window(now, window, |after| is_saturated(&config, after));
@@ -322,7 +332,8 @@ impl Tuner {
                 (Reason::Settling, self.target, None)
             }
             Outcome::Paid(seen, after) => {
-                self.base.rebase(&after);
+                // Growth that pays may make use times longer, too, and that part is our doing.
+                self.base.rebase(before.or_else(|| after.mean_use_time()));
                 let demand = self.demand(&after);
                 let inputs = Inputs {
                     elasticity: Some(seen),
@@ -337,9 +348,10 @@ impl Tuner {
                 self.cause = self.cause_of(&gathered);
                 (Reason::NoGain, to, Some(seen))
             }
+            Outcome::Moved(to) => (Reason::NoGain, to, None),
             Outcome::Useless(to, seen) => (Reason::Useless, to, Some(seen)),
-            Outcome::Useful(seen, after) => {
-                self.base.rebase(&after);
+            Outcome::Useful(seen, low) => {
+                self.base.rebase(low.mean_use_time());
                 (Reason::Recovered, self.target, Some(seen))
             }
             Outcome::Unclear(seen) => (Reason::AtKnee, self.target, seen),
@@ -376,13 +388,18 @@ impl Tuner {
     fn judge(&self, saturated: bool) -> Verdict {
         if !saturated {
             Verdict::Healthy
-        } else if self.knee.cap().is_some() {
+        } else if self.is_at_knee() {
             Verdict::AtKnee(self.cause)
         } else if self.target == self.bounds.max() {
             Verdict::BudgetBound
         } else {
             Verdict::Underprovisioned
         }
+    }
+
+    /// Whether experiments showed that it need not be larger than it is.
+    fn is_at_knee(&self) -> bool {
+        self.knee.cap().is_some_and(|cap| cap <= self.target)
     }
 
     fn on_whole_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
@@ -402,10 +419,11 @@ impl Tuner {
         self.peak.push(now, demand);
 
         if saturated {
+            self.drained_since = self.drained_since.map(|_| now);
             return self.on_saturated(now, window, demand, inputs);
         }
         self.alarming = 0;
-        let (reason, target) = self.shrink(now);
+        let (reason, target) = self.give_back(now).unwrap_or_else(|| self.shrink(now));
         if target < self.target {
             self.shrunk = Some(now);
         }
@@ -448,22 +466,17 @@ impl Tuner {
             self.knee.alarm(now);
         }
 
-        // As many as run and wait could run at once, if the database made use of them.
-        let takers = window.limit + window.mean_queue().ceil() as usize;
-        let wanted = demand.max(takers);
-        let target = self.bounds.clamp(self.knee.reach(now, self.target, wanted));
-        if target > self.target && !alarmed {
-            let reason = if demand >= target {
-                Reason::Saturated
-            } else {
-                Reason::Trial
-            };
+        if !alarmed && let Some((reason, target)) = self.reach(now, window, demand) {
             return self.grow_to(now, reason, target, window, inputs);
         }
-        if self.knee.try_down(now, self.target, self.bounds.min()) {
+        if self.is_full(window)
+            && self
+                .knee
+                .try_down(now, self.target, self.bounds.min(), window)
+        {
             return self.decide(now, Reason::Probing, self.target, inputs);
         }
-        let reason = if self.knee.cap().is_some() {
+        let reason = if self.is_at_knee() {
             Reason::AtKnee
         } else if self.target == self.bounds.max() {
             Reason::AtMaximum
@@ -475,8 +488,13 @@ impl Tuner {
 
     /// The size a saturated pool may be tried at, if larger.
     fn reach(&self, now: Instant, window: &PoolWindow, demand: usize) -> Option<(Reason, usize)> {
-        // As many as run and wait could run at once, if the database made use of them.
-        let takers = window.limit + window.mean_queue().ceil() as usize;
+        // As many as run and wait could run at once, if the database made use of them. Where not all
+        // run all the time, waits come in bursts, and the slack in the demand is for those.
+        let takers = if self.is_full(window) {
+            window.limit + window.mean_queue().ceil() as usize
+        } else {
+            0
+        };
         let reach = self.knee.reach(now, self.target, demand.max(takers));
         let target = self.bounds.clamp(reach);
         let reason = if demand >= target {
@@ -485,6 +503,11 @@ impl Tuner {
             Reason::Trial
         };
         (target > self.target).then_some((reason, target))
+    }
+
+    /// Whether a saturated pool is so all the time, and not in bursts.
+    fn is_full(&self, window: &PoolWindow) -> bool {
+        window.utilisation() > self.config.full || window.timeouts > 0
     }
 
     /// Whether enough completes to measure throughput.
@@ -518,6 +541,17 @@ impl Tuner {
         } else {
             (Reason::Saturated, target)
         }
+    }
+
+    /// Gives back at once what was only needed to work off a backlog.
+    fn give_back(&mut self, now: Instant) -> Option<(Reason, usize)> {
+        if now - self.drained_since? < self.config.give_back_after {
+            return None;
+        }
+        self.drained_since = None;
+        let floor = self.bounds.clamp(self.peak.so_far()?);
+        let is_more = self.target as f64 > floor as f64 * (1.0 + self.config.dead_band);
+        is_more.then_some((Reason::Drained, floor))
     }
 
     fn shrink(&self, now: Instant) -> (Reason, usize) {

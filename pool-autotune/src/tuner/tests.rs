@@ -135,6 +135,23 @@ fn a_step_in_traffic_is_met_within_250_ms_and_needs_no_second_look() {
 }
 
 #[test]
+fn what_only_a_backlog_needed_is_given_back_once_it_is_worked_off() {
+    let mut model = Model::new(2..=100, 4);
+    model.run(seconds(3), 2_000.0, |_| 0.010);
+    assert!(model.limit > 40, "20 busy and a backlog: {}", model.limit);
+    model.run(seconds(10), 2_000.0, |_| 0.010);
+    assert!(
+        (20..=32).contains(&model.limit),
+        "20 busy plus slack: {}",
+        model.limit
+    );
+    let last = model.resizes.last().expect("it shrank");
+    assert_eq!(last.reason(), Reason::Drained);
+    model.run(5 * MINUTE, 2_000.0, |_| 0.010);
+    assert_eq!(model.queue, 0.0);
+}
+
+#[test]
 fn the_first_jump_is_bounded() {
     let mut model = Model::new(2..=1_000, 2);
     model.run(seconds(30), 10.0, |_| 0.010);
