@@ -304,11 +304,11 @@ impl<P: Adapter> Shared<P> {
         let opening = raised < target && gate.queued() > 0;
         control.opening_since = opening.then(|| control.opening_since.unwrap_or(now));
         // A pool that puts connections back late leaves some to be closed later.
-        let gate = self.gate.snapshot();
+        // The limit of a dither is no reason to close any: it ends in a second.
         let surplus = self
             .adapter
             .size()
-            .saturating_sub(gate.limit().max(gate.inflight()));
+            .saturating_sub(raised.max(self.gate.inflight()));
         if surplus > 0 {
             self.close_surplus(surplus);
         }

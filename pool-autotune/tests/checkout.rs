@@ -580,6 +580,46 @@ async fn at_the_knee_the_line_is_shed_from_before_anybody_waits_in_vain() {
     assert!(pool.snapshot().target() <= 8, "{:?}", pool.snapshot());
 }
 
+#[tokio::test(start_paused = true)]
+async fn trying_whether_fewer_connections_earn_as_much_closes_none() {
+    let memory = Memory::new(32, ms(1));
+    let builder = Autotuned::builder(memory.clone()).bounds(2..=32);
+    let pool = builder.build().expect("valid settings");
+    // One row that everybody updates, after something that any number can do at once.
+    let row = std::sync::Arc::new(tokio::sync::Mutex::new(()));
+    let users = (0..40).map(|_| {
+        let (pool, row) = (pool.clone(), std::sync::Arc::clone(&row));
+        async move {
+            let end = Instant::now() + Duration::from_secs(60);
+            while Instant::now() < end {
+                if let Ok(_connection) = pool.get().await {
+                    sleep(ms(35)).await;
+                    let _locked = row.lock().await;
+                    sleep(ms(5)).await;
+                } else {
+                    sleep(ms(100)).await;
+                }
+            }
+        }
+    });
+    join_all(users).await;
+    let decisions = pool.decisions();
+    assert!(
+        decisions
+            .iter()
+            .any(|decision| decision.reason() == Reason::Probing)
+    );
+    let grown = decisions
+        .iter()
+        .map(|decision| decision.to().saturating_sub(decision.from()));
+    let grown: usize = grown.sum();
+    assert!(
+        memory.opened() <= 4 + grown,
+        "{} opened for a start of 4 and {grown} more: {decisions:#?}",
+        memory.opened()
+    );
+}
+
 /// A file that stays in memory.
 #[derive(Clone, Default)]
 struct Buffer(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
