@@ -6,4 +6,5 @@
     reason = "nobody depends on it"
 )]
 
+pub mod pools;
 pub mod sim;
