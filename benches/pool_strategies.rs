@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! cargo run --release -p overload-benches --bin pool_strategies -- [--seconds N] [--workload NAME]
-//!     [--json PATH]
+//!     [--policy NAME] [--json PATH]
 //! ```
 //!
 //! A private Postgres, 256 tasks in a closed loop, five workloads whose best static sizes are far
 //! apart. Every contender runs behind the same gate on the same deadpool, so only the policy
-//! differs; throughput is counted after a warm-up that is the same for all. The oracle is the best
-//! of the static sizes.
+//! differs, but for one row on a deadpool without a gate; throughput is counted after a warm-up. The
+//! oracle is the best of the static sizes. The rules are those of the model (`--bin pools`). In
+//! recommend mode the pool keeps deadpool's default size, and says what it should be.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -16,8 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, Pool};
-use pool_autotune::Autotuned;
+use overload_benches::pools::{Contender, Rule, Seen};
 use pool_autotune::tuner::TunerConfig;
+use pool_autotune::{Autotuned, Mode};
 use private_servers::Postgres;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::NoTls;
@@ -26,6 +28,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const TASKS: usize = 256;
 const MAX: usize = 96;
+/// Connections that the rules start with, as the tuner does.
+const START: usize = 4;
 const SIZES: [usize; 8] = [1, 2, 4, 8, 12, 24, 48, 96];
 
 /// Statements of one transaction.
@@ -59,23 +63,83 @@ const WORKLOADS: [Workload; 5] = [
     },
 ];
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Policy {
+    /// Of the sweep that the oracle is chosen from.
     Static(usize),
-    /// One more whenever checkouts wait: FlexyPool's `IncrementPoolOnTimeout`, at 20 ms.
-    FlexyPool,
-    /// A tenth more above 70 % in use, a tenth less below 50 %.
-    Utilisation,
-    Tuned,
+    /// A default, a formula, a published rule or, last but not least, the tuner.
+    Contender(Contender),
+    /// deadpool's default size, and a tuner that only reports.
+    Recommend,
+    /// deadpool's default size, without a gate.
+    Raw,
 }
 
 impl Policy {
     fn name(self) -> String {
+        match (self, self.rule()) {
+            (Self::Static(size), _) => format!("static {size}"),
+            (Self::Contender(Contender::Ours), _) => "pool-autotune".to_owned(),
+            (Self::Contender(Contender::Deadpool), Some(Rule::Static(size))) => {
+                format!("deadpool default {size}")
+            }
+            (Self::Contender(Contender::Bb8Sqlx), Some(Rule::Static(size))) => {
+                format!("bb8, sqlx default {size}")
+            }
+            (Self::Contender(Contender::Hikari), Some(Rule::Static(size))) => {
+                format!("HikariCP formula {size}")
+            }
+            (Self::Contender(contender), _) => contender.name().to_owned(),
+            (Self::Recommend, _) => "recommend mode".to_owned(),
+            (Self::Raw, _) => format!("no gate, deadpool {}", default_size()),
+        }
+    }
+
+    fn rule(self) -> Option<Rule> {
         match self {
-            Self::Static(size) => format!("static {size}"),
-            Self::FlexyPool => "FlexyPool rule".to_owned(),
-            Self::Utilisation => "utilisation 70 %".to_owned(),
-            Self::Tuned => "pool-autotune".to_owned(),
+            Self::Static(size) => Some(Rule::Static(size)),
+            Self::Contender(contender) => contender.rule(cores()),
+            Self::Recommend | Self::Raw => None,
+        }
+    }
+}
+
+fn policies() -> impl Iterator<Item = Policy> {
+    let fixed = SIZES.map(Policy::Static);
+    let contenders = Contender::ALL.map(Policy::Contender);
+    let others = [Policy::Recommend, Policy::Raw];
+    fixed.into_iter().chain(contenders).chain(others)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// deadpool's: two connections for each core.
+fn default_size() -> usize {
+    2 * cores()
+}
+
+/// Where a task gets its connections.
+#[derive(Clone)]
+enum Source {
+    Gated(Autotuned<Pool>),
+    Raw(Pool),
+}
+
+impl Source {
+    async fn transact(&self, statements: &str) -> Result<(), Error> {
+        match self {
+            Self::Gated(pool) => pool.get().await?.batch_execute(statements).await?,
+            Self::Raw(pool) => pool.get().await?.batch_execute(statements).await?,
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Gated(pool) => pool.snapshot().size(),
+            Self::Raw(pool) => pool.status().size,
         }
     }
 }
@@ -86,7 +150,8 @@ struct Outcome {
     size: usize,
     /// Mean number of connections while throughput was counted.
     mean_size: f64,
-    decisions: Vec<String>,
+    /// Decisions, or the report, of the tuner.
+    said: Vec<String>,
 }
 
 fn main() -> Result<(), Error> {
@@ -100,6 +165,8 @@ fn main() -> Result<(), Error> {
 struct Arguments {
     measure: Duration,
     workload: Option<String>,
+    /// Only policies whose name contains this.
+    policy: Option<String>,
     json: Option<String>,
 }
 
@@ -108,6 +175,7 @@ impl Arguments {
         let mut parsed = Self {
             measure: Duration::from_secs(20),
             workload: None,
+            policy: None,
             json: None,
         };
         let mut arguments = std::env::args().skip(1);
@@ -136,9 +204,20 @@ impl Arguments {
                     }
                     parsed.workload = Some(value);
                 }
+                "--policy" => {
+                    let value = value()?;
+                    let names: Vec<String> = policies().map(Policy::name).collect();
+                    if !names.iter().any(|name| name.contains(&value)) {
+                        let names = names.join("`, `");
+                        return Err(
+                            format!("--policy is {value}: expected a part of `{names}`").into()
+                        );
+                    }
+                    parsed.policy = Some(value);
+                }
                 "--json" => parsed.json = Some(value()?),
                 _ => {
-                    let expected = "--seconds N, --workload NAME or --json PATH";
+                    let expected = "--seconds N, --workload NAME, --policy NAME or --json PATH";
                     return Err(format!("{argument}: expected {expected}").into());
                 }
             }
@@ -151,6 +230,7 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
     let Arguments {
         measure,
         workload: only,
+        policy: wanted,
         json,
     } = arguments;
     let settings = [("max_connections", "120")];
@@ -161,12 +241,14 @@ async fn run(arguments: Arguments) -> Result<(), Error> {
     for workload in WORKLOADS.into_iter().filter(asked) {
         println!("{} ({TASKS} tasks in a closed loop)", workload.name);
         let mut outcomes = Vec::new();
-        let fixed = SIZES.map(Policy::Static);
-        let others = [Policy::Tuned, Policy::FlexyPool, Policy::Utilisation];
-        for policy in fixed.into_iter().chain(others) {
+        let wanted = |policy: &Policy| {
+            let wanted = wanted.as_deref();
+            wanted.is_none_or(|part| policy.name().contains(part))
+        };
+        for policy in policies().filter(wanted) {
             let outcome = contend(&postgres, workload, policy, measure).await?;
             println!(
-                "  {:<17} {:>9.0}/s  {:>5.1} connections, {} at the end",
+                "  {:<20} {:>9.0}/s  {:>5.1} connections, {} at the end",
                 outcome.policy.name(),
                 outcome.throughput,
                 outcome.mean_size,
@@ -203,60 +285,81 @@ async fn contend(
     measure: Duration,
 ) -> Result<Outcome, Error> {
     let manager = Manager::new(postgres.url().parse()?, NoTls);
-    let inner = Pool::builder(manager).max_size(MAX).build()?;
-    let builder = Autotuned::builder(inner).wait_timeout(Duration::from_secs(60));
-    let pool = match policy {
-        Policy::Tuned => builder.bounds(1..=MAX),
-        Policy::Static(size) => builder.bounds(size..=size).tuner(still()),
-        Policy::FlexyPool | Policy::Utilisation => builder.bounds(4..=4).tuner(still()),
-    }
-    .build()?;
+    let keeps_default = matches!(policy, Policy::Recommend | Policy::Raw);
+    let max_size = if keeps_default { default_size() } else { MAX };
+    let inner = Pool::builder(manager).max_size(max_size).build()?;
+    let gated = |inner| Autotuned::builder(inner).wait_timeout(Duration::from_secs(60));
+    let source = match (policy, policy.rule()) {
+        (Policy::Raw, _) => Source::Raw(inner),
+        (Policy::Recommend, _) => Source::Gated(gated(inner).mode(Mode::Recommend).build()?),
+        (_, None) => Source::Gated(gated(inner).bounds(1..=MAX).build()?),
+        (_, Some(rule)) => {
+            let start = match rule {
+                Rule::Static(size) => size,
+                _ => START,
+            };
+            let pool = gated(inner).bounds(start..=start).tuner(still());
+            Source::Gated(pool.build()?)
+        }
+    };
 
     let stop = Arc::new(AtomicBool::new(false));
     let done = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| {
-            let (pool, stop, done) = (pool.clone(), Arc::clone(&stop), Arc::clone(&done));
+            let (source, stop, done) = (source.clone(), Arc::clone(&stop), Arc::clone(&done));
             tokio::spawn(async move {
                 while !stop.load(Relaxed) {
-                    let connection = pool.get().await?;
-                    connection.batch_execute(workload.statements).await?;
-                    drop(connection);
+                    source.transact(workload.statements).await?;
                     done.fetch_add(1, Relaxed);
                 }
                 Ok::<_, Error>(())
             })
         })
         .collect();
-    let policies = tokio::spawn(follow(policy, pool.clone()));
+    let is_fixed = matches!(policy.rule(), Some(Rule::Static(_))) || policy == Policy::Raw;
+    let follower = match (&source, policy.rule()) {
+        (Source::Gated(pool), Some(rule)) if !is_fixed => {
+            Some(tokio::spawn(follow(rule, pool.clone(), Arc::clone(&done))))
+        }
+        _ => None,
+    };
 
     // A static size needs its connections, a policy its decisions.
-    let warm_up = if matches!(policy, Policy::Static(_)) {
-        4
-    } else {
-        30
-    };
+    let warm_up = if is_fixed { 4 } else { 30 };
     sleep(Duration::from_secs(warm_up)).await;
     let (before, start) = (done.load(Relaxed), Instant::now());
     let (mut sizes, mut looks) = (0.0, 0.0);
     while start.elapsed() < measure {
         sleep(Duration::from_millis(100)).await;
-        sizes += pool.snapshot().size() as f64;
+        sizes += source.size() as f64;
         looks += 1.0;
     }
     let throughput = (done.load(Relaxed) - before) as f64 / start.elapsed().as_secs_f64();
+    // While there is traffic to report on.
+    let report = match (&source, policy) {
+        (Source::Gated(pool), Policy::Recommend) => Some(pool.report().to_string()),
+        _ => None,
+    };
 
     stop.store(true, Relaxed);
-    policies.abort();
+    if let Some(follower) = follower {
+        follower.abort();
+    }
     for task in tasks {
         task.await??;
     }
     Ok(Outcome {
         policy,
         throughput,
-        size: pool.snapshot().size(),
+        size: source.size(),
         mean_size: sizes / looks,
-        decisions: pool.decisions().iter().map(ToString::to_string).collect(),
+        said: match (&source, policy) {
+            (Source::Gated(pool), Policy::Contender(Contender::Ours)) => {
+                pool.decisions().iter().map(ToString::to_string).collect()
+            }
+            _ => report.into_iter().collect(),
+        },
     })
 }
 
@@ -269,21 +372,25 @@ fn still() -> TunerConfig {
     config
 }
 
-/// Plays a policy that is not the tuner's.
-async fn follow(policy: Policy, pool: Autotuned<Pool>) {
-    let mut size: usize = 4;
+/// Plays a rule that is not the tuner's.
+async fn follow(mut rule: Rule, pool: Autotuned<Pool>, done: Arc<AtomicU64>) {
+    let (mut size, mut looked, mut before) = (START, Instant::now(), done.load(Relaxed));
     loop {
         sleep(Duration::from_millis(250)).await;
-        let now = pool.snapshot();
-        let used = now.in_use() as f64 / now.limit().max(1) as f64;
-        size = match policy {
-            Policy::FlexyPool if now.wait_p95() > Duration::from_millis(20) => size + 1,
-            Policy::Utilisation if used > 0.7 => size + size.div_ceil(10),
-            Policy::Utilisation if used < 0.5 => size - size.div_ceil(10),
-            Policy::FlexyPool | Policy::Utilisation => size,
-            Policy::Static(_) | Policy::Tuned => return,
-        }
-        .clamp(1, MAX);
+        let (now, total) = (pool.snapshot(), done.load(Relaxed));
+        let slow = now.wait_p95() > Duration::from_millis(20);
+        let seen = Seen {
+            utilisation: now.in_use() as f64 / now.limit().max(1) as f64,
+            // How many is not known to those who look from outside: one a look.
+            slow_waits: u64::from(slow),
+            slow,
+            // Tasks in a closed loop wait for 60 s before they give up, and that fails the run.
+            timeouts: 0,
+            completions: total - before,
+            seconds: looked.elapsed().as_secs_f64(),
+        };
+        (looked, before) = (Instant::now(), total);
+        size = rule.next(size, MAX, &seen);
         if pool.set_bounds(size..=size).is_err() {
             return;
         }
@@ -291,35 +398,43 @@ async fn follow(policy: Policy, pool: Autotuned<Pool>) {
 }
 
 fn summarise(workload: Workload, outcomes: &[Outcome], report: &mut String) -> Result<(), Error> {
-    let of = |policy: fn(&Policy) -> bool| outcomes.iter().filter(move |o| policy(&o.policy));
-    let fixed = of(|policy| matches!(policy, Policy::Static(_)));
-    let best = fixed.map(|outcome| outcome.throughput).fold(0.0, f64::max);
+    let fixed = || {
+        let is_fixed = |outcome: &&Outcome| matches!(outcome.policy, Policy::Static(_));
+        outcomes.iter().filter(is_fixed)
+    };
+    let most = fixed()
+        .map(|outcome| outcome.throughput)
+        .fold(0.0, f64::max);
+    // Some of the sizes say nothing about the best of all.
+    let best = (fixed().count() == SIZES.len()).then_some(most);
     // A smaller size within 2 % of the best is the better one.
-    let oracle = of(|policy| matches!(policy, Policy::Static(_)))
-        .find(|outcome| outcome.throughput >= 0.98 * best)
-        .ok_or("no static size was measured")?;
-    println!("  oracle: {}", oracle.policy.name());
+    if let Some(best) = best
+        && let Some(oracle) = fixed().find(|outcome| outcome.throughput >= 0.98 * best)
+    {
+        println!("  oracle: {}", oracle.policy.name());
+    }
     for outcome in outcomes {
-        let part = 100.0 * outcome.throughput / best;
-        if !matches!(outcome.policy, Policy::Static(_)) {
+        let part = best.map(|best| 100.0 * outcome.throughput / best);
+        if let Some(part) = part
+            && !matches!(outcome.policy, Policy::Static(_))
+        {
             println!(
-                "  {:<17} {part:>5.0} % of the oracle",
+                "  {:<20} {part:>5.0} % of the oracle",
                 outcome.policy.name()
             );
         }
         write!(
             report,
             "{{\"workload\":\"{}\",\"policy\":\"{}\",\"per_second\":{:.0},\"percent_of_oracle\":\
-             {part:.1},\"mean_connections\":{:.1}}},",
+             {},\"mean_connections\":{:.1}}},",
             workload.name,
             outcome.policy.name(),
             outcome.throughput,
+            part.map_or_else(|| "null".to_owned(), |part| format!("{part:.1}")),
             outcome.mean_size,
         )?;
-        for decision in &outcome.decisions {
-            if matches!(outcome.policy, Policy::Tuned) {
-                println!("      {decision}");
-            }
+        for line in &outcome.said {
+            println!("      {line}");
         }
     }
     Ok(())
