@@ -41,10 +41,8 @@ const MAX_WINDOW: Duration = Duration::from_secs(4);
 const OLD_WINDOW: Duration = Duration::from_secs(1);
 const FEW: u64 = 8;
 const STALE_WINDOW: Duration = Duration::from_secs(10);
-/// Completions that mean something: the mean of exponential times has a standard error below a
-/// tenth.
-const ENOUGH: u64 = 128;
-/// Fewer do if their times differ little: so many, with a standard error below this.
+/// Fewer completions than the law asks for do if their times differ little: so many, with a standard
+/// error below this.
 const STEADY: u64 = 32;
 const STEADY_ERROR: f64 = 0.05;
 /// An open window is looked at no more often than this.
@@ -569,7 +567,7 @@ impl Limiter {
             .service_time_since(&control.opened)
             .is_some_and(|(_, error)| completions >= STEADY && error < STEADY_ERROR);
         let enough = steady
-            || completions >= ENOUGH
+            || completions >= control.law.evidence()
             || age >= OLD_WINDOW && ended >= FEW
             || age >= STALE_WINDOW;
         if !enough {

@@ -85,6 +85,13 @@ pub trait Limit: fmt::Debug + Send {
         None
     }
 
+    /// Answers how many completions the next window should have to mean something, unless their
+    /// times differ little or they take too long to come. Defaults to 128: the mean of exponential
+    /// times then has a standard error below a tenth.
+    fn evidence(&self) -> u64 {
+        128
+    }
+
     /// Names the law in metrics, events and reports.
     fn name(&self) -> &'static str;
 

@@ -47,6 +47,10 @@ pub struct VerifiedGradientConfig {
     pub useless: f64,
     /// Elasticity above which throughput is proportional to concurrency. 0.65 (model).
     pub proportional: f64,
+    /// Elasticity that concurrency alone cannot have: by Little's law it is at most 1, so above this
+    /// something else changed during the probe, which is then no evidence. 1.2 leaves room for
+    /// chance.
+    pub plausible: f64,
     /// e*, the elasticity that audits aim for. 0.2: halving costs an eighth (model; Kleinrock's
     /// power X²/N has its maximum at ½, where more throughput is lost).
     pub target: f64,
@@ -122,6 +126,7 @@ impl Default for VerifiedGradientConfig {
             at_rest: 1.1,
             useless: 0.1,
             proportional: 0.65,
+            plausible: 1.2,
             target: 0.2,
             gain: 0.5,
             first_audit: 0.35,
@@ -195,6 +200,7 @@ impl VerifiedGradientConfig {
             "more than `useless` and less than `proportional`",
         )?;
         share("proportional", self.proportional)?;
+        growth("plausible", self.plausible)?;
         part("gain", self.gain)?;
         share("first_audit", self.first_audit)?;
         some("least_audit", self.least_audit)?;

@@ -47,6 +47,9 @@ use super::{Explanation, Limit, Window};
 ///   e > 0.65          restore L, B ← max(B, w), slow start: the latency is not our queue  (6)
 ///   ```
 ///
+///   By Little's law e is at most 1. Above 1.2 something else changed meanwhile: restore L, and
+///   learn nothing.
+///
 ///   (5) is an integral controller which holds L where halving it costs a set share of the
 ///   throughput, whatever the distribution of the service time; (4) descends to the knee when a
 ///   process starts inside an overload and never sees a healthy baseline. As long as nothing has
@@ -179,9 +182,10 @@ impl VerifiedGradient {
         }
         let baseline = *self.baseline.get_or_insert(service_time);
         if let Some(objective) = &mut self.objective {
+            let takes_effect = self.probe.is_some_and(|probe| probe.windows == 0);
             if self.verified && service_time <= baseline {
                 objective.learn(window);
-            } else {
+            } else if !takes_effect {
                 objective.judge(&self.config, window, held);
             }
         }
@@ -385,7 +389,7 @@ impl VerifiedGradient {
             probe.during = probe.during.plus(&Tally::of(window));
             probe.log_service_time += service_time.ln();
         }
-        let enough = self.is_enough(&probe.during);
+        let enough = self.is_enough(&probe.during) || self.is_plain(&probe);
         if measured == 0 || measured < self.config.probe_windows && !enough {
             self.probe = Some(probe);
             return (probe.kind.name(), probe.commanded);
@@ -404,6 +408,23 @@ impl VerifiedGradient {
                 self.judge_cut(&probe, e, now, window, service_time)
             }
         }
+    }
+
+    /// Whether a probe has cost so much, or so little, that it need not go on: what chance may add
+    /// to its elasticity would not change the verdict.
+    fn is_plain(&self, probe: &Probe) -> bool {
+        let (lower, higher) = match probe.kind {
+            ProbeKind::Bet => return false,
+            ProbeKind::Audit | ProbeKind::Cut => (&probe.during, &probe.before),
+        };
+        let Some(e) = self.elasticity(lower, higher) else {
+            return false;
+        };
+        // Two standard errors of a ratio of counts.
+        let moved = (higher.inflight() / lower.inflight()).ln();
+        let count = |tally: &Tally| 1.0 / tally.completions.max(1.0);
+        let error = 2.0 * (count(lower) + count(higher)).sqrt() / moved;
+        e - error > self.config.proportional
     }
 
     fn judge_bet(
@@ -453,6 +474,10 @@ impl VerifiedGradient {
             self.audit.later(now, &self.config, window.duration);
             return ("no_evidence", self.limit);
         };
+        if e > self.config.plausible {
+            self.plan_audit(now, window);
+            return ("changed", self.limit);
+        }
         if e < useless {
             self.baseline = Some(baseline.min(service_time));
             self.limit = probe.commanded;
@@ -532,6 +557,16 @@ impl Limit for VerifiedGradient {
         }
         self.limit = self.limit.clamp(least, most);
         commanded.clamp(least, most).round() as usize
+    }
+
+    /// A limit that was just moved for a probe only needs time to take effect; then, the sooner
+    /// evidence is plain the better.
+    fn evidence(&self) -> u64 {
+        match &self.probe {
+            None => 128,
+            Some(probe) if probe.windows == 0 => 8,
+            Some(_) => 32,
+        }
     }
 
     fn objective(&self) -> Option<Duration> {
