@@ -192,8 +192,14 @@ impl Gcra {
 
     #[inline]
     fn debt(&self, tat: u64, now: u64) -> u64 {
+        // Zero is the TAT of a key that was never seen. Fine quotas wrap around, so at some times it
+        // would look like a debt; a debt that happens to be zero is forgiven.
         let debt = tat.wrapping_sub(self.ticks(now));
-        if debt > self.horizon { 0 } else { debt }
+        if tat == 0 || debt > self.horizon {
+            0
+        } else {
+            debt
+        }
     }
 
     #[inline]

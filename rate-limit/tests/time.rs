@@ -215,3 +215,32 @@ fn threads_on_one_key_never_get_more_than_burst_plus_rate_times_time() {
         );
     }
 }
+
+#[test]
+fn a_key_never_seen_has_its_whole_burst_at_any_time() {
+    // Found by fuzzing: finer quotas than a nanosecond keep times that wrap around, and just before
+    // they do a key without an account looked indebted.
+    let clock = ManualClock::new();
+    let period = Duration::from_nanos(2_564_967_768_940_090_883);
+    let quota = Quota::count(1_099_513_974_219).per(period).burst(1_254_179);
+    let limiter = Limiter::builder()
+        .clock(clock.clone())
+        .quota(quota)
+        .build()
+        .unwrap();
+    clock.set(Duration::MAX);
+    assert_eq!(limiter.peek("key"), 1_254_179);
+    assert!(limiter.check("key").is_ok());
+    assert_eq!(limiter.peek("key"), 1_254_178);
+
+    let cells = 3_182_967_604_875_373_612;
+    let quota = Quota::count(cells)
+        .per(Duration::from_nanos(cells))
+        .burst(cells);
+    let limiter = Limiter::builder()
+        .clock(clock.clone())
+        .quota(quota)
+        .build()
+        .unwrap();
+    assert!(limiter.check_n("key", 65_535).is_ok());
+}
