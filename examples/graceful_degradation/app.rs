@@ -44,7 +44,11 @@ pub(crate) fn protected(
     options: &Options,
 ) -> Result<(Router, Protected), Problem> {
     let pool = database.autotuned(options.pool)?;
-    let limiter = Limiter::builder().bounds(options.limit.range()).build();
+    // Refusals are told at once here: whoever waits has its turn, within the bounds of the room.
+    let limiter = Limiter::builder()
+        .bounds(options.limit.range())
+        .codel(None)
+        .build();
     let limiter = limiter.map_err(Problem::new)?;
     let quota = Quota::count(QUOTA_PER_SECOND)
         .per(SECOND)
