@@ -208,6 +208,8 @@ fn a_short_run_on_a_private_postgres_reports_both_runs() {
 struct Serving {
     child: Child,
     address: String,
+    /// Kept open: a server whose output nobody reads ends with its next line.
+    _stdout: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Serving {
@@ -226,7 +228,11 @@ impl Serving {
                 break rest.trim_end_matches('/').to_owned();
             }
         };
-        Self { child, address }
+        Self {
+            child,
+            address,
+            _stdout: lines,
+        }
     }
 
     fn get(&self, path: &str) -> String {
