@@ -99,12 +99,12 @@ impl<S, R> Capacity<S, R> {
     {
         let config = &self.config;
         let (parts, body) = request.into_parts();
-        let bypasses = config.request.bypasses(&parts);
-        let ask = config.request.ask(&parts, &config.limiter);
-        let request = Request::from_parts(parts, body);
-        if bypasses {
+        if config.request.bypasses(&parts) {
+            let request = Request::from_parts(parts, body);
             return CapacityFuture::bypassed(self.inner.call(request));
         }
+        let ask = config.request.ask(&parts, &config.limiter);
+        let request = Request::from_parts(parts, body);
         let upgrade = match config.admit_upgrade(&request) {
             Ok(upgrade) => upgrade,
             Err(shed) => return CapacityFuture::refused(config.reject(&shed, request)),
