@@ -20,8 +20,7 @@ use std::{error, fmt, str::FromStr, time::Duration};
 /// # }
 /// ```
 ///
-/// Only for the next process on a machine and version like this one: a saved limit that is too high
-/// is cut back within a second, one that is too low grows from there.
+/// Only for the next process on a machine and version like this one. The law goes on from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedLimit {
     limit: usize,
