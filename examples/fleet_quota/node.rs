@@ -21,6 +21,8 @@ pub(crate) struct Status {
     pub(crate) nodes: u64,
     /// Its calls to Redis so far.
     pub(crate) calls: u64,
+    /// What it has admitted without Redis so far.
+    pub(crate) alone: u64,
 }
 
 /// Serves until standard input ends, which is when the process that started it does.
@@ -83,5 +85,6 @@ async fn status(State(limiter): State<FleetLimiter>) -> Json<Status> {
         degraded: limiter.is_degraded(),
         nodes: limiter.nodes(),
         calls: limiter.calls(),
+        alone: limiter.admitted_without_redis(),
     })
 }

@@ -71,14 +71,16 @@ fn number(value: &Value) -> f64 {
         .unwrap_or_else(|| panic!("no number but {value}"))
 }
 
-/// In every second, all that was admitted is within what the quota allows.
+/// In every second, all that was admitted is within what the quota allows, but for what a process
+/// decided alone: on a busy machine a call to Redis may take longer than a request waits for it.
 fn assert_within_the_quota(report: &Value) {
     for row in report["seconds"].as_array().unwrap() {
-        let (admitted, bound) = (
+        let (admitted, alone, bound) = (
             number(&row["admitted_so_far"]),
+            number(&row["without_redis_so_far"]),
             number(&row["bound_so_far"]),
         );
-        assert!(admitted <= bound, "{row}");
+        assert!(admitted - alone <= bound, "{row}");
     }
 }
 

@@ -10,7 +10,7 @@
 --   take    grants as many of n requests as fit, or none if fewer than least would
 --   charge  charges the cells whether they fit or not, up to a level of least times the capacity
 --   refund  gives the cells back
---   owe     charges as much as `cells` says in parts of a cell, up to the capacity
+--   owe     charges as much as `cells` says in parts of a cell, up to least times the capacity
 --   raise   owes as much as that at least: for accounts that were lost, by who remembers them
 --   peek    changes nothing
 --
@@ -78,7 +78,7 @@ for _, policy in ipairs(policies) do
   elseif mode == 'raise' then
     after = math.max(level, math.min(cells, capacity))
   elseif mode == 'owe' then
-    after = math.max(level, math.min(level + cells, capacity))
+    after = math.max(level, math.min(level + cells, least * capacity))
   end
   changed = changed or after ~= level
   kept[policy[1]] = {price, policy[3], after}

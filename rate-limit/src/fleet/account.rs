@@ -185,8 +185,8 @@ impl<W: Tell> Account<W> {
             let levels = self.levels(now);
             return Some(Verdict::Admitted { levels, uncharged });
         }
-        if *cost == self.lease.cost && self.lease.requests > 0 {
-            return Some(self.spend(now));
+        if let Some(verdict) = self.spend(now, cost) {
+            return Some(verdict);
         }
         let too_large = |(term, &cells): (&Term, &u64)| !term.shadow && cells > term.level.burst();
         if self.terms.iter().zip(cost).any(too_large) {
@@ -207,6 +207,7 @@ impl<W: Tell> Account<W> {
             flight.waiting.push_back(tell);
             return None;
         }
+        self.age(now, sizing);
         self.flights.push(Flight {
             cost: *cost,
             waiting: VecDeque::from([tell]),
@@ -227,6 +228,7 @@ impl<W: Tell> Account<W> {
         if n < 2 {
             return None;
         }
+        self.age(now, sizing);
         self.flights.push(Flight {
             cost,
             waiting: VecDeque::new(),
@@ -271,8 +273,13 @@ impl<W: Tell> Account<W> {
             owes: self.owes(now, sizing),
             ..Next::default()
         };
-        (self.levels, self.at, self.heard) = (reply.levels, now, true);
-        (self.told, self.told_at) = (reply.levels, now);
+        // It is told after this answer, and before the next.
+        let mut known = reply.levels;
+        for (level, owed) in known.iter_mut().zip(next.owes.iter().flatten()) {
+            *level += owed.cells;
+        }
+        (self.levels, self.at, self.heard) = (known, now, true);
+        (self.told, self.told_at) = (known, now);
         let Some(at) = self.flights.iter().position(|f| f.cost == ask.cost) else {
             return next;
         };
@@ -328,9 +335,6 @@ impl<W: Tell> Account<W> {
     /// from where Redis left them, and rise by `nodes` times the cost.
     pub(crate) fn without_redis(&mut self, now: u64, cost: &Cells, sizing: &Sizing) -> Verdict {
         self.used = now;
-        if *cost == self.lease.cost && self.lease.requests > 0 {
-            return self.spend(now);
-        }
         self.age(now, sizing);
         let mut excess = None;
         let mut next = self.levels;
@@ -385,13 +389,17 @@ impl<W: Tell> Account<W> {
     /// What Redis knew to be owed, as levels and by now: what it has to be told if it has lost
     /// its data.
     pub(crate) fn remembers(&self, now: u64) -> Option<Box<[Term]>> {
+        let known = self.terms(&self.remembered(now));
+        (self.heard && known.iter().any(|term| term.cells > 0)).then_some(known)
+    }
+
+    fn remembered(&self, now: u64) -> Cells {
         let elapsed = now.saturating_sub(self.told_at);
         let mut levels = self.told;
         for (level, term) in levels.iter_mut().zip(&*self.terms) {
             *level = term.level.after(*level, elapsed);
         }
-        let known = self.terms(&levels);
-        (self.heard && known.iter().any(|term| term.cells > 0)).then_some(known)
+        levels
     }
 
     /// What was admitted without Redis and is not paid off yet, as levels, to be charged to it.
@@ -401,17 +409,30 @@ impl<W: Tell> Account<W> {
         }
         self.age(now, sizing);
         let borrowed = std::mem::replace(&mut self.borrowed, [0; MAX_POLICIES]);
+        self.told = self.remembered(now);
+        self.told_at = now;
+        for (told, borrowed) in self.told.iter_mut().zip(borrowed) {
+            *told += borrowed;
+        }
         let owed = self.terms(&borrowed);
         owed.iter().any(|term| term.cells > 0).then_some(owed)
     }
 
     /// Lets time pass for the levels.
     fn age(&mut self, now: u64, sizing: &Sizing) {
-        let elapsed = now.saturating_sub(self.at);
+        let since = self.at;
         self.levels = self.levels(now);
-        for (borrowed, term) in self.borrowed.iter_mut().zip(&*self.terms) {
+        for (index, term) in self.terms.iter().enumerate() {
+            // Time pays what Redis knows of first, there as well as here: no time pays twice. What
+            // it is being asked for it may know of already.
+            let known = self.told_at + term.level.nanos(self.told[index]);
+            let elapsed = match self.flights.is_empty() {
+                true => now.saturating_sub(since.max(known)),
+                false => 0,
+            };
             // Each node pays its share.
             let weight = term.on_outage.weight(sizing.nodes);
+            let borrowed = &mut self.borrowed[index];
             *borrowed = term.level.after(*borrowed, elapsed / weight);
         }
         self.at = self.at.max(now);
@@ -512,12 +533,16 @@ impl<W: Tell> Account<W> {
         None
     }
 
-    fn spend(&mut self, now: u64) -> Verdict {
+    /// Takes a request out of the lease, if there is one at this cost.
+    pub(crate) fn spend(&mut self, now: u64, cost: &Cells) -> Option<Verdict> {
+        if *cost != self.lease.cost || self.lease.requests == 0 {
+            return None;
+        }
         let uncharged = self.lease.take_one();
-        Verdict::Admitted {
+        Some(Verdict::Admitted {
             levels: self.levels(now),
             uncharged,
-        }
+        })
     }
 
     fn refusal(&self, now: u64, excess: Excess) -> Verdict {

@@ -364,7 +364,10 @@ async fn the_model_of_the_script_is_the_script() {
         for (gap, action, cells) in steps {
             now += gap;
             for (term, cells) in terms.iter_mut().zip(cells) {
-                term.cells = cells;
+                term.cells = match action {
+                    Action::Owe | Action::Raise => cells * term.level.price,
+                    _ => cells,
+                };
             }
             let command = script::command(&digest, &key, 0, action, &terms);
             let reply = call(&mut redis, command, now, terms.len()).await;

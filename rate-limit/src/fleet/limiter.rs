@@ -253,6 +253,14 @@ impl FleetLimiter {
         self.node.calls()
     }
 
+    /// Requests that this process has admitted without Redis so far, since it did not answer
+    /// within the [deadline](FleetBackend::deadline) or was not asked. They are charged to it when
+    /// it answers again.
+    #[must_use]
+    pub fn admitted_without_redis(&self) -> u64 {
+        self.node.admitted_alone()
+    }
+
     /// The mistakes in the setup that traffic has shown so far, each once.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {

@@ -64,10 +64,13 @@
 //! connection, after 100 ms and then up to 1 s apart, finds out when it can be again. Meanwhile
 //! nothing is sent, no request waits, and each policy does as its [`OnOutage`] says; by default
 //! each process goes on with its share of the quota. When Redis is back it is told what was
-//! admitted and, in case it has lost its data, what was owed before.
+//! admitted and, in case it has lost its data, what was owed before. It charges that beyond the
+//! burst, too, up to a second one: a process that now and then waits for a call in vain has its
+//! share of the quota for that moment, and pays back what is more than the quota allows.
 //!
-//! All in all an outage can cost one burst, and what the quota allows in the second or so in which
-//! some processes are back and others still keep to their shares.
+//! What remains is time in which both the quota and a share of it are in use, and the account of a
+//! process that was away has already been paid off: a process that cannot reach a Redis that others
+//! use adds its share of the rate for as long as that lasts.
 //!
 //! Scripts that were flushed are loaded again, and keys of a cluster that have moved are followed.
 //! Errors of all other kinds (out of memory, loading, read-only, no permission) count as failures.

@@ -43,7 +43,7 @@ impl Model {
             self.levels[index] = level;
             let fits = match term.cells {
                 0 => n,
-                cells => n.min(capacity.saturating_sub(level) / (price * cells)),
+                cells => n.min(capacity.saturating_sub(level) / price.saturating_mul(cells)),
             };
             reply.charged[index] = fits;
             if !term.shadow {
@@ -68,7 +68,9 @@ impl Model {
                     *level += reply.charged[index] * price * term.cells;
                 }
                 Action::Charge => *level = (*level).max((*level + worth).min(2 * capacity)),
-                Action::Owe => *level = (*level).max((*level + term.cells).min(capacity)),
+                Action::Owe => {
+                    *level = (*level).max((*level + term.cells.min(capacity)).min(2 * capacity))
+                }
                 Action::Refund => *level = level.saturating_sub(worth),
                 Action::Raise => *level = (*level).max(term.cells.min(capacity)),
                 Action::Peek => {}
@@ -98,6 +100,8 @@ impl Tell for Note {
 enum Event {
     /// So many requests arrive.
     Requests(u8),
+    /// So many requests have waited for Redis in vain.
+    Overdue(u8),
     /// Its lease is given back.
     GiveUp,
     /// It is replaced by one that knows nothing.
@@ -110,6 +114,7 @@ enum Message {
     Ask(usize, u64, Ask),
     Answer(usize, u64, Ask, Reply),
     Refund(Box<[Term]>),
+    Owe(Box<[Term]>),
 }
 
 /// Nodes, what is on its way between them and Redis, and what was admitted when.
@@ -126,6 +131,8 @@ struct Fleet {
     /// Granted and not given back, as Redis knows it; less what was admitted.
     unused: u64,
     most_leased: u64,
+    /// How long what was admitted without Redis has been on its way to it, in all.
+    debts_travelled: u64,
 }
 
 /// Requests admitted at one moment.
@@ -171,6 +178,7 @@ impl Fleet {
             told: Rc::default(),
             unused: 0,
             most_leased: 0,
+            debts_travelled: 0,
         }
     }
 
@@ -225,6 +233,18 @@ impl Fleet {
                     self.send(now, delay, Message::Ask(node, life, ask));
                 }
             }
+            Event::Overdue(requests) => {
+                for _ in 0..requests {
+                    if account.spend(nanos, &Self::cost()).is_some() {
+                        *self.told.borrow_mut() += 1;
+                    } else if let Verdict::Admitted { .. } =
+                        account.without_redis(nanos, &Self::cost(), &sizing)
+                    {
+                        *self.told.borrow_mut() += 1;
+                        self.unused += 1;
+                    }
+                }
+            }
             Event::GiveUp => {
                 if let Some(left) = account.give_up() {
                     self.send(now, delay, Message::Refund(left));
@@ -259,17 +279,24 @@ impl Fleet {
                         continue;
                     }
                     let next = account.answered(at * 1_000, &ask, &reply, &self.sizing, jitter);
-                    if let Some(ask) = next.ask {
-                        self.send(at, delay, Message::Ask(node, life, ask));
+                    if let Some(owed) = next.owes {
+                        self.debts_travelled += delay;
+                        self.send(at, delay, Message::Owe(owed));
                     }
                     if let Some(left) = next.refund {
                         self.send(at, delay, Message::Refund(left));
+                    }
+                    if let Some(ask) = next.ask {
+                        self.send(at, delay, Message::Ask(node, life, ask));
                     }
                     self.note(at);
                 }
                 Message::Refund(left) => {
                     self.redis.call(at, Action::Refund, &left);
                     self.unused -= left[0].cells;
+                }
+                Message::Owe(owed) => {
+                    self.redis.call(at, Action::Owe, &owed);
                 }
             }
         }
@@ -331,6 +358,40 @@ proptest! {
         if strict {
             prop_assert!(burst == 1 || capacity + fleet.most_leased <= burst);
         }
+    }
+
+    /// What is admitted because Redis was slow is not forgotten, however often it is: a node pays
+    /// all of it back, so that in the end the quota is kept as if Redis had always answered.
+    #[test]
+    fn what_is_admitted_without_redis_is_charged_in_full(
+        count in 1u64..20_000,
+        burst in 1u64..500,
+        most in prop_oneof![Just(0), Just(u64::MAX), 1u64..50],
+        events in proptest::collection::vec(
+            (0u64..30_000, 1u8..40, any::<bool>(), 1u64..5_000), 1..150
+        ),
+    ) {
+        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), 1, most, false);
+        let mut now = 1_000_000;
+        for (gap, requests, overdue, delay) in events {
+            now += gap;
+            fleet.arrive(now, 0.5, delay);
+            let event = if overdue { Event::Overdue(requests) } else { Event::Requests(requests) };
+            fleet.happen(now, 0, event, delay);
+        }
+        fleet.arrive(u64::MAX, 0.5, 1);
+        now += 10_000;
+        let (_, account) = &mut fleet.nodes[0];
+        if let Some(owed) = account.owes(now * 1_000, &fleet.sizing) {
+            fleet.redis.call(now, Action::Owe, &owed);
+        }
+        let level = fleet.terms[0].level;
+        let known = fleet.redis.call(now, Action::Peek, &fleet.terms).levels[0];
+        let all: u64 = fleet.admitted.iter().map(|admission| admission.requests).sum();
+        // A debt on its way is paid off already where it comes from, and not yet where it goes.
+        let paid = (now - 1_000_000 + fleet.debts_travelled) * level.drain;
+        prop_assert!(all * level.price <= known + paid, "{all} admitted, {known} owed, {paid} paid");
+        prop_assert!(known <= 2 * level.capacity);
     }
 
     /// What [`OnOutage::LocalShare`] promises: nodes that know the same of a key, and nothing of

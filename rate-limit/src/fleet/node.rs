@@ -56,6 +56,7 @@ pub(crate) struct Node {
     /// Whether it was told that there are more nodes than planned.
     crowded: AtomicBool,
     leased: AtomicU64,
+    admitted_alone: AtomicU64,
     meter: FleetMeter,
 }
 
@@ -91,6 +92,7 @@ impl Node {
             nodes_at: AtomicU64::new(0),
             crowded: AtomicBool::new(false),
             leased: AtomicU64::new(0),
+            admitted_alone: AtomicU64::new(0),
             meter: FleetMeter::new(policy),
             settings,
         });
@@ -122,8 +124,7 @@ impl Node {
             return Asked::Decided(verdict);
         }
         if self.router.link(id.key).is_none_or(|link| link.is_open()) {
-            self.meter.decided(Source::Outage);
-            return Asked::Decided(account.without_redis(now, cost, &sizing));
+            return Asked::Decided(self.alone(account, now, cost, &sizing));
         }
         let (tell, told) = oneshot::channel();
         let ask = account.wait(now, cost, tell, &sizing);
@@ -137,9 +138,30 @@ impl Node {
     pub(crate) fn overdue(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) -> Verdict {
         let now = self.now();
         let mut shard = self.shard(id);
+        let account = self.account(&mut shard, id, terms, now);
+        match account.spend(now, cost) {
+            Some(verdict) => {
+                self.meter.decided(Source::Lease);
+                verdict
+            }
+            None => self.alone(account, now, cost, &self.sizing()),
+        }
+    }
+
+    /// Decides without Redis.
+    fn alone(
+        &self,
+        account: &mut Account<Waiter>,
+        now: u64,
+        cost: &Cells,
+        sizing: &Sizing,
+    ) -> Verdict {
         self.meter.decided(Source::Outage);
-        self.account(&mut shard, id, terms, now)
-            .without_redis(now, cost, &self.sizing())
+        let verdict = account.without_redis(now, cost, sizing);
+        if let Verdict::Admitted { .. } = verdict {
+            self.admitted_alone.fetch_add(1, Ordering::Relaxed);
+        }
+        verdict
     }
 
     /// Gives a request back that was charged for everything at this cost.
@@ -357,6 +379,10 @@ impl Node {
     /// Requests that are leased and not made, when last counted.
     pub(crate) fn leased(&self) -> u64 {
         self.leased.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn admitted_alone(&self) -> u64 {
+        self.admitted_alone.load(Ordering::Relaxed)
     }
 
     /// Calls to Redis so far.

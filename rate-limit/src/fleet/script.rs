@@ -33,7 +33,7 @@ pub(crate) enum Action {
     Charge,
     /// Give the cells back.
     Refund,
-    /// Charge what `cells` says as a level, up to one burst.
+    /// Charge what `cells` says as a level, at most one burst, up to two bursts.
     Owe,
     /// Owe what `cells` says as a level at least.
     Raise,
@@ -58,7 +58,7 @@ pub(super) fn command(
     let (mode, n, least) = match action {
         Action::Take { n, least } => ("take", n, least),
         Action::Charge => ("charge", 0, 2),
-        Action::Owe => ("owe", 0, 0),
+        Action::Owe => ("owe", 0, 2),
         Action::Refund => ("refund", 0, 0),
         Action::Raise => ("raise", 0, 0),
         Action::Peek => ("peek", 0, 0),
