@@ -8,7 +8,7 @@ use congestion_limiter::{
 };
 use little_loadshedder::LoadShedResponse;
 use tower::{Layer, Service, ServiceExt, limit::GlobalConcurrencyLimitLayer, load_shed::LoadShed};
-use tower_capacity::PlainCapacityLayer;
+use tower_capacity::{Limiter, PlainCapacityLayer};
 use tower_resilience_adaptive as resilience;
 
 use crate::{backend::Backend, load::OBJECTIVE};
@@ -29,6 +29,8 @@ pub(crate) const STATIC_LIMITS: [usize; 7] = [4, 8, 12, 16, 24, 36, 48];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
     Ours,
+    /// In order of arrival, as long as a request may wait.
+    OursWithoutCodel,
     /// `LoadShed` over `ConcurrencyLimit`, with this limit.
     Tower(usize),
     LittleLoadshedder,
@@ -45,6 +47,7 @@ pub(crate) enum Contender {
 pub(crate) fn all() -> Vec<Contender> {
     let mut all = vec![
         Contender::Ours,
+        Contender::OursWithoutCodel,
         Contender::LittleLoadshedder,
         Contender::CongestionVegas,
         Contender::CongestionGradient,
@@ -67,6 +70,7 @@ impl Contender {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Ours => "tower-capacity".to_owned(),
+            Self::OursWithoutCodel => "tower-capacity, no CoDel".to_owned(),
             Self::Tower(limit) => format!("tower limit {limit}"),
             Self::LittleLoadshedder => "little-loadshedder".to_owned(),
             Self::CongestionVegas => "congestion-limiter Vegas".to_owned(),
@@ -85,6 +89,11 @@ impl Contender {
     pub(crate) fn wrap(self, backend: Backend) -> Call {
         match self {
             Self::Ours => sent(PlainCapacityLayer::adaptive().layer(backend)),
+            Self::OursWithoutCodel => {
+                let limiter = Limiter::builder().codel(None).build();
+                let limiter = limiter.expect("possible bounds");
+                sent(PlainCapacityLayer::new(limiter).layer(backend))
+            }
             Self::Tower(limit) => shed(GlobalConcurrencyLimitLayer::new(limit).layer(backend)),
             Self::LittleLoadshedder => {
                 // A weight of the newest sample as in its own example; half of the objective as

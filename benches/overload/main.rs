@@ -43,12 +43,24 @@ struct Args {
     /// Only scenarios whose name contains this.
     #[arg(long)]
     scenario: Option<String>,
+    /// Only contenders whose name contains one of these, separated by commas; and the static
+    /// limits.
+    #[arg(long, value_delimiter = ',')]
+    contender: Vec<String>,
     /// Seed of arrivals and service times.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// What cargo passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Args {
+    fn wants(&self, contender: Contender) -> bool {
+        let name = contender.name();
+        let named = || self.contender.iter().any(|part| name.contains(part));
+        self.contender.is_empty() || contender.is_static() || named()
+    }
 }
 
 /// Name of the threads that limiters and backends run on.
@@ -97,6 +109,10 @@ fn main() {
                 capacity,
                 seed: args.seed,
                 workers: workers.handle().clone(),
+                contenders: contenders::all()
+                    .into_iter()
+                    .filter(|contender| args.wants(*contender))
+                    .collect(),
             };
             table.add(&scenario, run.all(&scenario));
         }
@@ -109,19 +125,19 @@ struct Run {
     capacity: f64,
     seed: u64,
     workers: tokio::runtime::Handle,
+    contenders: Vec<Contender>,
 }
 
 impl Run {
-    /// Contenders and their tallies, in the order of [`contenders::all`].
+    /// Contenders and their tallies, in order.
     fn all(&self, scenario: &Arc<Scenario>) -> Vec<(Contender, Tally)> {
-        let contenders = contenders::all();
+        let contenders = self.contenders.iter().copied();
         if self.kind != Kind::Sleep {
             let one = |contender: Contender| (contender, self.one(scenario, contender));
-            return contenders.into_iter().map(one).collect();
+            return contenders.map(one).collect();
         }
         std::thread::scope(|scope| {
             let running: Vec<_> = contenders
-                .into_iter()
                 .map(|contender| {
                     let thread = scope.spawn(move || self.one(scenario, contender));
                     (contender, thread)
