@@ -10,12 +10,15 @@ use http::HeaderValue;
 /// `wait` in whole seconds, rounded up and at least 1: a `retry-after` of 0 invites the caller to
 /// come straight back (RFC 9110 §10.2.3 knows no fractions).
 pub(super) fn seconds(wait: Duration) -> HeaderValue {
-    number(wait.as_nanos().div_ceil(1_000_000_000).max(1))
+    let up = u64::from(wait.subsec_nanos() > 0);
+    number(wait.as_secs().saturating_add(up).max(1))
 }
 
 /// `wait` in milliseconds, rounded up and at least 1.
 pub(super) fn millis(wait: Duration) -> HeaderValue {
-    number(wait.as_nanos().div_ceil(1_000_000).max(1))
+    let up = wait.subsec_nanos().div_ceil(1_000_000);
+    let millis = wait.as_secs().saturating_mul(1_000);
+    number(millis.saturating_add(up.into()).max(1))
 }
 
 /// A number as it is.
@@ -28,15 +31,15 @@ pub(super) fn small(value: u8) -> HeaderValue {
 }
 
 #[inline]
-fn number(number: u128) -> HeaderValue {
+fn number(number: u64) -> HeaderValue {
     let (mut leading, mut zeros) = (number, 0);
-    while leading > LARGEST as u128 {
+    while leading > LARGEST as u64 {
         leading = leading.div_ceil(10);
         zeros += 1;
     }
     if zeros > ZEROS {
         // 317 years in seconds, 115 days in milliseconds.
-        return HeaderValue::from(u64::try_from(number).unwrap_or(u64::MAX));
+        return HeaderValue::from(number);
     }
     let leading = leading as usize;
     let (first, digits, start) = match leading {
@@ -46,8 +49,7 @@ fn number(number: u128) -> HeaderValue {
         1_000.. => (1_000, 4, THOUSANDS),
     };
     let at = start + (leading - first) * (digits + ZEROS);
-    let text = std::str::from_utf8(&DIGITS[at..at + digits + zeros]).unwrap_or("1");
-    HeaderValue::from_static(text)
+    HeaderValue::from_static(&DIGITS[at..at + digits + zeros])
 }
 
 const LARGEST: usize = 9_999;
@@ -58,7 +60,12 @@ const THOUSANDS: usize = HUNDREDS + 900 * (3 + ZEROS);
 const LENGTH: usize = THOUSANDS + 9_000 * (4 + ZEROS);
 
 /// The numbers from 1 to 9 999, each followed by six zeros, one after the other.
-static DIGITS: [u8; LENGTH] = {
+static DIGITS: &str = match std::str::from_utf8(&BYTES) {
+    Ok(digits) => digits,
+    Err(_) => panic!("digits are ASCII"),
+};
+
+static BYTES: [u8; LENGTH] = {
     let mut digits = [b'0'; LENGTH];
     let (mut number, mut at) = (1, 0);
     while number <= LARGEST {
@@ -97,7 +104,7 @@ mod tests {
         assert_eq!(number(31_536_000), "31540000");
         assert_eq!(number(9_999_000_000), "9999000000");
         assert_eq!(number(9_999_000_001), "9999000001");
-        assert_eq!(number(u128::MAX), u64::MAX.to_string());
+        assert_eq!(number(u64::MAX), u64::MAX.to_string());
     }
 
     #[test]
