@@ -46,10 +46,18 @@ use crate::warning::KeyedBy;
 /// Finds the key in a request, see the [module](self).
 #[derive(Clone)]
 pub struct Key {
-    find: Arc<FindKey>,
+    find: Find,
     what: Arc<str>,
+    /// Finds the client's address, if the key is made of it among other things.
     ip: Option<Arc<FindIp>>,
     keyed_by: KeyedBy,
+}
+
+#[derive(Clone)]
+enum Find {
+    /// By the group of an address, for IPv6 of this many bits.
+    Ip(Arc<FindIp>, u8),
+    Hash(Arc<FindKey>),
 }
 
 type FindKey = dyn Fn(&RequestHead<'_>, &Seed) -> Option<u64> + Send + Sync;
@@ -93,7 +101,7 @@ impl Key {
         find: impl Fn(&RequestHead<'_>, &Seed) -> Option<u64> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            find: Arc::new(find),
+            find: Find::Hash(Arc::new(find)),
             what: what.into(),
             ip: None,
             keyed_by: KeyedBy::Other,
@@ -102,13 +110,11 @@ impl Key {
 
     /// A key by the group of the address that `find` returns.
     fn by_ip(what: &str, ipv6_prefix: u8, find: Arc<FindIp>) -> Self {
-        let ip = Arc::clone(&find);
-        let hash = move |head: &RequestHead<'_>, seed: &Seed| {
-            Some(hash_ip(find(head)?, ipv6_prefix, seed))
-        };
         Self {
-            ip: Some(ip),
-            ..Self::new(what, hash)
+            ip: Some(Arc::clone(&find)),
+            find: Find::Ip(find, ipv6_prefix),
+            what: what.into(),
+            keyed_by: KeyedBy::Other,
         }
     }
 
@@ -125,7 +131,14 @@ impl Key {
     /// The hash of the key; `None` when the request has none.
     #[inline]
     pub(crate) fn find(&self, head: &RequestHead<'_>, seed: &Seed) -> Option<u64> {
-        (self.find)(head, seed)
+        match &self.find {
+            Find::Ip(find, ipv6_prefix) => {
+                let ip = find(head);
+                // By reference, because a copy would have to wait for what was just written.
+                ip.as_ref().map(|ip| hash_ip(ip, *ipv6_prefix, seed))
+            }
+            Find::Hash(find) => find(head, seed),
+        }
     }
 }
 

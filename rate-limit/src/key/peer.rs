@@ -98,12 +98,16 @@ impl std::fmt::Debug for PeerKey {
 
 /// The hash of the group that `ip` belongs to. Mapped addresses are turned into IPv4 *before*
 /// masking: masked first, all of IPv4 would be one IPv6 network (CVE-2026-30827 in another
-/// stack).
+/// stack). The two are told apart by their length.
 #[inline]
-pub(super) fn hash_ip(ip: IpAddr, ipv6_prefix: u8, seed: &Seed) -> u64 {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => seed.hash_one((4u8, u32::from(ip))),
-        ip => seed.hash_one((6u8, masked(ip, ipv6_prefix))),
+pub(super) fn hash_ip(ip: &IpAddr, ipv6_prefix: u8, seed: &Seed) -> u64 {
+    let ipv4 = match ip {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(ip) => ip.to_ipv4_mapped(),
+    };
+    match ipv4 {
+        Some(ip) => seed.hash_one(u32::from(ip)),
+        None => seed.hash_one(masked(*ip, ipv6_prefix)),
     }
 }
 
@@ -131,7 +135,7 @@ mod tests {
 
     fn same(a: &str, b: &str, ipv6_prefix: u8) -> bool {
         let seed = Seed::random();
-        let group = |ip: &str| hash_ip(ip.parse().unwrap(), ipv6_prefix, &seed);
+        let group = |ip: &str| hash_ip(&ip.parse().unwrap(), ipv6_prefix, &seed);
         group(a) == group(b)
     }
 
