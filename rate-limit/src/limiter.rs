@@ -22,7 +22,7 @@ use crate::{
     inflight::InflightCounts,
     key::Seed,
     metrics::{Meter, Outcome},
-    policy::{MAX_KEYS, ResponseHead, check_name},
+    policy::{MAX_KEYS, Name, ResponseHead, check_name},
     rules::{Charge, Ruleset, Ruling},
     store::Table,
     warning::{Warning, WarningHook, Watch, built_too_often_at},
@@ -122,7 +122,8 @@ impl Limiter {
     pub fn check_n(&self, key: impl Hash, cells: u64) -> Result<Decision, LimitError> {
         let rules = self.rules();
         let fingerprint = self.fingerprint(key);
-        let ruling = self.admit(&rules, fingerprint, &Charge::each(cells))?;
+        let mut ruling = Ruling::at(self.now());
+        self.admit(&rules, fingerprint, &Charge::each(cells), &mut ruling)?;
         Ok(Decision {
             remaining: rules.left_by(&ruling),
         })
@@ -134,11 +135,12 @@ impl Limiter {
         rules: &Ruleset,
         fingerprint: u64,
         charge: &Charge,
-    ) -> Result<Ruling, LimitError> {
-        match self.charge(rules, fingerprint, charge) {
-            Some(ruling) if ruling.admits() => Ok(ruling),
-            Some(ruling) => Err(LimitError::quota(rules, &ruling)),
-            None => Err(LimitError::without_policy(Reason::NoRoom)),
+        ruling: &mut Ruling,
+    ) -> Result<(), LimitError> {
+        match self.charge(rules, fingerprint, charge, ruling) {
+            Ok(()) if ruling.admits() => Ok(()),
+            Ok(()) => Err(LimitError::quota(rules, ruling)),
+            Err(NoRoom) => Err(LimitError::without_policy(Reason::NoRoom)),
         }
     }
 
@@ -164,7 +166,8 @@ impl Limiter {
         let rules = self.rules();
         let fingerprint = self.fingerprint(key);
         let charge = Charge::each(cells);
-        let ruling = self.admit(&rules, fingerprint, &charge)?;
+        let mut ruling = Ruling::at(self.now());
+        self.admit(&rules, fingerprint, &charge, &mut ruling)?;
         let charge = charge.waive(ruling.shadowed);
         let receipt = Receipt::new(self, &rules, fingerprint, charge, Settle::Everything);
         Ok(Reservation { receipt, cells })
@@ -197,11 +200,8 @@ impl Limiter {
         let rules = self.rules();
         let Inner { table, clock, .. } = &*self.inner;
         let now = clock.now();
-        let slot = table.claim(
-            self.fingerprint(key),
-            || now,
-            |slot, now| rules.debt(table, slot, now),
-        );
+        let debt = |slot| rules.debt(table, slot, now);
+        let slot = table.claim(self.fingerprint(key), debt);
         if let Some(slot) = slot {
             rules.adjust(table, slot, |_, rule, tat| {
                 rule.gcra.charge_anyway(tat, now, cells)
@@ -279,7 +279,7 @@ impl Limiter {
             changing,
             ..
         } = &*self.inner;
-        let mut rules = Ruleset::new(policies, columns, table, clock)?;
+        let mut rules = Ruleset::new(policies, columns, table)?;
         prepare(&mut rules)?;
         let rules = Arc::new(rules);
         let _one_at_a_time = changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -387,24 +387,25 @@ impl Limiter {
         self.inner.inflight.as_ref()
     }
 
-    /// Charges every rule, or none; `None` when a new key is refused for lack of room.
+    /// Charges every rule at the time of `ruling`, or none. One reading of the clock serves for
+    /// all of it: should a new key wait for the lock of its set, an earlier time admits less.
     #[inline]
     pub(crate) fn charge(
         &self,
         rules: &Ruleset,
         fingerprint: u64,
         charge: &Charge,
-    ) -> Option<Ruling> {
-        let Inner { table, clock, .. } = &*self.inner;
-        let debt = |slot, now| rules.debt(table, slot, now);
-        let slot = table.claim(fingerprint, || clock.now(), debt);
-        let Some(slot) = slot else {
+        ruling: &mut Ruling,
+    ) -> Result<(), NoRoom> {
+        let table = &*self.inner.table;
+        let debt = |slot| rules.debt(table, slot, ruling.now());
+        let Some(slot) = table.claim(fingerprint, debt) else {
             rules.meter().count(Outcome::Limited);
-            return None;
+            return Err(NoRoom);
         };
-        let ruling = rules.charge(table, slot, clock, charge);
-        self.report(rules, fingerprint, &ruling);
-        Some(ruling)
+        rules.charge(table, slot, charge, ruling);
+        self.report(rules, fingerprint, ruling);
+        Ok(())
     }
 
     #[inline]
@@ -443,6 +444,10 @@ impl fmt::Debug for Limiter {
             .finish_non_exhaustive()
     }
 }
+
+/// A new key is refused for lack of room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoRoom;
 
 /// What else is done to rules before they are enforced.
 pub(crate) type Prepare<'a> = dyn Fn(&mut Ruleset) -> Result<(), BuildError> + 'a;
@@ -629,10 +634,9 @@ impl LimiterBuilder {
         }
 
         // Whether the policies are valid is known before the table takes its memory.
-        let clock = clock.map_or_else(Clock::tokio, Clock::Manual);
         let compile = |table: &Arc<Table>| {
             let sets = plans.iter().map(|(_, policies)| {
-                let mut rules = Ruleset::new(policies, &columns, table, &clock)?;
+                let mut rules = Ruleset::new(policies, &columns, table)?;
                 prepare(&mut rules)?;
                 Ok(Arc::new(rules))
             });
@@ -654,7 +658,7 @@ impl LimiterBuilder {
         Ok(Limiter {
             inner: Arc::new(Inner {
                 table,
-                clock,
+                clock: clock.map_or_else(Clock::tokio, Clock::Manual),
                 seed,
                 sets: ArcSwap::from_pointee(Sets(sets.clone())),
                 first: Sets(sets),
@@ -837,17 +841,16 @@ impl fmt::Debug for Receipt {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LimitError {
     reason: Reason,
-    policy: Option<Arc<str>>,
+    policy: Option<Name>,
     retry_after: Option<Duration>,
 }
 
 impl LimitError {
     pub(crate) fn quota(rules: &Ruleset, ruling: &Ruling) -> Self {
-        let mut violated = rules.rules().iter().enumerate();
-        let first = violated.find(|(index, _)| ruling.violated.contains(*index));
+        let first = ruling.violated.first();
         Self {
             reason: Reason::Quota,
-            policy: first.map(|(_, rule)| rule.policy.shared_name()),
+            policy: first.map(|index| rules.rules()[index].name),
             retry_after: retry_after(ruling.excess),
         }
     }
@@ -869,7 +872,7 @@ impl LimitError {
     /// The first policy that was exceeded, if a quota was.
     #[must_use]
     pub fn policy(&self) -> Option<&str> {
-        self.policy.as_deref()
+        self.policy.as_ref().map(Name::as_str)
     }
 
     /// After how long the same request would conform, if nothing else is charged until then;
@@ -896,6 +899,7 @@ impl fmt::Display for LimitError {
 impl std::error::Error for LimitError {}
 
 /// The name of a key in the table: its hash, which must not look like an empty place.
+#[inline]
 pub(crate) fn fingerprint(hash: u64) -> u64 {
     hash.max(1)
 }

@@ -269,6 +269,36 @@ impl std::error::Error for BuildError {
     }
 }
 
+/// A name by value: a shared one is counted, and a count is what threads contend for.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) struct Name {
+    bytes: [u8; MAX_NAME],
+    length: u8,
+}
+
+impl Name {
+    /// `name` has passed [`check_name`]; of another, what fits.
+    pub(crate) fn new(name: &str) -> Self {
+        let mut bytes = [0; MAX_NAME];
+        let length = name.len().min(MAX_NAME);
+        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+        Self {
+            bytes,
+            length: length as u8,
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.length.into()]).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
 /// Whether `name` can stand in a structured field, a JSON text and a metric label as it is.
 pub(crate) fn check_name(name: &str) -> Result<(), BuildError> {
     let printable = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';

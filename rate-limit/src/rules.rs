@@ -6,28 +6,25 @@ use std::{
 };
 
 use bytes::Bytes;
-use governor::{
-    RateLimiter,
-    middleware::{StateInformationMiddleware, StateSnapshot},
-};
+use governor::{RateLimiter, middleware::NoOpMiddleware};
 use http::HeaderValue;
 
 #[cfg(feature = "redis")]
 use crate::fleet::script::Term;
 use crate::{
-    BuildError, MAX_POLICIES, Policy, answer,
-    clock::Clock,
+    BuildError, MAX_POLICIES, Policy, Quota, answer,
     gcra::{Excess, Gcra},
     key::RequestHead,
     metrics::Meter,
-    policy::check_name,
-    store::{Probe, Slot, StandingClock, Store, Table},
+    policy::{Name, check_name},
+    store::{Probe, Slot, Store, Table, Tick, ToldClock},
 };
 
 /// A policy, ready to decide.
 #[derive(Debug)]
 pub(crate) struct Rule {
     pub(crate) policy: Policy,
+    pub(crate) name: Name,
     pub(crate) gcra: Gcra,
     /// Where in an entry the TAT is. Policies of the same name share it over all plans.
     column: usize,
@@ -50,9 +47,9 @@ pub(crate) struct Ruleset {
     terms: Arc<[Term]>,
 }
 
-type Governor = RateLimiter<Probe, Store, StandingClock, StateInformationMiddleware>;
+type Governor = RateLimiter<Probe, Store, ToldClock, NoOpMiddleware<Tick>>;
 
-/// What to charge for one request.
+/// What to charge for one request; made where it stays, as a [`Ruling`] is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Charge {
     cells: [u64; MAX_POLICIES],
@@ -70,17 +67,17 @@ impl Charge {
         }
     }
 
-    /// What `rules` say that `request` costs.
+    /// Charges what `rules` say that `request` costs.
     #[inline]
-    pub(crate) fn of(rules: &Ruleset, request: &RequestHead<'_>, own: Option<Gcra>) -> Self {
-        let mut charge = Self {
-            own,
-            ..Self::each(1)
-        };
-        for (cells, rule) in charge.cells.iter_mut().zip(&rules.rules) {
+    pub(crate) fn price(&mut self, rules: &Ruleset, request: &RequestHead<'_>) {
+        for (cells, rule) in self.cells.iter_mut().zip(&rules.rules) {
             *cells = rule.policy.cost_of(request);
         }
-        charge
+    }
+
+    /// Puts a quota of the key's own in place of the first rule's, unless it cannot be kept.
+    pub(crate) fn put_own(&mut self, quota: &Quota) {
+        self.own = Gcra::new(quota).ok();
     }
 
     /// The same without the rules that let the request through without charging it.
@@ -120,7 +117,9 @@ impl Charge {
 }
 
 /// What a ruleset decided, and the state it left behind.
-#[derive(Clone, Debug)]
+///
+/// It is written where it stays: moving it would cost more than deciding.
+#[derive(Debug)]
 pub(crate) struct Ruling {
     /// The TAT of each rule after the decision.
     pub(crate) tats: [u64; MAX_POLICIES],
@@ -130,29 +129,26 @@ pub(crate) struct Ruling {
     pub(crate) shadowed: Mask,
     /// How long until `violated` would be empty.
     pub(crate) excess: Option<Excess>,
-    at: At,
-}
-
-/// When a ruling was made, for those who want to know more about it.
-#[derive(Clone, Debug)]
-enum At {
-    /// By us, at this time.
-    Time(u64),
-    /// By governor, which admitted it and left this.
-    Snapshot(StateSnapshot),
-    /// By governor, which did not.
-    Exhausted,
+    /// When it was made.
+    now: u64,
 }
 
 impl Ruling {
-    fn new(at: At) -> Self {
+    /// One that admits, until it is decided otherwise.
+    #[inline]
+    pub(crate) fn at(now: u64) -> Self {
         Self {
-            at,
+            now,
             tats: [0; MAX_POLICIES],
             violated: Mask::default(),
             shadowed: Mask::default(),
             excess: None,
         }
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.now
     }
 
     #[inline]
@@ -171,7 +167,7 @@ impl Ruling {
         levels: &[u64],
         outcome: Result<&[bool], Excess>,
     ) -> Self {
-        let mut ruling = Self::new(At::Time(now));
+        let mut ruling = Self::at(now);
         let mut tightest = None;
         for (index, (rule, term)) in rules.rules.iter().zip(terms).enumerate() {
             let Term { level, burst, .. } = term;
@@ -235,6 +231,12 @@ impl Mask {
         self.0 & (1 << index) != 0
     }
 
+    /// The first rule in the set.
+    #[inline]
+    pub(crate) fn first(self) -> Option<usize> {
+        (!self.is_empty()).then(|| self.0.trailing_zeros() as usize)
+    }
+
     fn insert(&mut self, index: usize) {
         self.0 |= 1 << index;
     }
@@ -246,7 +248,6 @@ impl Ruleset {
         policies: &[Policy],
         columns: &[Arc<str>],
         table: &Arc<Table>,
-        clock: &Clock,
     ) -> Result<Self, BuildError> {
         if policies.is_empty() {
             return Err(BuildError::NoPolicy);
@@ -265,10 +266,8 @@ impl Ruleset {
         }
         let governor = match &rules[..] {
             [rule] if columns.len() == 1 => rule.gcra.to_governor().map(|quota| {
-                let clock = StandingClock::new(clock.clone());
-                let governor = RateLimiter::new(quota, Store(Arc::clone(table)), clock);
-                governor.clock().start();
-                governor
+                ToldClock::tell(0);
+                RateLimiter::new(quota, Store(Arc::clone(table)), ToldClock)
             }),
             _ => None,
         };
@@ -332,17 +331,11 @@ impl Ruleset {
     /// How many cells `ruling` has left under the tightest rule.
     #[inline]
     pub(crate) fn left_by(&self, ruling: &Ruling) -> u64 {
-        match &ruling.at {
-            At::Time(now) => {
-                let rules = self.rules.iter().zip(ruling.tats);
-                rules
-                    .map(|(rule, tat)| rule.gcra.remaining(tat, *now))
-                    .min()
-                    .unwrap_or(0)
-            }
-            At::Snapshot(snapshot) => snapshot.remaining_burst_capacity().into(),
-            At::Exhausted => 0,
-        }
+        let rules = self.rules.iter().zip(&ruling.tats);
+        rules
+            .map(|(rule, tat)| rule.gcra.remaining(*tat, ruling.now))
+            .min()
+            .unwrap_or(0)
     }
 
     /// Replaces the TAT of every rule by what `next` makes of it.
@@ -388,74 +381,60 @@ impl Ruleset {
         });
     }
 
-    /// Charges every rule, or none if one is exceeded.
+    /// Charges every rule at the time of `ruling`, or none if one is exceeded.
     ///
     /// One cell of one quota is governor's to decide. The rest (several cells, several quotas,
     /// quotas of a key's own, rates that governor would round) is decided here, on the same
     /// entries.
     #[inline]
-    pub(crate) fn charge(
-        &self,
-        table: &Table,
-        slot: Slot,
-        clock: &Clock,
-        charge: &Charge,
-    ) -> Ruling {
+    pub(crate) fn charge(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
         match &self.governor {
             Some(governor) if charge.cells[0] == 1 && charge.own.is_none() => {
-                self.charge_governor(governor, slot, clock)
+                self.charge_governor(governor, slot, ruling);
             }
-            _ if table.columns() == 1 => self.charge_one(table, slot, clock.now(), charge),
-            _ => self.charge_all(table, slot, clock.now(), charge),
+            _ if table.columns() == 1 => self.charge_one(table, slot, charge, ruling),
+            _ => self.charge_all(table, slot, charge, ruling),
         }
     }
 
     #[inline]
-    fn charge_governor(&self, governor: &Governor, slot: Slot, clock: &Clock) -> Ruling {
+    fn charge_governor(&self, governor: &Governor, slot: Slot, ruling: &mut Ruling) {
         let probe = Probe::new(slot);
+        ToldClock::tell(ruling.now);
         let outcome = governor.check_key(&probe);
-        let (at, not_until) = match outcome {
-            Ok(snapshot) => (At::Snapshot(snapshot), None),
-            Err(not_until) => (At::Exhausted, Some(not_until)),
-        };
-        let mut ruling = Ruling::new(at);
         ruling.tats[0] = probe.tat();
-        if let Some(not_until) = not_until {
-            let wait = not_until.earliest_possible().0.saturating_sub(clock.now());
-            // At least 1: this reading is later than governor's, by which it did not conform.
-            ruling.exceed(0, &self.rules[0], Excess::Wait(wait.max(1)));
+        if let Err(not_until) = outcome {
+            let Tick(earliest) = not_until.earliest_possible();
+            ruling.exceed(0, &self.rules[0], Excess::Wait(earliest - ruling.now));
         }
-        ruling
     }
 
     #[inline]
-    fn charge_one(&self, table: &Table, slot: Slot, now: u64, charge: &Charge) -> Ruling {
-        let mut ruling = Ruling::new(At::Time(now));
+    fn charge_one(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
         let rule = &self.rules[0];
         let gcra = charge.gcra(0, rule);
         let word = table.tat(slot, rule.column);
         let mut tat = word.load(Ordering::Acquire);
         loop {
             ruling.tats[0] = tat;
-            let next = match gcra.charge(tat, now, charge.cells[0]) {
+            let next = match gcra.charge(tat, ruling.now, charge.cells[0]) {
                 Ok(next) => next,
                 Err(excess) => {
                     ruling.exceed(0, rule, excess);
-                    return ruling;
+                    return;
                 }
             };
             match word.compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     ruling.tats[0] = next;
-                    return ruling;
+                    return;
                 }
                 Err(now) => tat = now,
             }
         }
     }
 
-    fn charge_all(&self, table: &Table, slot: Slot, now: u64, charge: &Charge) -> Ruling {
-        let mut ruling = Ruling::new(At::Time(now));
+    fn charge_all(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
         let mut next = [None; MAX_POLICIES];
         let _guard = table.lock(slot);
         for (index, rule) in self.rules.iter().enumerate() {
@@ -463,7 +442,7 @@ impl Ruleset {
             ruling.tats[index] = tat;
             match charge
                 .gcra(index, rule)
-                .charge(tat, now, charge.cells[index])
+                .charge(tat, ruling.now, charge.cells[index])
             {
                 Ok(tat) => next[index] = Some(tat),
                 Err(excess) => ruling.exceed(index, rule, excess),
@@ -477,7 +456,6 @@ impl Ruleset {
                 }
             }
         }
-        ruling
     }
 }
 
@@ -503,6 +481,7 @@ fn compile(policy: &Policy, columns: &[Arc<str>]) -> Result<Rule, BuildError> {
     })?;
     Ok(Rule {
         policy: policy.clone(),
+        name: Name::new(name),
         gcra,
         column,
         problem: answer::problem(name),

@@ -13,12 +13,14 @@ use tower_service::Service;
 use super::{
     AnyLimiter, RateLimit, RateLimitBody, RateLimitFuture,
     layer::Sealed,
-    service::{AnyReceipt, Extras, Screened},
+    service::{AnyReceipt, Screened},
 };
 use crate::{
     Inflight, Limiter,
     answer::{Answer, Limited, Reason},
     fleet::{Asked, FleetLimiter, FleetReceipt, Question, Verdict, Waiting},
+    key::RequestHead,
+    rules::Charge,
 };
 
 impl AnyLimiter for FleetLimiter {}
@@ -42,32 +44,53 @@ where
         self.get_mut().poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let limiter = self.limiter();
-        let candidate = match self.screen(&request) {
-            Screened::Through => return FleetFuture::decided(self.go_on(request, Ok(None))),
-            Screened::Refused(reason) => {
-                let refused = self.refuse_for(&mut request, reason);
-                return FleetFuture::decided(self.go_on(request, refused));
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let Self {
+            inner,
+            settings,
+            answer,
+        } = self;
+        let limiter = &settings.limiter;
+        let head = RequestHead::of(&request);
+        let plan = settings.plan_of(&head);
+        let rules = limiter.local().rules_at(plan);
+        let key = match settings.screen(&head, &rules) {
+            Screened::Through => {
+                let future = RateLimitFuture::admitted(inner.call(request), None);
+                return FleetFuture::decided(future);
             }
-            Screened::Charge(candidate) => candidate,
+            Screened::Refused(reason) => {
+                let limited = Limited::other(reason);
+                let future = settings.refuse(inner, answer, request, &limited, None);
+                return FleetFuture::decided(future);
+            }
+            Screened::Charge(key) => key,
         };
-        let rules = candidate.rules.keep();
-        let (plan, key) = (candidate.plan, candidate.fingerprint);
-        let mut question = limiter.question(rules, plan, key, candidate.charge);
-        if let Some(quota) = &candidate.own_quota {
+        let Ok(inflight) = settings.enter(key, &rules) else {
+            let limited = Limited::other(Reason::Inflight);
+            let future = settings.refuse(inner, answer, request, &limited, None);
+            return FleetFuture::decided(future);
+        };
+        let own = settings.own_quota(&head);
+        let mut charge = Charge::each(1);
+        charge.price(&rules, &head);
+        if let Some(quota) = &own {
+            charge.put_own(quota);
+        }
+        let stamps = settings.stamps(&head);
+        let mut question = limiter.question(rules.keep(), plan, key, charge);
+        if let Some(quota) = &own {
             question.own_quota(quota, limiter);
         }
         let asked = limiter.ask(&question);
         let pending = Pending {
             question,
-            inflight: candidate.inflight,
-            stamps: candidate.stamps,
+            inflight,
+            stamps,
         };
         match asked {
             Asked::Decided(verdict) => {
-                let decided = self.conclude(&mut request, pending, verdict);
-                FleetFuture::decided(self.go_on(request, decided))
+                FleetFuture::decided(self.conclude(request, pending, verdict))
             }
             Asked::Waits(told) => {
                 let waiting = Waiting::new(limiter, told);
@@ -93,56 +116,46 @@ struct Pending {
 }
 
 impl<S, A> RateLimit<S, A, FleetLimiter> {
-    /// What becomes of a request by this verdict.
-    #[expect(
-        clippy::result_large_err,
-        reason = "it moves straight on into the future"
-    )]
+    /// Does by `verdict` with a request: calls the inner service, or answers in its place.
     fn conclude<ReqBody, ResBody>(
-        &self,
-        request: &mut Request<ReqBody>,
+        &mut self,
+        request: Request<ReqBody>,
         pending: Pending,
         verdict: Verdict,
-    ) -> Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>
+    ) -> RateLimitFuture<S::Future, ResBody>
     where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
         A: Answer<ResBody>,
     {
+        let Self {
+            inner,
+            settings,
+            answer,
+        } = self;
         let Pending {
             question,
             inflight,
             stamps,
         } = pending;
-        let limiter = self.limiter();
+        let limiter = &settings.limiter;
         let Some(ruling) = limiter.rule(&question, verdict) else {
-            return self.refuse_for(request, Reason::Unavailable);
+            let limited = Limited::other(Reason::Unavailable);
+            return settings.refuse(inner, answer, request, &limited, None);
         };
         let (rules, charge) = (&*question.rules, &question.charge);
         let stamp = match stamps {
-            true => self.stamp(rules, &ruling, charge, question.key()),
+            true => settings.stamp(rules, &ruling, charge, question.key()),
             false => None,
         };
         if !ruling.admits() {
-            return self.refuse(request, &Limited::quota(rules, &ruling), stamp.as_ref());
+            let limited = Limited::quota(rules, &ruling);
+            return settings.refuse(inner, answer, request, &limited, stamp.as_ref());
         }
         let settles = rules.settles();
         let receipt = settles
             .then(|| AnyReceipt::Fleet(FleetReceipt::new(limiter, question.waive(&ruling), false)));
-        Ok(self.extras(receipt, inflight, stamp))
-    }
-
-    /// Calls the inner service, or answers in its place.
-    fn go_on<ReqBody, ResBody>(
-        &mut self,
-        request: Request<ReqBody>,
-        decided: Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>,
-    ) -> RateLimitFuture<S::Future, ResBody>
-    where
-        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    {
-        match decided {
-            Ok(extras) => RateLimitFuture::admitted(self.get_mut().call(request), extras),
-            Err(response) => RateLimitFuture::refused(response),
-        }
+        let extras = settings.extras(receipt, inflight, stamp);
+        RateLimitFuture::admitted(inner.call(request), extras)
     }
 }
 
@@ -202,12 +215,11 @@ where
                 StateProj::Waiting { waiting, call } => {
                     // Taken once: the state changes below.
                     let (service, _, pending) = call.as_ref().expect("polled after completion");
-                    let limiter = service.limiter();
+                    let limiter = &service.settings.limiter;
                     let verdict = ready!(waiting.poll_verdict(limiter, &pending.question, cx));
-                    let (mut service, mut request, pending) =
+                    let (mut service, request, pending) =
                         call.take().expect("polled after completion");
-                    let decided = service.conclude(&mut request, pending, verdict);
-                    let future = service.go_on(request, decided);
+                    let future = service.conclude(request, pending, verdict);
                     state.set(State::Decided { future });
                 }
                 StateProj::Decided { future } => return future.poll(cx),

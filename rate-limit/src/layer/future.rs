@@ -56,16 +56,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Admitted { future, extras } => {
-                let response = match ready!(future.poll(cx)) {
-                    Ok(response) => response,
-                    Err(error) => {
-                        // Without a response there is nothing to settle by: a reservation goes
-                        // back, as it does when this future is dropped.
-                        *extras = None;
-                        return Poll::Ready(Err(error));
-                    }
-                };
-                Poll::Ready(Ok(finish(response, extras.take())))
+                let outcome = ready!(future.poll(cx));
+                // Without a response there is nothing to settle by: a reservation goes back, as
+                // it does when this future is dropped.
+                let extras = extras.take();
+                Poll::Ready(outcome.map(|response| match extras {
+                    None => response.map(RateLimitBody::inner),
+                    Some(extras) => finish(response, extras),
+                }))
             }
             StateProj::Refused { response } => Poll::Ready(Ok(response
                 .take()
@@ -74,10 +72,9 @@ where
     }
 }
 
-fn finish<B>(response: Response<B>, extras: Option<Box<Extras>>) -> Response<RateLimitBody<B>> {
-    let Some(extras) = extras else {
-        return response.map(RateLimitBody::inner);
-    };
+/// Kept apart, so that the many without extras are not moved around for them.
+#[inline(never)]
+fn finish<B>(response: Response<B>, extras: Box<Extras>) -> Response<RateLimitBody<B>> {
     let Extras {
         receipt,
         inflight,

@@ -1,25 +1,23 @@
 use std::{
-    mem,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{HeaderValue, Request, Response, header::RETRY_AFTER, request};
+use http::{HeaderValue, Request, Response, header::RETRY_AFTER};
 use tower_service::Service;
 
 use super::{AnyLimiter, RateLimitBody, RateLimitFuture, layer::Settings};
+#[cfg(feature = "redis")]
+use crate::fleet::FleetReceipt;
 use crate::{
-    Inflight, Limiter,
+    Inflight, Limiter, Quota,
     answer::{Answer, Limited, Reason, Stamp, StandardAnswer, is_grpc},
-    gcra::Gcra,
     key::{MissingKey, RequestHead},
-    limiter::{Receipt, Rules, Settle, fingerprint},
+    limiter::{NoRoom, Receipt, Settle, fingerprint},
     metrics::Outcome,
     policy::ResponseHead,
     rules::{Charge, Ruleset, Ruling},
 };
-#[cfg(feature = "redis")]
-use crate::{Quota, fleet::FleetReceipt};
 
 /// The service made by [`RateLimitLayer`](crate::RateLimitLayer).
 ///
@@ -27,9 +25,9 @@ use crate::{Quota, fleet::FleetReceipt};
 /// that is ready but idle holds nothing. A refused request never reaches the inner service.
 #[derive(Debug)]
 pub struct RateLimit<S, A = StandardAnswer, L = Limiter> {
-    inner: S,
-    settings: Arc<Settings<L>>,
-    answer: A,
+    pub(super) inner: S,
+    pub(super) settings: Arc<Settings<L>>,
+    pub(super) answer: A,
 }
 
 impl<S, A, L> RateLimit<S, A, L> {
@@ -39,11 +37,6 @@ impl<S, A, L> RateLimit<S, A, L> {
             settings,
             answer,
         }
-    }
-
-    #[cfg(feature = "redis")]
-    pub(super) fn limiter(&self) -> &L {
-        &self.settings.limiter
     }
 
     /// The inner service.
@@ -88,11 +81,53 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        match self.decide(&mut request) {
-            Ok(extras) => RateLimitFuture::admitted(self.inner.call(request), extras),
-            Err(response) => RateLimitFuture::refused(response),
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let Self {
+            inner,
+            settings,
+            answer,
+        } = self;
+        let limiter = &settings.limiter;
+        let head = RequestHead::of(&request);
+        let rules = limiter.rules_at(settings.plan_of(&head));
+        let fingerprint = match settings.screen(&head, &rules) {
+            Screened::Through => return RateLimitFuture::admitted(inner.call(request), None),
+            Screened::Refused(reason) => {
+                let limited = Limited::other(reason);
+                return settings.refuse(inner, answer, request, &limited, None);
+            }
+            Screened::Charge(fingerprint) => fingerprint,
+        };
+        let Ok(inflight) = settings.enter(fingerprint, &rules) else {
+            let limited = Limited::other(Reason::Inflight);
+            return settings.refuse(inner, answer, request, &limited, None);
+        };
+        let mut charge = Charge::each(1);
+        charge.price(&rules, &head);
+        if let Some(quota) = settings.own_quota(&head) {
+            charge.put_own(&quota);
         }
+        let stamps = settings.stamps(&head);
+        let mut ruling = Ruling::at(limiter.now());
+        if let Err(NoRoom) = limiter.charge(&rules, fingerprint, &charge, &mut ruling) {
+            let limited = Limited::other(Reason::NoRoom);
+            return settings.refuse(inner, answer, request, &limited, None);
+        }
+        let stamp = match stamps {
+            true => settings.stamp(&rules, &ruling, &charge, fingerprint),
+            false => None,
+        };
+        if !ruling.admits() {
+            let limited = Limited::quota(&rules, &ruling);
+            return settings.refuse(inner, answer, request, &limited, stamp.as_ref());
+        }
+        let receipt = rules.settles().then(|| {
+            let charge = charge.waive(ruling.shadowed);
+            let receipt = Receipt::new(limiter, &rules, fingerprint, charge, Settle::ByResponse);
+            AnyReceipt::Local(receipt)
+        });
+        let extras = settings.extras(receipt, inflight, stamp);
+        RateLimitFuture::admitted(inner.call(request), extras)
     }
 }
 
@@ -128,148 +163,93 @@ impl AnyReceipt {
     }
 }
 
-impl<S, A> RateLimit<S, A> {
-    /// The response to `request` if it is refused; its head goes into the answer.
-    #[expect(
-        clippy::result_large_err,
-        reason = "it moves straight on into the future"
-    )]
-    #[inline]
-    fn decide<ReqBody, ResBody>(
-        &self,
-        request: &mut Request<ReqBody>,
-    ) -> Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>
-    where
-        A: Answer<ResBody>,
-    {
-        let limiter = &self.settings.limiter;
-        let candidate = match self.screen(request) {
-            Screened::Through => return Ok(None),
-            Screened::Refused(reason) => return self.refuse_for(request, reason),
-            Screened::Charge(candidate) => candidate,
-        };
-        let (rules, charge) = (&candidate.rules, &candidate.charge);
-        let fingerprint = candidate.fingerprint;
-        let Some(ruling) = limiter.charge(rules, fingerprint, charge) else {
-            return self.refuse_for(request, Reason::NoRoom);
-        };
-        let stamp = match candidate.stamps {
-            true => self.stamp(rules, &ruling, charge, fingerprint),
-            false => None,
-        };
-        if !ruling.admits() {
-            return self.refuse(request, &Limited::quota(rules, &ruling), stamp.as_ref());
-        }
-        let receipt = rules.settles().then(|| {
-            let charge = charge.waive(ruling.shadowed);
-            let receipt = Receipt::new(limiter, rules, fingerprint, charge, Settle::ByResponse);
-            AnyReceipt::Local(receipt)
-        });
-        Ok(self.extras(receipt, candidate.inflight, stamp))
-    }
-}
-
 /// What is known of a request before it is charged.
-#[cfg_attr(
-    feature = "redis",
-    expect(
-        clippy::large_enum_variant,
-        reason = "nearly all are of the large one, and none is kept"
-    )
-)]
-pub(super) enum Screened<'a> {
+pub(super) enum Screened {
     /// It passes uncharged.
     Through,
     /// It is refused uncharged.
     Refused(Reason),
-    Charge(Candidate<'a>),
+    /// It is charged to this key.
+    Charge(u64),
 }
 
-/// A request that is to be charged.
-pub(super) struct Candidate<'a> {
-    pub(super) rules: Rules<'a>,
-    /// The number of its plan.
-    #[cfg(feature = "redis")]
-    pub(super) plan: usize,
-    pub(super) fingerprint: u64,
-    pub(super) charge: Charge,
-    /// A quota of its own in place of the first policy's.
-    #[cfg(feature = "redis")]
-    pub(super) own_quota: Option<Quota>,
-    pub(super) inflight: Option<Inflight>,
-    /// Whether its response gets headers.
-    pub(super) stamps: bool,
-}
+/// As many requests of the key are in flight as may be.
+pub(super) struct Full;
 
-impl<S, A, L: AnyLimiter> RateLimit<S, A, L> {
+impl<L: AnyLimiter> Settings<L> {
+    /// The number of the plan that decides a request.
+    #[inline]
+    pub(super) fn plan_of(&self, head: &RequestHead<'_>) -> usize {
+        let name = self.plan.as_ref().and_then(|plan| plan(head));
+        self.limiter.local().plan_number(name)
+    }
+
     /// All that comes before the charge.
     #[inline]
-    pub(super) fn screen<ReqBody>(&self, request: &Request<ReqBody>) -> Screened<'_> {
-        let settings = &*self.settings;
-        let limiter = settings.limiter.local();
-        let head = RequestHead::of(request);
-        let name = settings.plan.as_ref().and_then(|plan| plan(&head));
-        let plan = limiter.plan_number(name);
-        let rules = limiter.rules_at(plan);
+    pub(super) fn screen(&self, head: &RequestHead<'_>, rules: &Ruleset) -> Screened {
+        let limiter = self.limiter.local();
         let count = |outcome| rules.meter().count(outcome);
 
-        if settings.bypass.as_ref().is_some_and(|bypass| bypass(&head)) {
+        if self.bypass.as_ref().is_some_and(|bypass| bypass(head)) {
             count(Outcome::Bypassed);
             return Screened::Through;
         }
         let seed = limiter.seed();
-        let key = settings.key.find(&head, seed);
-        if settings.has_lists() {
-            if settings.lists(&settings.deny, &head, key) {
+        let key = self.key.find(head, seed);
+        if self.has_lists() {
+            if self.lists(&self.deny, head, key) {
                 count(Outcome::Denied);
                 return Screened::Refused(Reason::Denied);
             }
-            if settings.lists(&settings.allow, &head, key) {
+            if self.lists(&self.allow, head, key) {
                 count(Outcome::Bypassed);
                 return Screened::Through;
             }
         }
         limiter.watch().request(
-            settings.key.keyed_by(),
-            &head,
-            || settings.key.client_ip(&head),
+            self.key.keyed_by(),
+            head,
+            || self.key.client_ip(head),
             key.unwrap_or(0),
         );
         let key = match key {
             Some(key) => key,
             None => {
                 count(Outcome::NoKey);
-                match settings.missing_key {
+                match self.missing_key {
                     MissingKey::Share => seed.hash_one(NO_KEY),
                     MissingKey::Allow => return Screened::Through,
                     MissingKey::Deny => return Screened::Refused(Reason::NoKey),
                 }
             }
         };
-        let fingerprint = fingerprint(key);
+        Screened::Charge(fingerprint(key))
+    }
 
-        let mut inflight = None;
-        if let Some(counts) = limiter.inflight_counts() {
-            inflight = counts.enter(fingerprint);
-            if inflight.is_none() {
-                count(Outcome::Limited);
-                return Screened::Refused(Reason::Inflight);
-            }
+    /// Counts a request in flight, if those of a key are limited.
+    #[inline]
+    pub(super) fn enter(&self, key: u64, rules: &Ruleset) -> Result<Option<Inflight>, Full> {
+        let Some(counts) = self.limiter.local().inflight_counts() else {
+            return Ok(None);
+        };
+        let inflight = counts.enter(key);
+        if inflight.is_none() {
+            rules.meter().count(Outcome::Limited);
+            return Err(Full);
         }
-        // A quota that cannot be kept does not replace the policy's.
-        let own = settings.own_quota.as_ref().and_then(|own| own(&head));
-        let own_gcra = own.as_ref().and_then(|quota| Gcra::new(quota).ok());
-        Screened::Charge(Candidate {
-            charge: Charge::of(&rules, &head, own_gcra),
-            rules,
-            #[cfg(feature = "redis")]
-            plan,
-            fingerprint,
-            #[cfg(feature = "redis")]
-            own_quota: own,
-            inflight,
-            stamps: settings.headers.is_some() && !is_grpc(head.headers()),
-        })
+        Ok(inflight)
+    }
+
+    /// A quota of the request's own in place of the first policy's.
+    #[inline]
+    pub(super) fn own_quota(&self, head: &RequestHead<'_>) -> Option<Quota> {
+        self.own_quota.as_ref()?(head)
+    }
+
+    /// Whether the response gets headers.
+    #[inline]
+    pub(super) fn stamps(&self, head: &RequestHead<'_>) -> bool {
+        self.headers.is_some() && !is_grpc(head.headers())
     }
 
     /// The headers for the response, if it gets any.
@@ -280,9 +260,8 @@ impl<S, A, L: AnyLimiter> RateLimit<S, A, L> {
         charge: &Charge,
         fingerprint: u64,
     ) -> Option<Stamp> {
-        let settings = &*self.settings;
-        let headers = settings.headers.as_ref()?;
-        let limiter = settings.limiter.local();
+        let headers = self.headers.as_ref()?;
+        let limiter = self.limiter.local();
         Some(headers.render(limiter, rules, ruling, charge, fingerprint))
     }
 
@@ -297,7 +276,7 @@ impl<S, A, L: AnyLimiter> RateLimit<S, A, L> {
         if stamp.is_none() && inflight.is_none() && receipt.is_none() {
             return None;
         }
-        let headers = self.settings.headers.as_ref();
+        let headers = self.headers.as_ref();
         Some(Box::new(Extras {
             receipt,
             inflight,
@@ -306,55 +285,29 @@ impl<S, A, L: AnyLimiter> RateLimit<S, A, L> {
         }))
     }
 
-    /// The answer to a request that is refused, unless it is let through in shadow mode.
-    #[expect(
-        clippy::result_large_err,
-        reason = "it moves straight on into the future"
-    )]
-    pub(super) fn refuse<ReqBody, ResBody>(
+    /// Answers in the place of `inner`, unless in shadow mode.
+    pub(super) fn refuse<S, A, ReqBody, ResBody>(
         &self,
-        request: &mut Request<ReqBody>,
+        inner: &mut S,
+        answer: &A,
+        request: Request<ReqBody>,
         limited: &Limited<'_>,
         stamp: Option<&Stamp>,
-    ) -> Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>
+    ) -> RateLimitFuture<S::Future, ResBody>
     where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
         A: Answer<ResBody>,
     {
-        if self.settings.shadow {
-            return Ok(None);
+        if self.shadow {
+            return RateLimitFuture::admitted(inner.call(request), None);
         }
-        let mut response = self.answer.answer(limited, take_parts(request));
+        let (head, _) = request.into_parts();
+        let mut response = answer.answer(limited, head);
         if let Some(stamp) = stamp {
             stamp_refusal(&mut response, stamp);
         }
-        Err(response)
+        RateLimitFuture::refused(response)
     }
-
-    #[expect(
-        clippy::result_large_err,
-        reason = "it moves straight on into the future"
-    )]
-    pub(super) fn refuse_for<ReqBody, ResBody>(
-        &self,
-        request: &mut Request<ReqBody>,
-        reason: Reason,
-    ) -> Result<Option<Box<Extras>>, Response<RateLimitBody<ResBody>>>
-    where
-        A: Answer<ResBody>,
-    {
-        self.refuse(request, &Limited::other(reason), None)
-    }
-}
-
-/// The head of a request that will not be needed any more.
-fn take_parts<B>(request: &mut Request<B>) -> request::Parts {
-    let (mut parts, ()) = Request::new(()).into_parts();
-    parts.method = mem::take(request.method_mut());
-    parts.uri = mem::take(request.uri_mut());
-    parts.version = request.version();
-    parts.headers = mem::take(request.headers_mut());
-    parts.extensions = mem::take(request.extensions_mut());
-    parts
 }
 
 fn stamp_refusal<B>(response: &mut Response<B>, stamp: &Stamp) {

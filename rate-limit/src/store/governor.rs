@@ -4,10 +4,7 @@ use std::{
     cell::Cell,
     hash::{Hash, Hasher},
     ops::Add,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use governor::{
@@ -17,7 +14,6 @@ use governor::{
 };
 
 use super::{Slot, Table};
-use crate::clock::Clock;
 
 /// The table, as governor sees it.
 #[derive(Clone, Debug)]
@@ -55,6 +51,7 @@ impl Hash for Probe {
 impl StateStore for Store {
     type Key = Probe;
 
+    #[inline]
     fn measure_and_replace<T, F, E>(&self, probe: &Probe, decide: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
@@ -101,39 +98,29 @@ impl Reference for Tick {
     }
 }
 
-/// A clock that stands at zero until it is started.
+/// A clock that shows the time it was told last in this thread.
 ///
-/// governor counts from whatever its clock reads while the limiter is built. Standing still until
-/// then makes every governor limiter over a table count from the moment the table was made, so a
-/// limiter can be replaced (a reload) or read around (peek, refund) without converting TATs.
-#[derive(Debug)]
-pub(crate) struct StandingClock {
-    clock: Clock,
-    started: AtomicBool,
-}
+/// One reading serves a whole decision, so it is taken outside and told to governor. governor
+/// counts from whatever its clock reads while a limiter is built: told zero then, every governor
+/// limiter over a table counts from the moment the table was made, so one can be replaced (a
+/// reload) or read around (peek, refund) without converting TATs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ToldClock;
 
-impl StandingClock {
-    pub(crate) fn new(clock: Clock) -> Self {
-        Self {
-            clock,
-            started: AtomicBool::new(false),
-        }
-    }
-
-    pub(crate) fn start(&self) {
-        self.started.store(true, Ordering::Release);
+impl ToldClock {
+    #[inline]
+    pub(crate) fn tell(now: u64) {
+        TOLD.set(now);
     }
 }
 
-impl GovernorClock for StandingClock {
+impl GovernorClock for ToldClock {
     type Instant = Tick;
 
     #[inline]
     fn now(&self) -> Tick {
-        Tick(if self.started.load(Ordering::Acquire) {
-            self.clock.now()
-        } else {
-            0
-        })
+        Tick(TOLD.get())
     }
 }
+
+thread_local!(static TOLD: Cell<u64> = const { Cell::new(0) });

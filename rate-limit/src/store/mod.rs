@@ -20,7 +20,7 @@ use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-pub(crate) use self::governor::{Probe, StandingClock, Store};
+pub(crate) use self::governor::{Probe, Store, Tick, ToldClock};
 use crate::metrics::Meter;
 
 /// What happens to a new key when all eight keys it could replace are in debt.
@@ -103,28 +103,16 @@ impl Table {
             .map(|way| self.slot(set, way))
     }
 
-    /// Where `fingerprint` is, making room if it is new. Only then is the clock read, and `debt`
-    /// asked what entries owe at that time, in nanoseconds; `None` means that the table is full
-    /// and new keys are refused.
+    /// Where `fingerprint` is, making room if it is new. Only then is `debt` asked what entries
+    /// owe, in nanoseconds; `None` means that the table is full and new keys are refused.
     #[inline]
-    pub(crate) fn claim(
-        &self,
-        fingerprint: u64,
-        clock: impl FnOnce() -> u64,
-        debt: impl Fn(Slot, u64) -> u64,
-    ) -> Option<Slot> {
+    pub(crate) fn claim(&self, fingerprint: u64, debt: impl Fn(Slot) -> u64) -> Option<Slot> {
         self.find(fingerprint)
-            .or_else(|| self.insert(fingerprint, clock, debt))
+            .or_else(|| self.insert(fingerprint, debt))
     }
 
     #[cold]
-    fn insert(
-        &self,
-        fingerprint: u64,
-        clock: impl FnOnce() -> u64,
-        debt: impl Fn(Slot, u64) -> u64,
-    ) -> Option<Slot> {
-        let now = clock();
+    fn insert(&self, fingerprint: u64, debt: impl Fn(Slot) -> u64) -> Option<Slot> {
         let set = self.set_of(fingerprint);
         // All insertions into a set happen under one lock, so a key is never in it twice.
         let _guard = self.lock_set(set);
@@ -141,7 +129,7 @@ impl Table {
                     return Some(slot);
                 }
                 _ => {
-                    let debt = debt(slot, now);
+                    let debt = debt(slot);
                     if debt < least {
                         (victim, least) = (way, debt);
                     }
@@ -276,7 +264,7 @@ mod tests {
         Table::new(keys, columns, on_full, Meter::new("test"))
     }
 
-    fn nobody_owes(_: Slot, _: u64) -> u64 {
+    fn nobody_owes(_: Slot) -> u64 {
         0
     }
 
@@ -295,8 +283,8 @@ mod tests {
     #[test]
     fn a_key_keeps_its_place() {
         let table = table(100, 2, OnFull::default());
-        let slot = table.claim(7, || 0, nobody_owes).unwrap();
-        assert_eq!(table.claim(7, || 0, nobody_owes), Some(slot));
+        let slot = table.claim(7, nobody_owes).unwrap();
+        assert_eq!(table.claim(7, nobody_owes), Some(slot));
         assert_eq!(table.find(7), Some(slot));
         assert_eq!(table.find(8), None);
         assert_eq!(table.resident(), 1);
@@ -305,13 +293,13 @@ mod tests {
     #[test]
     fn a_full_set_forgets_the_least_indebted_key_and_counts_it() {
         let table = table(4, 1, OnFull::EvictLeastIndebted);
-        let owed = |slot: Slot, _: u64| table.tat(slot, 0).load(Ordering::Relaxed);
+        let owed = |slot: Slot| table.tat(slot, 0).load(Ordering::Relaxed);
         for key in 1..=8 {
-            let slot = table.claim(same_set(key), || 0, owed).unwrap();
+            let slot = table.claim(same_set(key), owed).unwrap();
             table.tat(slot, 0).store(100 + key, Ordering::Relaxed);
         }
-        let newcomer = table.claim(same_set(9), || 0, owed).unwrap();
-        assert_eq!(owed(newcomer, 0), 0);
+        let newcomer = table.claim(same_set(9), owed).unwrap();
+        assert_eq!(owed(newcomer), 0);
         assert_eq!(table.find(same_set(1)), None, "the smallest debt was 101");
         assert!((2..=9).all(|key| table.find(same_set(key)).is_some()));
         assert_eq!(table.live_evictions(), 1);
@@ -321,9 +309,9 @@ mod tests {
     fn a_key_without_debt_makes_room_without_a_live_eviction() {
         let table = table(4, 1, OnFull::RefuseNew);
         for key in 1..=8 {
-            table.claim(same_set(key), || 0, nobody_owes).unwrap();
+            table.claim(same_set(key), nobody_owes).unwrap();
         }
-        assert!(table.claim(same_set(9), || 0, nobody_owes).is_some());
+        assert!(table.claim(same_set(9), nobody_owes).is_some());
         assert_eq!(table.live_evictions(), 0);
         assert_eq!(table.resident(), 8);
     }
@@ -333,15 +321,15 @@ mod tests {
         let refusing = table(4, 1, OnFull::RefuseNew);
         let sharing = table(4, 1, OnFull::ShareOne);
         for key in 1..=8 {
-            refusing.claim(same_set(key), || 0, |_, _| 5).unwrap();
-            sharing.claim(same_set(key), || 0, |_, _| 5).unwrap();
+            refusing.claim(same_set(key), |_| 5).unwrap();
+            sharing.claim(same_set(key), |_| 5).unwrap();
         }
-        assert_eq!(refusing.claim(same_set(9), || 0, |_, _| 5), None);
-        let shared = sharing.claim(same_set(9), || 0, |_, _| 5);
+        assert_eq!(refusing.claim(same_set(9), |_| 5), None);
+        let shared = sharing.claim(same_set(9), |_| 5);
         assert!(shared.is_some());
-        assert_eq!(sharing.claim(same_set(10), || 0, |_, _| 5), shared);
+        assert_eq!(sharing.claim(same_set(10), |_| 5), shared);
         assert_eq!(
-            refusing.claim(same_set(8), || 0, |_, _| 5),
+            refusing.claim(same_set(8), |_| 5),
             refusing.find(same_set(8))
         );
     }
@@ -355,7 +343,7 @@ mod tests {
         ) {
             let table = table(64, columns, OnFull::EvictLeastIndebted);
             for &key in &keys {
-                prop_assert!(table.claim(key, || 0, |_, _| 1).is_some());
+                prop_assert!(table.claim(key, |_| 1).is_some());
             }
             let mut owners = HashMap::new();
             for &key in &keys {
@@ -375,7 +363,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         (1..=64u64)
-                            .map(|n| table.claim(n << 57 | n, || 0, |_, _| 1))
+                            .map(|n| table.claim(n << 57 | n, |_| 1))
                             .collect()
                     })
                 })
