@@ -80,6 +80,7 @@
 //! | `tonic` | [`key::peer`] also finds tonic's `TcpConnectInfo` |
 //! | `metrics` | [counters](metrics) through the `metrics` facade |
 //! | `tracing` | events through `tracing` |
+//! | `quanta` | `LimiterBuilder::counter_clock`, a clock that is cheaper to read |
 //! | `redis` | `fleet`: one quota for several processes, on Redis or Valkey |
 //!
 //! # Minimum supported Rust version

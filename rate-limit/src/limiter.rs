@@ -17,7 +17,7 @@ use arc_swap::{ArcSwap, Guard};
 use crate::{
     BuildError, Inflight, MAX_POLICIES, ManualClock, OnFull, Policy, Quota,
     answer::Reason,
-    clock::Clock,
+    clock::{Clock, ClockKind},
     gcra::Excess,
     inflight::InflightCounts,
     key::Seed,
@@ -98,7 +98,7 @@ impl Limiter {
             max_keys: DEFAULT_MAX_KEYS,
             on_full: OnFull::default(),
             max_inflight: None,
-            clock: None,
+            clock: ClockKind::Tokio,
             on_warning: None,
         }
     }
@@ -487,7 +487,7 @@ pub struct LimiterBuilder {
     max_keys: usize,
     on_full: OnFull,
     max_inflight: Option<u32>,
-    clock: Option<ManualClock>,
+    clock: ClockKind,
     on_warning: Option<WarningHook>,
 }
 
@@ -561,7 +561,23 @@ impl LimiterBuilder {
     ///
     /// Defaults to `tokio::time::Instant`, which follows `tokio::time::pause` in tests.
     pub fn clock(mut self, clock: ManualClock) -> Self {
-        self.clock = Some(clock);
+        self.clock = ClockKind::Manual(clock);
+        self
+    }
+
+    /// Measures time by the processor's time stamp counter, which is read in 10 ns instead of 25.
+    ///
+    /// It does not follow `tokio::time::pause`, nor the pace at which the system corrects its own
+    /// clock (by up to 0.05 %). Where the counters of two cores differ, time goes back by 10 µs at
+    /// most and then stands still, so that keys get less, not more. The first limiter of a process
+    /// that is so built takes up to 0.2 s to calibrate it. On a processor without a counter of
+    /// constant pace this is the monotonic clock of the system.
+    ///
+    /// Defaults to `tokio::time::Instant`.
+    #[cfg(feature = "quanta")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "quanta")))]
+    pub fn counter_clock(mut self) -> Self {
+        self.clock = ClockKind::Counter;
         self
     }
 
@@ -658,7 +674,7 @@ impl LimiterBuilder {
         Ok(Limiter {
             inner: Arc::new(Inner {
                 table,
-                clock: clock.map_or_else(Clock::tokio, Clock::Manual),
+                clock: Clock::new(clock),
                 seed,
                 sets: ArcSwap::from_pointee(Sets(sets.clone())),
                 first: Sets(sets),
