@@ -1,22 +1,29 @@
 //! What does a rate-limit decision cost: allowed or refused, one key or a million, bare or as a
 //! Tower call?
 //!
-//! `cargo bench -p overload-benches --bench rate_limit`
+//! `cargo bench -p overload-benches --bench rate_limit -- [tower|direct|policies|decide|threads]`
 //!
 //! Every contender gets the same quota, the same keys in the same order and the clock it comes
-//! with. `governor` appears twice, with its default clock (quanta) and with `Instant`, which is
-//! what ours reads.
+//! with. `rate-limit` and `governor` appear twice, because what they read by default differs: ours
+//! `Instant`, governor quanta.
+//!
+//! Rounds of all contenders are interleaved, since a shared machine drifts by more than they
+//! differ. Reported are medians over the rounds, and between which values the middle half of them
+//! lies; what a Tower call adds and what ratio one is of another is taken within each round.
 //!
 //! Times are CPU time of the measuring thread, so that other work on the machine does not count;
-//! "2 threads" is wall time, and only means something on an idle machine with two cores.
+//! "threads" is wall time, and only means something on an idle machine with two cores.
 
 use std::{
+    array,
     convert::Infallible,
+    env, fmt,
     future::{Ready, ready},
     hint::black_box,
     net::SocketAddr,
     num::NonZeroU32,
     pin::pin,
+    sync::{Arc, Barrier},
     task::{Context, Poll, Waker},
     thread,
     time::Duration,
@@ -24,10 +31,6 @@ use std::{
 
 use axum::{body::Body, extract::ConnectInfo};
 use cpu_time::ThreadTime;
-use criterion::{
-    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
-    measurement::{Measurement, ValueFormatter, WallTime},
-};
 use governor::clock::{Clock, MonotonicClock};
 use http::{Request, Response};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -36,8 +39,30 @@ use rate_limit::{HOUR, Limiter, Policy, Quota, RateLimitLayer, SECOND, key};
 use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 
+/// Does its work once, and says how long each of it took, in nanoseconds.
+type Turn = Box<dyn FnMut() -> f64>;
+
+fn main() {
+    let groups: [(&str, fn()); 5] = [
+        ("tower", tower_call),
+        ("direct", direct),
+        ("policies", policies),
+        ("decide", decide),
+        ("threads", two_threads),
+    ];
+    let asked: Vec<_> = env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    for (name, group) in groups {
+        if asked.is_empty() || asked.iter().any(|asked| asked == name) {
+            group();
+        }
+    }
+}
+
 /// One decision for the key with this number; true when it is admitted.
-type Check = Box<dyn Fn(u64) -> bool + Send + Sync>;
+type Check = Arc<dyn Fn(u64) -> bool + Send + Sync>;
 
 /// A quota that is never used up, or one that is after the first request.
 #[derive(Clone, Copy)]
@@ -87,9 +112,9 @@ fn keyed(mode: Mode, keys: u64) -> Vec<(&'static str, Check)> {
     );
     let ours = Limiter::builder()
         .quota(mode.ours())
-        .max_keys(keys as usize)
-        .build()
-        .unwrap();
+        .max_keys(keys as usize);
+    let counter = ours.clone().counter_clock().build().unwrap();
+    let ours = ours.build().unwrap();
     let gcra = axum_gcra::gcra::RateLimiter::<u64>::new(
         u64::MAX,
         std::collections::hash_map::RandomState::new(),
@@ -112,141 +137,162 @@ fn keyed(mode: Mode, keys: u64) -> Vec<(&'static str, Check)> {
     vec![
         (
             "rate-limit",
-            Box::new(move |key| ours.check(key).is_ok()) as Check,
+            Arc::new(move |key| ours.check(key).is_ok()) as Check,
+        ),
+        (
+            "rate-limit, quanta",
+            Arc::new(move |key| counter.check(key).is_ok()),
         ),
         (
             "governor",
-            Box::new(move |key| quanta.check_key(&key).is_ok()),
+            Arc::new(move |key| quanta.check_key(&key).is_ok()),
         ),
         (
             "governor-instant",
-            Box::new(move |key| instant.check_key(&key).is_ok()),
+            Arc::new(move |key| instant.check_key(&key).is_ok()),
         ),
         (
             "axum_gcra",
-            Box::new(move |key| {
+            Arc::new(move |key| {
                 gcra.req_sync(key, gcra_quota, Instant::now().into_std())
                     .is_ok()
             }),
         ),
         (
             "tokio-rate-limit",
-            Box::new(move |key| tokio.check(&names[key as usize]).permitted),
+            Arc::new(move |key| tokio.check(&names[key as usize]).permitted),
         ),
     ]
 }
 
 /// The numbers of the keys to ask for, in order.
-fn sequence(pattern: &str, keys: u64) -> Vec<u64> {
+fn sequence(pattern: &str, keys: u64) -> Arc<[u64]> {
     let mut rng = SmallRng::seed_from_u64(42);
-    let length = 1 << 20;
-    match pattern {
-        "zipf" => {
-            let zipf = Zipf::new(keys as f64, 1.1).unwrap();
-            (0..length).map(|_| rng.sample(zipf) as u64 - 1).collect()
-        }
-        _ => (0..length).map(|_| rng.random_range(0..keys)).collect(),
+    let length = (16 * keys).min(1 << 20);
+    if pattern.ends_with("Zipf") {
+        let zipf = Zipf::new(keys as f64, 1.1).expect("valid parameters");
+        (0..length).map(|_| rng.sample(zipf) as u64 - 1).collect()
+    } else {
+        (0..length).map(|_| rng.random_range(0..keys)).collect()
     }
 }
 
-fn decide(c: &mut Criterion<CpuTime>) {
+/// Decisions in a turn.
+const DECISIONS: usize = 1 << 15;
+
+fn decide() {
     for (pattern, keys) in [
-        ("hot", 1),
-        ("64k", 65_536),
-        ("1M", 1_000_000),
-        ("zipf", 1_000_000),
+        ("1 key", 1),
+        ("64k keys", 65_536),
+        ("1M keys", 1_000_000),
+        ("1M keys, Zipf", 1_000_000),
     ] {
         let sequence = sequence(pattern, keys);
         for mode in [Mode::Allow, Mode::Deny] {
-            let mut group = c.benchmark_group(format!("decide/{pattern}/{}", mode.name()));
-            group.throughput(Throughput::Elements(1));
-            for (name, check) in keyed(mode, keys) {
-                for key in 0..keys {
-                    check(key);
-                }
+            let contenders = keyed(mode, keys).into_iter().map(|(name, check)| {
+                (0..keys).for_each(|key| _ = check(key));
+                let sequence = Arc::clone(&sequence);
                 let mut at = 0;
-                group.bench_function(name, |b| {
-                    b.iter(|| {
-                        at = (at + 1) & (sequence.len() - 1);
-                        black_box(check(sequence[at]))
-                    });
-                });
-                if pattern == "hot" || pattern == "1M" {
-                    two_threads(&mut group, name, &check, &sequence);
-                }
-            }
+                let turn = move || {
+                    timed(DECISIONS, || {
+                        for _ in 0..DECISIONS {
+                            at = (at + 1) & (sequence.len() - 1);
+                            black_box(check(sequence[at]));
+                        }
+                    })
+                };
+                (name, Box::new(turn) as Turn)
+            });
+            let title = format!("decide, {pattern}, {}", mode.name());
+            compare(&title, contenders.collect());
         }
     }
 }
 
-/// The time per decision on each of two threads that ask at once.
-fn two_threads(
-    group: &mut BenchmarkGroup<'_, CpuTime>,
-    name: &str,
-    check: &Check,
-    sequence: &[u64],
-) {
-    group.bench_function(BenchmarkId::new(name, "2 threads"), |b| {
-        b.iter_custom(|iterations| {
-            let start = Instant::now();
-            thread::scope(|scope| {
-                for offset in [0, sequence.len() / 2] {
-                    scope.spawn(move || {
-                        for n in 0..iterations as usize {
+/// The time per decision on each of two threads that ask at once, for keys of the same sequence at
+/// different places.
+fn two_threads() {
+    for (pattern, keys) in [("1 key", 1), ("1M keys", 1_000_000)] {
+        let sequence = sequence(pattern, keys);
+        for mode in [Mode::Allow, Mode::Deny] {
+            let contenders = keyed(mode, keys).into_iter().map(|(name, check)| {
+                (0..keys).for_each(|key| _ = check(key));
+                let sequence = Arc::clone(&sequence);
+                let turn = move || {
+                    let barrier = Barrier::new(2);
+                    let work = |offset| {
+                        barrier.wait();
+                        let start = Instant::now();
+                        for n in 0..DECISIONS {
                             black_box(check(sequence[(offset + n) & (sequence.len() - 1)]));
                         }
-                    });
-                }
+                        start.elapsed().as_nanos() as f64 / DECISIONS as f64
+                    };
+                    thread::scope(|scope| {
+                        let other = scope.spawn(|| work(sequence.len() / 2));
+                        (work(0) + other.join().expect("no panic")) / 2.0
+                    })
+                };
+                (name, Box::new(turn) as Turn)
             });
-            start.elapsed()
-        });
-    });
+            let title = format!("two threads, {pattern}, {}", mode.name());
+            compare(&title, contenders.collect());
+        }
+    }
 }
 
 /// Limiters without keys, for scale.
-fn direct(c: &mut Criterion<CpuTime>) {
+fn direct() {
     for mode in [Mode::Allow, Mode::Deny] {
-        let mut group = c.benchmark_group(format!("direct/{}", mode.name()));
-        group.throughput(Throughput::Elements(1));
         let governor = governor::RateLimiter::direct(mode.governor());
-        governor.check().ok();
-        group.bench_function("governor", |b| {
-            b.iter(|| black_box(governor.check().is_ok()))
-        });
         let bucket = match mode {
             Mode::Allow => ratelimit::Ratelimiter::builder(1_000_000_000)
                 .max_tokens(1_000_000_000)
-                .initial_available(1_000_000_000)
-                .build()
-                .unwrap(),
+                .initial_available(1_000_000_000),
             Mode::Deny => ratelimit::Ratelimiter::builder(1)
                 .period(HOUR)
-                .max_tokens(1)
-                .build()
-                .unwrap(),
+                .max_tokens(1),
         };
-        bucket.try_wait().ok();
-        group.bench_function("ratelimit", |b| {
-            b.iter(|| black_box(bucket.try_wait().is_ok()))
-        });
-        group.bench_function("Instant::now", |b| b.iter(Instant::now));
+        let bucket = bucket.build().expect("a valid rate");
+        let now = Instant::now();
+        let checks: [(&str, Box<dyn Fn() -> bool>); 3] = [
+            ("governor", Box::new(move || governor.check().is_ok())),
+            ("ratelimit", Box::new(move || bucket.try_wait().is_ok())),
+            (
+                "Instant::now",
+                Box::new(move || Instant::now() > black_box(now)),
+            ),
+        ];
+        let contenders = checks.map(|(name, check)| repeated(name, check));
+        Times::measure(
+            &format!("direct, {}", mode.name()),
+            ROUNDS,
+            contenders.into(),
+        );
     }
 }
 
 /// Several quotas for each key, decided together.
-fn policies(c: &mut Criterion<CpuTime>) {
-    let mut group = c.benchmark_group("policies");
-    group.throughput(Throughput::Elements(1));
-    for count in [1, 2, 4, 8] {
+fn policies() {
+    let contenders = [("1", 1), ("2", 2), ("4", 4), ("8", 8)].map(|(name, count)| {
         let mut builder = Limiter::builder();
         for n in 0..count {
             builder = builder.policy(Policy::new(format!("p{n}"), Mode::Allow.ours()));
         }
-        let limiter = builder.build().unwrap();
-        group.bench_function(BenchmarkId::from_parameter(count), |b| {
-            b.iter(|| black_box(limiter.check(7u64).is_ok()));
-        });
-    }
+        let limiter = builder.build().expect("valid quotas");
+        repeated(name, move || limiter.check(7u64).is_ok())
+    });
+    Times::measure("policies of one limiter, allow", ROUNDS, contenders.into());
+}
+
+fn repeated(name: &'static str, check: impl Fn() -> bool + 'static) -> (&'static str, Turn) {
+    check();
+    let turn = move || {
+        timed(DECISIONS, || {
+            (0..DECISIONS).for_each(|_| _ = black_box(check()))
+        })
+    };
+    (name, Box::new(turn))
 }
 
 fn inner(_: Request<()>) -> Ready<Result<Response<Body>, Infallible>> {
@@ -268,88 +314,134 @@ fn request() -> Request<()> {
     request
 }
 
-/// A whole call, by peer address, of an inner service that is ready and answers at once.
-fn tower_call(c: &mut Criterion<CpuTime>) {
+/// A whole call, by peer address, of an inner service that is ready and answers at once: from
+/// having the request to having dropped the response.
+fn tower_call() {
     for mode in [Mode::Allow, Mode::Deny] {
-        let mut group = c.benchmark_group(format!("tower/{}", mode.name()));
-        group.throughput(Throughput::Elements(1));
-        measure(&mut group, "bare", service_fn(inner));
-
         let peer =
             key::peer_from(|head| Some(head.extensions().get::<ConnectInfo<SocketAddr>>()?.0.ip()));
-        let layer = RateLimitLayer::new(mode.ours()).unwrap().key(peer);
-        measure(&mut group, "rate-limit", layer.layer(service_fn(inner)));
+        let ours = Limiter::builder().quota(mode.ours());
+        let counter = ours.clone().counter_clock().build();
+        let [ours, counter] = [ours.build(), counter].map(|limiter| {
+            RateLimitLayer::from_limiter(limiter.expect("a valid quota")).key(peer.clone())
+        });
 
         let mut config = tower_governor::governor::GovernorConfigBuilder::default();
         match mode {
             Mode::Allow => config.per_nanosecond(1).burst_size(u32::MAX),
             Mode::Deny => config.period(HOUR).burst_size(1),
         };
-        let layer = tower_governor::GovernorLayer::new(config.finish().unwrap());
-        measure(&mut group, "tower_governor", layer.layer(service_fn(inner)));
+        let governor = tower_governor::GovernorLayer::new(config.finish().expect("a valid quota"));
+        let contenders = vec![
+            ("bare", calls(service_fn(inner))),
+            ("tower_governor", calls(governor.layer(service_fn(inner)))),
+            ("rate-limit", calls(ours.layer(service_fn(inner)))),
+            (
+                "rate-limit, quanta",
+                calls(counter.layer(service_fn(inner))),
+            ),
+        ];
+        let title = format!("tower, {}", mode.name());
+        let times = Times::measure(&title, 201, contenders);
+        for (index, name) in ["tower_governor", "rate-limit", "rate-limit, quanta"]
+            .iter()
+            .enumerate()
+        {
+            let added = times.paired(index + 1, 0, |own, bare| own - bare);
+            println!("  added by {name:<18} {added}");
+        }
     }
 }
 
-fn measure<S>(group: &mut BenchmarkGroup<'_, CpuTime>, name: &str, mut service: S)
+/// Requests that are there before the time is taken: few enough to stay in the cache.
+const CALLS: usize = 128;
+
+fn calls<S>(mut service: S) -> Turn
 where
-    S: Service<Request<()>>,
+    S: Service<Request<()>> + 'static,
 {
     let mut call = move |request| {
         let future = pin!(service.call(request));
         let Poll::Ready(response) = future.poll(&mut Context::from_waker(Waker::noop())) else {
             panic!("the inner service answers at once");
         };
-        response.ok()
+        drop(black_box(response.ok()));
     };
     call(request());
-    group.bench_function(name, |b| {
-        b.iter_batched(request, &mut call, BatchSize::SmallInput);
-    });
+    Box::new(move || {
+        let requests: [_; CALLS] = array::from_fn(|_| request());
+        timed(CALLS, || requests.into_iter().for_each(&mut call))
+    })
 }
 
-/// CPU time of the measuring thread.
-struct CpuTime;
+/// CPU time of this thread for each of so many pieces of `work`, in nanoseconds.
+fn timed(pieces: usize, work: impl FnOnce()) -> f64 {
+    let start = ThreadTime::now();
+    work();
+    start.elapsed().as_nanos() as f64 / pieces as f64
+}
 
-impl Measurement for CpuTime {
-    type Intermediate = ThreadTime;
-    type Value = Duration;
-
-    fn start(&self) -> ThreadTime {
-        ThreadTime::now()
-    }
-
-    fn end(&self, start: ThreadTime) -> Duration {
-        start.elapsed()
-    }
-
-    fn add(&self, a: &Duration, b: &Duration) -> Duration {
-        *a + *b
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        WallTime.to_f64(value)
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        WallTime.formatter()
+/// Reports all contenders, and what ratio the first two are of each of the others.
+fn compare(title: &str, contenders: Vec<(&str, Turn)>) {
+    let names: Vec<_> = contenders
+        .iter()
+        .map(|(name, _)| name.to_string())
+        .collect();
+    let times = Times::measure(title, ROUNDS, contenders);
+    for ours in [0, 1] {
+        for (index, name) in names.iter().enumerate().skip(2) {
+            let ratio = times.paired(ours, index, |ours, theirs| ours / theirs);
+            println!("  {} / {name:<18} {ratio}", names[ours]);
+        }
     }
 }
 
-fn config() -> Criterion<CpuTime> {
-    Criterion::default()
-        .with_measurement(CpuTime)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(20)
+const ROUNDS: usize = 41;
+
+/// What each contender took in each round.
+struct Times(Vec<Vec<f64>>);
+
+impl Times {
+    fn measure(title: &str, rounds: usize, mut contenders: Vec<(&str, Turn)>) -> Self {
+        for (_, turn) in &mut contenders {
+            turn();
+        }
+        let mut times = vec![Vec::with_capacity(rounds); contenders.len()];
+        for _ in 0..rounds {
+            for ((_, turn), times) in contenders.iter_mut().zip(&mut times) {
+                times.push(turn());
+            }
+        }
+        println!("\n{title}: ns, median [middle half] of {rounds} rounds");
+        for ((name, _), times) in contenders.iter().zip(&times) {
+            println!("  {name:<20} {}", Spread::of(times.iter().copied()));
+        }
+        Self(times)
+    }
+
+    /// What `compare` makes of a contender and another in the same round.
+    fn paired(&self, own: usize, other: usize, compare: fn(f64, f64) -> f64) -> Spread {
+        let pairs = self.0[own].iter().zip(&self.0[other]);
+        Spread::of(pairs.map(|(&own, &other)| compare(own, other)))
+    }
 }
 
-criterion_group! {
-    name = benches;
-    config = config();
-    targets = tower_call, direct, policies, decide
+/// The quartiles.
+struct Spread([f64; 3]);
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<_> = values.collect();
+        values.sort_by(f64::total_cmp);
+        Self([1, 2, 3].map(|quarter| values[quarter * (values.len() - 1) / 4]))
+    }
 }
-criterion_main!(benches);
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [low, median, high] = self.0;
+        // Ratios have two digits, times one.
+        let digits = if median < 10.0 { 2 } else { 1 };
+        write!(f, "{median:>7.digits$} [{low:.digits$} to {high:.digits$}]")
+    }
+}
