@@ -256,20 +256,12 @@ fn direct() {
         };
         let bucket = bucket.build().expect("a valid rate");
         let now = Instant::now();
-        let checks: [(&str, Box<dyn Fn() -> bool>); 3] = [
-            ("governor", Box::new(move || governor.check().is_ok())),
-            ("ratelimit", Box::new(move || bucket.try_wait().is_ok())),
-            (
-                "Instant::now",
-                Box::new(move || Instant::now() > black_box(now)),
-            ),
+        let contenders = vec![
+            repeated("governor", move || governor.check().is_ok()),
+            repeated("ratelimit", move || bucket.try_wait().is_ok()),
+            repeated("Instant::now", move || Instant::now() > black_box(now)),
         ];
-        let contenders = checks.map(|(name, check)| repeated(name, check));
-        Times::measure(
-            &format!("direct, {}", mode.name()),
-            ROUNDS,
-            contenders.into(),
-        );
+        Times::measure(&format!("direct, {}", mode.name()), ROUNDS, contenders);
     }
 }
 
