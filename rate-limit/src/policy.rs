@@ -313,3 +313,18 @@ pub const MAX_POLICIES: usize = 8;
 
 pub(crate) const MAX_KEYS: usize = 1 << 32;
 const MAX_NAME: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_that_is_valid_is_kept_whole() {
+        for length in [1, MAX_NAME] {
+            let name = "n".repeat(length);
+            assert_eq!(check_name(&name), Ok(()));
+            assert_eq!(Name::new(&name).as_str(), name);
+        }
+        assert!(check_name(&"n".repeat(MAX_NAME + 1)).is_err());
+    }
+}
