@@ -91,6 +91,8 @@ pub enum Reason {
     Trial,
     /// The growth on trial pays in throughput, and the pool may go on growing.
     Paid,
+    /// A part of the growth on trial pays; the rest was taken back.
+    Overshot,
     /// The growth on trial did not pay, and was taken back.
     NoGain,
     /// The gate is held lower for two of four seconds, to see what the last fifth is worth.
@@ -131,6 +133,7 @@ impl Reason {
             Self::Saturated => "saturated",
             Self::Trial => "trial",
             Self::Paid => "paid",
+            Self::Overshot => "overshot",
             Self::NoGain => "no_gain",
             Self::Probing => "probing",
             Self::Useless => "useless",
@@ -156,6 +159,7 @@ impl fmt::Display for Reason {
             Self::Saturated => "saturated",
             Self::Trial => "saturated; trying whether more connections earn more",
             Self::Paid => "the growth pays",
+            Self::Overshot => "a part of the growth pays",
             Self::NoGain => "the growth did not pay",
             Self::Probing => "trying whether fewer connections earn as much",
             Self::Useless => "fewer connections earn as much",

@@ -170,8 +170,9 @@ pub(super) enum Outcome {
     Running,
     /// Growth was enough, or cannot be judged: it stays.
     Keep,
-    /// Growth paid: it stays, and the use time seen is what the database needs.
-    Paid(Elasticity, PoolWindow),
+    /// Growth paid: as much of it stays as this size, and the use time seen is what the database
+    /// needs.
+    Paid(usize, Elasticity, PoolWindow),
     /// Growth ended the line in front of the pool by moving it into the database: back to this size.
     Moved(usize),
     /// Growth did not pay: back to this size.
@@ -411,7 +412,8 @@ impl Knee {
                     return Outcome::Running;
                 }
                 if seen.mean >= config.worth {
-                    return Outcome::Paid(seen, std::mem::take(after));
+                    let needed = needed(from, to, seen);
+                    return Outcome::Paid(needed, seen, std::mem::take(after));
                 }
                 Outcome::Revert(from, seen)
             }
@@ -463,16 +465,30 @@ impl Knee {
     fn learn(&mut self, now: Instant, outcome: &Outcome) {
         /// Below this factor growth is not worth trying.
         const SMALLEST_GROWTH: f64 = 1.2;
+        /// The factor of a trial next to a knee.
+        const SMALL_GROWTH: f64 = 1.4;
         match outcome {
             Outcome::Running => return,
             Outcome::Keep => {
                 self.failed = None;
                 self.retry = self.config.retry;
             }
-            Outcome::Paid(..) => {
+            Outcome::Paid(needed, _, after) => {
                 self.failed = None;
                 self.growth = self.growth.powi(2).min(self.config.growth);
                 self.retry = self.config.retry;
+                if let Trial::Up { to, .. } = &self.trial
+                    && needed < to
+                {
+                    // The knee is near: small steps from here, and no jump back to where it was.
+                    self.growth = SMALL_GROWTH;
+                    self.failed = Some(Failed {
+                        from: *needed,
+                        throughput: after.throughput(),
+                        again: now + self.retry,
+                        retry: 2 * self.retry,
+                    });
+                }
             }
             Outcome::Revert(from, _) | Outcome::Moved(from) => {
                 if let Trial::Up { before, .. } = &self.trial {
@@ -504,7 +520,7 @@ impl Knee {
             Outcome::Useful(..) => {
                 // One small trial tells.
                 self.cap = None;
-                self.growth = 1.4;
+                self.growth = SMALL_GROWTH;
             }
             Outcome::Unclear(_) => self.wait(now),
         }
@@ -515,6 +531,24 @@ impl Knee {
         self.not_before = now + self.retry;
         self.retry = (2 * self.retry).min(self.config.retry_max);
     }
+}
+
+/// How many connections a growth that paid was about.
+///
+/// A jump to many times the size pays on the whole, even where its last half earns nothing. Had each
+/// connection earned its share up to the knee, and none beyond it, the knee would lie where the
+/// throughput that was reached divides by what each earned before: at `from`·X1/X0. A real one is
+/// rounder, so a quarter more stays.
+fn needed(from: usize, to: usize, seen: Elasticity) -> usize {
+    const ROUNDER: f64 = 1.25;
+    /// Below this factor a growth is small enough to be right.
+    const JUMP: f64 = 2.5;
+    let factor = to as f64 / from as f64;
+    if factor < JUMP {
+        return to;
+    }
+    let knee = from as f64 * factor.powf(seen.mean);
+    ((ROUNDER * knee).ceil() as usize).min(to)
 }
 
 /// Whether most of the wait before is gone, and not only spent inside the database now.

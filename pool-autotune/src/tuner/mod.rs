@@ -237,7 +237,8 @@ impl Tuner {
     }
 
     /// The server is another one, or the same one anew: what was learned about it is forgotten, the
-    /// target halved, and nothing decided for ten seconds.
+    /// target halved, and nothing decided until a second after its connections are open again, or for
+    /// ten seconds.
     pub fn failover(&mut self, now: Instant) -> Decision {
         /// The first moments after a failover are about connecting and cold caches.
         const FROZEN: Duration = Duration::from_secs(10);
@@ -253,7 +254,7 @@ impl Tuner {
     /// Takes in what happened since the last call. Best called every 250 ms: a backlog is acted on
     /// at once, everything else when enough was seen.
     pub fn on_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
-        if self.frozen_until.is_some_and(|until| now < until) {
+        if self.is_frozen(now, window) {
             return self.decide(now, Reason::Gathering, self.target, Inputs::default());
         }
         self.gathered.merge(window);
@@ -269,6 +270,24 @@ impl Tuner {
         }
         let gathered = std::mem::take(&mut self.gathered);
         self.on_whole_window(now, &gathered)
+    }
+
+    /// Whether a failover is too recent for what is seen to mean anything.
+    fn is_frozen(&mut self, now: Instant, window: &PoolWindow) -> bool {
+        /// From the moment at which all connections are open again.
+        const STILL: Duration = Duration::from_secs(1);
+        let Some(until) = self.frozen_until else {
+            return false;
+        };
+        // Half of what the pool had may be too few, and it should not be for long.
+        let is_open = window.limit >= self.target && window.completions > 0;
+        let until = if is_open {
+            until.min(now + STILL)
+        } else {
+            until
+        };
+        self.frozen_until = (now < until).then_some(until);
+        self.frozen_until.is_some()
     }
 
     /// The fast path: a backlog that more connections will work off.
@@ -294,8 +313,6 @@ impl Tuner {
         if target <= self.target {
             return None;
         }
-        // What it takes to work off the backlog is needed once, and given back.
-        self.drained_since = Some(now);
         let inputs = self.inputs(window, Some(demand), true);
         Some(self.grow_to(now, Reason::Backlog, target, window, inputs))
     }
@@ -309,6 +326,10 @@ impl Tuner {
         inputs: Inputs,
     ) -> Decision {
         self.grown = Some(now);
+        if matches!(reason, Reason::Backlog | Reason::Trial | Reason::Paid) {
+            // What it takes to work off a backlog, or a burst, is needed once, and given back.
+            self.drained_since = Some(now);
+        }
         if self.config.experiments && self.is_resolvable(window) {
             self.knee.grow(now, self.target, target, window.clone());
         }
@@ -331,7 +352,7 @@ impl Tuner {
             Outcome::Running | Outcome::Unclear(None) | Outcome::Keep => {
                 (Reason::Settling, self.target, None)
             }
-            Outcome::Paid(seen, after) => {
+            Outcome::Paid(needed, seen, after) => {
                 // Growth that pays may make use times longer, too, and that part is our doing.
                 self.base.rebase(before.or_else(|| after.mean_use_time()));
                 let demand = self.demand(&after);
@@ -339,6 +360,9 @@ impl Tuner {
                     elasticity: Some(seen),
                     ..self.inputs(&after, demand, true)
                 };
+                if needed < self.target {
+                    return self.decide(now, Reason::Overshot, self.bounds.clamp(needed), inputs);
+                }
                 return match self.reach(now, &after, demand.unwrap_or(0)) {
                     Some((_, target)) => self.grow_to(now, Reason::Paid, target, &after, inputs),
                     None => self.decide(now, Reason::Paid, self.target, inputs),

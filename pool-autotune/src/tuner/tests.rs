@@ -152,6 +152,68 @@ fn what_only_a_backlog_needed_is_given_back_once_it_is_worked_off() {
 }
 
 #[test]
+fn of_a_jump_past_the_knee_only_what_pays_is_kept() {
+    let mut model = Model::new(2..=100, 4);
+    // Twenty-four connections do all that the database can do.
+    let use_time = |busy: f64| 0.010 * (busy / 24.0).max(1.0);
+    model.run(seconds(5), 4_000.0, use_time);
+    let jump = model.resizes.iter().map(Decision::to).max();
+    assert!(jump >= Some(60), "a backlog as large asks for it: {jump:?}");
+    model.run(seconds(5), 4_000.0, use_time);
+    let is_part = |decision: &&Decision| decision.reason() == Reason::Overshot;
+    let kept = model
+        .resizes
+        .iter()
+        .find(is_part)
+        .expect("it shrank")
+        .clone();
+    assert!((24..=36).contains(&kept.to()), "{kept}");
+    // And the backlog, which is the database's, does not bring the jump back.
+    model.run(seconds(60), 4_000.0, use_time);
+    let later = model
+        .resizes
+        .iter()
+        .skip_while(|decision| decision.at() <= kept.at());
+    for decision in later {
+        assert!(decision.to() <= 48, "{decision}");
+    }
+    assert!((20..=36).contains(&model.limit), "{}", model.limit);
+}
+
+#[test]
+fn what_a_burst_was_given_on_trial_is_given_back_after_it() {
+    let mut model = Model::new(2..=100, 4);
+    let use_time = |_| 0.010;
+    model.run(seconds(30), 300.0, use_time);
+    let before = model.limit;
+    // Use times far above their base: not a matter of demand, but of a trial.
+    model.run(seconds(3), 300.0, |_| 0.030);
+    assert!(model.limit > before, "{}", model.limit);
+    model.run(seconds(20), 300.0, use_time);
+    let demand = model.tuner.peak_demand().expect("it was seen");
+    assert!(
+        model.limit <= demand.max(before) + 1,
+        "{} for {demand}",
+        model.limit
+    );
+}
+
+#[test]
+fn half_a_pool_after_a_failover_does_not_stay_too_small() {
+    let mut model = Model::new(1..=100, 4);
+    model.run(seconds(30), 300.0, |_| 0.010);
+    assert_eq!(model.limit, 4);
+    let failover = model.tuner.failover(model.now);
+    assert_eq!((failover.from(), failover.to()), (4, 2));
+    model.limit = model.tuner.admitted();
+    model.run(seconds(1), 300.0, |_| 0.010);
+    assert_eq!(model.limit, 2, "at first nothing means anything");
+    model.run(seconds(4), 300.0, |_| 0.010);
+    assert!(model.limit >= 4, "{}: {:?}", model.limit, model.resizes);
+    assert_eq!(model.queue, 0.0);
+}
+
+#[test]
 fn the_first_jump_is_bounded() {
     let mut model = Model::new(2..=1_000, 2);
     model.run(seconds(30), 10.0, |_| 0.010);
