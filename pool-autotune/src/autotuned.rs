@@ -5,9 +5,10 @@ use std::future::{Future, poll_fn};
 use std::iter;
 use std::ops::{Deref, DerefMut, RangeInclusive};
 use std::panic::Location;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -190,7 +191,8 @@ impl<P: Adapter> Autotuned<P> {
     /// To be called when the server has changed under connections that look alive: a primary that
     /// became read-only (SQLSTATE 25006), an address that now leads elsewhere. Connections that
     /// *are* dead need no call: the pool behind finds them out. New ones are opened within the dial
-    /// budget, and the tuner forgets what it learned and decides nothing for ten seconds.
+    /// budget, and the tuner forgets what it learned and decides nothing until a second after they are
+    /// open, or for ten seconds.
     pub fn failover(&self) {
         self.shared.failover();
     }
@@ -254,6 +256,8 @@ pub struct Checkout<P: Adapter> {
     /// Taken only by `drop`.
     permit: Option<Permit>,
     since: Instant,
+    /// The same, as the statistics have it.
+    since_us: u64,
     call_site: &'static Location<'static>,
     slot: Slot,
     generation: usize,
@@ -302,28 +306,29 @@ impl<P: Adapter> Drop for Checkout<P> {
         let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else {
             return;
         };
-        let now = Instant::now();
-        self.shared.recorder.used(now - self.since);
+        let used = Instant::now().saturating_duration_since(self.since);
+        self.shared.recorder.used(used);
         self.shared.holders.leave(self.slot);
         let ceiling = self.shared.ceiling();
         if self.generation != self.shared.generation.load(Ordering::Acquire) {
             let since = self.shared.control().generation_since;
             self.shared.adapter.discard(connection, since);
-            return self.shared.put_back(permit, ceiling, self.since, now);
+            return self.shared.put_back(permit, ceiling, self.since_us, used);
         }
         match self.shared.adapter.put_back(connection) {
-            PutBack::Done => self.shared.put_back(permit, ceiling, self.since, now),
+            PutBack::Done => self.shared.put_back(permit, ceiling, self.since_us, used),
             PutBack::Later(back) => {
-                let (shared, since) = (Arc::clone(&self.shared), self.since);
+                let shared = Arc::clone(&self.shared);
+                let (since, since_us) = (self.since, self.since_us);
                 let back = async move {
                     // Done or given up: either way it is not out any more.
                     let _ = timeout(BACK_WITHIN, back).await;
-                    shared.put_back(permit, ceiling, since, Instant::now());
+                    shared.put_back(permit, ceiling, since_us, since.elapsed());
                 };
                 match Handle::try_current() {
                     Ok(runtime) => drop(runtime.spawn(back)),
                     // Nobody to do it: dropping it closes the connection and returns the permit.
-                    Err(_) => self.shared.stats.returned(self.since, now),
+                    Err(_) => self.shared.stats.returned(self.since_us, used),
                 }
             }
         }
@@ -386,11 +391,15 @@ impl<P: Adapter> Shared<P> {
 
         // Read before: a connection opened while the server changes counts as one from before.
         let generation = self.generation.load(Ordering::Acquire);
-        let opening = timeout_at(
-            deadline(admitted, self.open_timeout),
-            self.adapter.checkout(),
-        );
-        let (connection, since) = match opening.await {
+        let opened = {
+            let mut opening = pin!(self.adapter.checkout());
+            // Most are there at once, and need no timer.
+            match poll_once(opening.as_mut()).await {
+                Poll::Ready(opened) => Ok(opened),
+                Poll::Pending => timeout_at(deadline(admitted, self.open_timeout), opening).await,
+            }
+        };
+        let (connection, since) = match opened {
             Ok(Ok(Checked::Reused(connection))) => (connection, admitted),
             Ok(Ok(Checked::Opened(connection))) => (connection, self.opened(admitted)),
             Ok(Err(error)) => {
@@ -404,13 +413,15 @@ impl<P: Adapter> Shared<P> {
                 return Err(Error::OpenTimeout(self.open_timeout));
             }
         };
-        self.stats.taken(since);
-        let slot = self.holders.enter(call_site, since);
+        let since_us = self.stats.at(since);
+        self.stats.taken(since_us);
+        let slot = self.holders.enter(call_site, since_us);
         let (connection, permit) = (Some(connection), Some(permit));
         Ok(Checkout {
             connection,
             permit,
             since,
+            since_us,
             call_site,
             slot,
             generation,
@@ -505,12 +516,13 @@ impl<P: Adapter> Shared<P> {
         }
     }
 
-    /// A connection that was taken at `since` is back; `ceiling`: when it began to go back.
+    /// A connection that was taken at `since_us` is back after as long; `ceiling`: when it began to
+    /// go back.
     ///
     /// It comes back before its permit, so that the next in line finds it idle. While more are
     /// inside than may exist it is one too many, and one is closed while it is still paid for.
-    fn put_back(&self, permit: Permit, ceiling: usize, since: Instant, now: Instant) {
-        self.stats.returned(since, now);
+    fn put_back(&self, permit: Permit, ceiling: usize, since_us: u64, used: Duration) {
+        self.stats.returned(since_us, used);
         let enforce = self.mode == Mode::Enforce;
         if enforce && self.gate.inflight() > self.ceiling() {
             self.adapter.close_idle(1);
@@ -589,6 +601,11 @@ impl<P: Adapter> Drop for Waiting<'_, P> {
             self.shared.recorder.timed_out();
         }
     }
+}
+
+/// Polls a future, and hands out what it answered.
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
 /// `start + timeout`, or the far future if that is beyond what an [`Instant`] can hold.

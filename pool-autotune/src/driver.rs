@@ -223,7 +223,7 @@ impl<P: Adapter> Shared<P> {
             .0
             .mean_use_time()
             .map(Duration::from_secs_f64);
-        if let Some(leak) = self.holders.leak(now, usual) {
+        if let Some(leak) = self.holders.leak(self.stats.at(now), usual) {
             return Verdict::Leaking(leak);
         }
         if control

@@ -88,17 +88,20 @@ impl Stats {
         self.dials.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn taken(&self, since: Instant) {
-        self.busy.enter(self.at(since));
+    /// `since`: as [`at`](Self::at) has it.
+    pub(crate) fn taken(&self, since: u64) {
+        self.busy.enter(since);
     }
 
-    pub(crate) fn returned(&self, since: Instant, now: Instant) {
+    /// The end of a use that began `since`, as [`at`](Self::at) has it, and lasted as long.
+    pub(crate) fn returned(&self, since: u64, used: Duration) {
         /// Longer use times count as this long in the variance, so that its sum cannot overflow.
         const LONGEST_US: u64 = 1 << 26;
-        self.busy.leave(self.at(now), self.at(since));
-        let used = now - since;
-        self.use_ns.fetch_add(used.as_nanos() as u64, Relaxed);
-        let us = (used.as_micros() as u64).min(LONGEST_US);
+        let ns = used.as_nanos() as u64;
+        let us = ns / 1_000;
+        self.busy.leave(since + us, since);
+        self.use_ns.fetch_add(ns, Relaxed);
+        let us = us.min(LONGEST_US);
         self.use_us_squared.fetch_add(us * us, Relaxed);
         self.completions.fetch_add(1, Relaxed);
     }
@@ -109,7 +112,7 @@ impl Stats {
     }
 
     /// Microseconds since the epoch.
-    fn at(&self, now: Instant) -> u64 {
+    pub(crate) fn at(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.epoch).as_micros() as u64
     }
 

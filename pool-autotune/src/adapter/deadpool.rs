@@ -6,10 +6,11 @@
 //! the gate. `QueueMode::Lifo` keeps the connections in use warm and lets the longest idle be the
 //! ones that are closed.
 
+use std::any::{Any, TypeId};
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use deadpool::managed::{Manager, Object, Pool, PoolError, Timeouts};
+use deadpool::managed::{Manager, Object, Pool, PoolError, TimeoutType, Timeouts};
 
 use tokio::time::Instant;
 
@@ -33,21 +34,16 @@ where
     }
 
     async fn checkout(&self) -> Result<Checked<W>, Self::Error> {
-        // The gate has done the waiting. A wait here would mean that somebody else uses the pool
-        // too, and deadpool without a timeout waits for them.
-        let timeouts = Timeouts {
-            wait: None,
-            ..self.timeouts()
-        };
+        // Where nothing is wrapped, the object can be looked at as it is.
+        if TypeId::of::<W>() == TypeId::of::<Object<M>>() {
+            let connection = get(self).await?;
+            let object = (&connection as &dyn Any).downcast_ref::<Object<M>>();
+            let opened = object.is_some_and(is_new);
+            return Ok(checked(opened, connection));
+        }
         let pool: Pool<M> = self.weak().upgrade().ok_or(PoolError::Closed)?;
-        let object = pool.timeout_get(&timeouts).await?;
-        let opened = Object::metrics(&object).recycle_count == 0;
-        let connection = W::from(object);
-        Ok(if opened {
-            Checked::Opened(connection)
-        } else {
-            Checked::Reused(connection)
-        })
+        let object = get(&pool).await?;
+        Ok(checked(is_new(&object), W::from(object)))
     }
 
     fn discard(&self, connection: W, before: Instant) {
@@ -75,5 +71,37 @@ where
 
     fn wait_timeout(&self) -> Option<Duration> {
         self.timeouts().wait
+    }
+}
+
+/// Takes an object without waiting in deadpool's own line.
+///
+/// The gate has done the waiting. That there is no place nevertheless means that somebody else uses
+/// the pool too, and deadpool without a timeout waits for them.
+async fn get<M, W>(pool: &Pool<M, W>) -> Result<W, PoolError<M::Error>>
+where
+    M: Manager,
+    W: From<Object<M>>,
+{
+    let within = |wait| Timeouts {
+        wait,
+        ..pool.timeouts()
+    };
+    // Zero asks deadpool's semaphore and does not stand in its line, which costs less.
+    match pool.timeout_get(&within(Some(Duration::ZERO))).await {
+        Err(PoolError::Timeout(TimeoutType::Wait)) => pool.timeout_get(&within(None)).await,
+        got => got,
+    }
+}
+
+fn is_new<M: Manager>(object: &Object<M>) -> bool {
+    Object::metrics(object).recycle_count == 0
+}
+
+fn checked<W>(opened: bool, connection: W) -> Checked<W> {
+    if opened {
+        Checked::Opened(connection)
+    } else {
+        Checked::Reused(connection)
     }
 }
