@@ -22,6 +22,8 @@ const TIMEOUT: u64 = 2_000_000_000;
 /// A longer wait is slow, as in the shipped configuration.
 const SLOW: u64 = 20_000_000;
 const SECOND: f64 = 1e9;
+/// Seconds together in which goodput is counted, to see when it settles.
+const SLOT: f64 = 1.0;
 
 /// What came of a scenario.
 #[derive(Clone, Debug)]
@@ -40,7 +42,7 @@ pub struct Report {
     pub decisions: Vec<(f64, Decision)>,
 }
 
-/// What came of a phase. All but [`by_second`](Self::by_second) leave the warm-up out.
+/// What came of a phase. All but [`by_slot`](Self::by_slot) leave the warm-up out.
 #[derive(Clone, Debug, Default)]
 pub struct PhaseReport {
     /// Seconds judged.
@@ -53,10 +55,12 @@ pub struct PhaseReport {
     pub connection_seconds: f64,
     /// Times the target moved.
     pub resizes: usize,
-    /// Callers served in each second from the phase's start.
-    pub by_second: Vec<u32>,
-    /// Seconds from arrival to the end, of those served; two seconds for those that were not.
-    times: Vec<f32>,
+    /// Callers served in each slot from the phase's start.
+    pub by_slot: Vec<u32>,
+    /// Seconds that a slot lasts.
+    pub slot: f64,
+    /// Seconds from arrival to the end, of those served; all patience for those that were not.
+    pub times: Vec<f32>,
 }
 
 impl PhaseReport {
@@ -328,7 +332,9 @@ impl<'a> Engine<'a> {
         self.phase_began = self.now;
         let phase = self.phase();
         let ends = self.now + (phase.lasts * SECOND) as u64;
-        self.report.phases[index].by_second = vec![0; phase.lasts.ceil() as usize];
+        let report = &mut self.report.phases[index];
+        report.by_slot = vec![0; (phase.lasts / SLOT).ceil() as usize];
+        report.slot = SLOT;
         self.at(ends, Event::Phase);
         for _ in 0..phase.at_once {
             self.arrive(false);
@@ -504,8 +510,8 @@ impl<'a> Engine<'a> {
             let seconds = (self.now - arrived) as f64 / SECOND;
             report.times.push(seconds as f32);
         }
-        let second = ((self.now - self.phase_began) as f64 / SECOND) as usize;
-        if let Some(count) = self.report.phases[self.phase].by_second.get_mut(second) {
+        let slot = ((self.now - self.phase_began) as f64 / SECOND / SLOT) as usize;
+        if let Some(count) = self.report.phases[self.phase].by_slot.get_mut(slot) {
             *count += 1;
         }
         let too_many = self.permits > self.ceiling;

@@ -5,20 +5,20 @@ use super::{Report, Rule, Scenario, engine::run_rule};
 /// The static size to have had in a phase, and what it did there.
 #[derive(Clone, Debug)]
 pub struct Oracle {
-    /// Connections.
+    /// The size that it is limited to.
     pub size: usize,
+    /// Mean connections that it had, which are fewer where not as many were ever needed.
+    pub connections: f64,
     /// Callers served per second.
     pub goodput: f64,
     /// Seconds.
     pub p99: f64,
     /// Whether it served everybody.
     pub serves_all: bool,
-    by_second: Vec<u32>,
+    by_slot: Vec<u32>,
 }
 
-/// Plays all static sizes, and picks one for each phase: the smallest that serves within 2 % of
-/// what the best does, and, where callers are not turned away, whose P99 is within a quarter of the
-/// lowest (nobody with the sweep in hand would save a connection and have the wait).
+/// Plays all static sizes, and picks one for each phase, as [`oracle`] does.
 #[must_use]
 pub fn sweep(scenario: &Scenario, seed: u64) -> Vec<Oracle> {
     let runs: Vec<(usize, Report)> = scenario
@@ -26,7 +26,16 @@ pub fn sweep(scenario: &Scenario, seed: u64) -> Vec<Oracle> {
         .iter()
         .map(|&size| (size, run_rule(scenario, Rule::Static(size), seed)))
         .collect();
-    (0..scenario.phases.len())
+    oracle(&runs)
+}
+
+/// Picks a static size for each phase, of runs in ascending order: the smallest that serves within
+/// 2 % of what the best does, and, where callers are not turned away, whose P99 is within a quarter
+/// of the lowest (nobody with the sweep in hand would save a connection and have the wait).
+#[must_use]
+pub fn oracle(runs: &[(usize, Report)]) -> Vec<Oracle> {
+    let phases = runs.first().map_or(0, |(_, run)| run.phases.len());
+    (0..phases)
         .map(|index| {
             let of = |report: &Report| report.phases[index].goodput();
             let most = runs.iter().map(|(_, run)| of(run)).fold(0.0, f64::max);
@@ -47,10 +56,11 @@ pub fn sweep(scenario: &Scenario, seed: u64) -> Vec<Oracle> {
             let phase = &run.phases[index];
             Oracle {
                 size: *size,
+                connections: phase.connection_seconds / phase.seconds,
                 goodput: phase.goodput(),
                 p99: phase.p99(),
                 serves_all: all(run),
-                by_second: phase.by_second.clone(),
+                by_slot: phase.by_slot.clone(),
             }
         })
         .collect()
@@ -74,7 +84,7 @@ pub struct Score {
     pub p99: f64,
     /// The oracle's in that phase.
     pub oracle_p99: f64,
-    /// Seconds from the start of a phase until three seconds together serve within 5 % of what the
+    /// Seconds from the start of a phase until three slots together serve within 5 % of what the
     /// oracle serves in them; the worst phase.
     pub settles: f64,
     /// Moments with more connections than allowed.
@@ -103,11 +113,11 @@ impl Score {
             seconds += phase.seconds;
             score.worst_phase = score.worst_phase.min(phase.goodput() / oracle.goodput);
             score.connections += phase.connection_seconds;
-            score.oracle_connections += oracle.size as f64 * phase.seconds;
+            score.oracle_connections += oracle.connections * phase.seconds;
             score.resizes += phase.resizes;
             score.settles = score
                 .settles
-                .max(settles(&phase.by_second, &oracle.by_second));
+                .max(phase.slot * settles(&phase.by_slot, &oracle.by_slot));
             let p99 = phase.p99();
             if oracle.serves_all && p99 * score.oracle_p99 >= score.p99 * oracle.p99 {
                 (score.p99, score.oracle_p99) = (p99, oracle.p99);
@@ -138,9 +148,13 @@ impl Score {
 
 fn settles(ours: &[u32], best: &[u32]) -> f64 {
     const TOGETHER: usize = 3;
+    if ours.len() < TOGETHER {
+        // Over before it could be told.
+        return 0.0;
+    }
     let sum = |counts: &[u32]| f64::from(counts.iter().sum::<u32>());
     ours.windows(TOGETHER)
         .zip(best.windows(TOGETHER))
         .position(|(ours, best)| sum(ours) >= 0.95 * sum(best))
-        .map_or(f64::INFINITY, |second| second as f64)
+        .map_or(f64::INFINITY, |slot| slot as f64)
 }

@@ -22,7 +22,7 @@ pub use self::{
     database::{Class, Database, Stage},
     engine::{PhaseReport, Report, run},
     hill_climbing::HillClimbing,
-    judge::{Oracle, Score, sweep},
+    judge::{Oracle, Score, oracle, sweep},
     rule::{Contender, Rule, Seen},
     scenarios::{Phase, Scenario},
 };
