@@ -21,6 +21,8 @@ const TASKS: usize = 200;
 const SIZES: [usize; 6] = [1, 2, 4, 8, 16, 48];
 const MAX: usize = 48;
 const SHARED: [usize; 3] = [1, 2, 4];
+/// In a closed loop nobody is turned away.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a task does, over and over.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +98,7 @@ pub(crate) async fn play(redis: &Redis, workload: &Workload, times: Times) -> Re
     for size in SIZES {
         let fixed = Autotuned::builder(pool(size)?)
             .bounds(size..=size)
+            .wait_timeout(PATIENCE)
             .tuner(still());
         let rate = rate(through(fixed.build()?), times.connecting, times.unit).await?;
         println!("  exclusive {size:>2} {rate:>10.0}/s");
@@ -103,7 +106,7 @@ pub(crate) async fn play(redis: &Redis, workload: &Workload, times: Times) -> Re
     }
     let most = exclusive.iter().map(|&(_, rate)| rate).fold(0.0, f64::max);
     let ours = Autotuned::builder(pool(MAX)?)
-        .wait_timeout(Duration::from_secs(30))
+        .wait_timeout(PATIENCE)
         .build()?;
     let tuned = rate(through(ours.clone()), times.learning, times.unit).await?;
     let best = exclusive.iter().find(|(_, rate)| *rate >= 0.98 * most);

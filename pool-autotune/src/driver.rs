@@ -248,6 +248,7 @@ impl<P: Adapter> Shared<P> {
                 .reader
                 .next(&self.stats, now, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
+        window.nested = self.holders.nested();
         let decision = control.tuner.on_window(now, &window);
         #[cfg(feature = "json")]
         control.log(&decision, || Given::Window(window.clone()));

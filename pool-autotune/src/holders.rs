@@ -33,7 +33,7 @@ pub(crate) struct Holders {
 /// same `held` again has read the task of that holder, or none.
 #[derive(Debug, Default)]
 struct Cell {
-    /// Microseconds since the epoch of the statistics, shifted by [`Sites::BITS`], and the call site; zero if free.
+    /// Microseconds since the epoch of the statistics, shifted by `Sites::BITS`, and the call site; zero if free.
     held: AtomicU64,
     /// Zero for none.
     task: AtomicU64,
@@ -133,6 +133,17 @@ impl Holders {
         Some((wait, deadlock))
     }
 
+    /// Connections held by tasks that wait for another one.
+    pub(crate) fn nested(&self) -> usize {
+        let nested = lock(&self.nested);
+        if nested.is_empty() {
+            return 0;
+        }
+        let waits = |task: Task| nested.iter().any(|&(waiting, _)| waiting == task);
+        let holders = self.each().filter_map(|holder| holder.task);
+        holders.filter(|&task| waits(task)).count()
+    }
+
     /// The call site with the connection that has been out longest, if that is longer than `usual`
     /// explains.
     pub(crate) fn leak(&self, now_us: u64, usual: Option<Duration>) -> Option<Leak> {
@@ -204,7 +215,7 @@ impl Task {
 
 /// Call sites, each at an index that stays its own.
 #[derive(Debug)]
-struct Sites([OnceLock<&'static Location<'static>>; Sites::MOST]);
+struct Sites([OnceLock<&'static Location<'static>>; Self::MOST]);
 
 impl Default for Sites {
     fn default() -> Self {

@@ -213,6 +213,8 @@ impl WindowReader {
             capacity: duration.saturating_mul(limit.try_into().unwrap_or(u32::MAX)),
             limit,
             queued,
+            // Not for the statistics to know.
+            nested: 0,
         };
         let mut counts = totals.waits;
         counts

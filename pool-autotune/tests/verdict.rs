@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use pool_autotune::tuner::Verdict;
+use pool_autotune::tuner::{Reason, Verdict};
 use pool_autotune::{Autotuned, Error};
 use support::Memory;
 use tokio::sync::Barrier;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -57,6 +57,37 @@ async fn tasks_that_each_hold_one_and_wait_for_another_are_told_with_both_call_s
     }
     sleep(Duration::from_secs(61)).await;
     assert_eq!(pool.verdict(), Verdict::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_may_grow_gives_tasks_that_wait_for_each_other_more() {
+    let builder = Autotuned::builder(Memory::new(8, ms(1))).bounds(2..=8);
+    let pool = builder.build().expect("valid settings");
+    let size = pool.snapshot().target();
+    assert!(size < 8, "it has room to grow: {size}");
+    let all_hold = Arc::new(Barrier::new(size));
+    let start = Instant::now();
+    let tasks = (0..size).map(|_| {
+        let (pool, all_hold) = (pool.clone(), Arc::clone(&all_hold));
+        tokio::spawn(async move {
+            let _first = pool.get().await.expect("one for each");
+            all_hold.wait().await;
+            pool.get().await.map(drop)
+        })
+    });
+    for second in join_all(tasks).await {
+        second.expect("no panic").expect("in time");
+    }
+    assert!(start.elapsed() < ms(500), "{:?}", start.elapsed());
+    let decisions = pool.decisions();
+    let grown = decisions
+        .iter()
+        .filter(|decision| decision.reason() == Reason::Nested)
+        .map(|decision| (decision.from(), decision.to()));
+    assert_eq!(grown.collect::<Vec<_>>(), [(size, 8.min(2 * size))]);
+    assert!(matches!(pool.verdict(), Verdict::NestedAcquire(_)));
+    let replayed = pool.recording().replay();
+    assert!(decisions.iter().all(|decision| replayed.contains(decision)));
 }
 
 #[tokio::test(start_paused = true)]

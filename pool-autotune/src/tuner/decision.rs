@@ -111,6 +111,8 @@ pub enum Reason {
     Bounds,
     /// The server changed, and all connections with it.
     Failover,
+    /// Half of the connections or more are held by tasks that wait for another one.
+    Nested,
     /// The target fits.
     Steady,
     /// The pool is saturated, but by use times above their base: the database is slower, and more
@@ -143,6 +145,7 @@ impl Reason {
             Self::Drained => "drained",
             Self::Bounds => "bounds",
             Self::Failover => "failover",
+            Self::Nested => "nested",
             Self::Steady => "steady",
             Self::Slower => "slower",
             Self::AtMaximum => "at_maximum",
@@ -171,6 +174,7 @@ impl fmt::Display for Reason {
             Self::Drained => "the backlog is worked off",
             Self::Bounds => "the bounds were changed",
             Self::Failover => "the server changed",
+            Self::Nested => "connections are held by tasks that wait for another",
             Self::Steady => "steady",
             Self::Slower => "saturated, but the database is slower, not the pool too small",
             Self::AtMaximum => "saturated at the configured maximum",

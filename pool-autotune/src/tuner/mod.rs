@@ -28,6 +28,8 @@
 //! - **Up, at once**: more checkouts wait than connections are allowed, and use times are near S0
 //!   (so more connections will help): demand plus what it takes to work off the backlog in half a
 //!   second, within one 250 ms window, to at most 8n + 8.
+//! - **Up, at once**: half of the connections or more are held by tasks that wait for another one. They
+//!   do not work meanwhile, so as many more cost the database nothing.
 //! - **Up**, after one saturated window: to demand, or, if the pool was full all the time, to as
 //!   many as wait and run, by at most the factor on trial (2 at first), and back if it does not pay.
 //! - **Down**, 5 s after a backlog was worked off: to demand, at once.
@@ -254,6 +256,9 @@ impl Tuner {
     /// Takes in what happened since the last call. Best called every 250 ms: a backlog is acted on
     /// at once, everything else when enough was seen.
     pub fn on_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
+        if let Some(decision) = self.on_nested(now, window) {
+            return decision;
+        }
         if self.is_frozen(now, window) {
             return self.decide(now, Reason::Gathering, self.target, Inputs::default());
         }
@@ -270,6 +275,23 @@ impl Tuner {
         }
         let gathered = std::mem::take(&mut self.gathered);
         self.on_whole_window(now, &gathered)
+    }
+
+    /// Gives connections for those that are held without being used.
+    fn on_nested(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
+        // More of them may be on their way.
+        if window.nested == 0 || 2 * window.nested < window.limit || window.limit < self.target {
+            return None;
+        }
+        let target = self.bounds.clamp(self.target + window.nested);
+        if target == self.target {
+            return None;
+        }
+        self.knee.cancel();
+        // What was seen is about tasks that waited for each other.
+        self.gathered = PoolWindow::default();
+        let inputs = self.inputs(window, self.demand(window), true);
+        Some(self.decide(now, Reason::Nested, target, inputs))
     }
 
     /// Whether a failover is too recent for what is seen to mean anything.

@@ -45,6 +45,9 @@ pub struct PoolWindow {
     pub limit: usize,
     /// Checkouts waiting at the end of the window.
     pub queued: usize,
+    /// Connections held, at the end of the window, by tasks that wait for another one.
+    #[cfg_attr(feature = "json", serde(default))]
+    pub nested: usize,
 }
 
 impl PoolWindow {
@@ -67,6 +70,7 @@ impl PoolWindow {
         self.capacity = self.capacity.saturating_add(later.capacity);
         self.limit = later.limit;
         self.queued = later.queued;
+        self.nested = later.nested;
     }
 
     /// λ: checkouts asked for per second. Zero for an empty window.
