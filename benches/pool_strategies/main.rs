@@ -50,7 +50,7 @@ struct Options {
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
     /// Only policies whose name contains this, or `all`; may be given again. Static sizes are always
-    /// played, for the oracle. Defaults to ours, FlexyPool and the utilisation target.
+    /// played, for the oracle. Defaults to ours and FlexyPool.
     #[arg(long, value_name = "NAME")]
     policy: Vec<String>,
     /// Seed of the callers.
@@ -80,11 +80,7 @@ impl Options {
     }
 
     fn policies(&self) -> Result<Vec<Policy>, Error> {
-        let defaults = [
-            Contender::Ours,
-            Contender::FlexyPool,
-            Contender::Utilisation,
-        ];
+        let defaults = [Contender::Ours, Contender::FlexyPool];
         if self.quick && self.policy.is_empty() {
             return Ok(vec![Policy::OURS]);
         }

@@ -301,7 +301,7 @@ pub(crate) const ALL: &[Scenario] = &[
         &[
             Phase::new(Rate::OfCapacity(0.15), MIX),
             // Long enough that a P99 is not all of its first moments.
-            Phase::new(Rate::OfCapacity(0.6), MIX).lasts(6.0),
+            Phase::new(Rate::OfCapacity(0.6), MIX).lasts(5.0),
             Phase::new(Rate::OfCapacity(0.15), MIX),
         ],
     ),
@@ -310,7 +310,7 @@ pub(crate) const ALL: &[Scenario] = &[
         MANY,
         &[
             Phase::new(Rate::Of(80.0), IO),
-            Phase::new(Rate::Of(800.0), IO).lasts(6.0),
+            Phase::new(Rate::Of(800.0), IO).lasts(5.0),
             Phase::new(Rate::Of(80.0), IO),
         ],
     ),

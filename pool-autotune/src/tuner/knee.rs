@@ -116,6 +116,8 @@ pub(super) struct Knee {
     not_before: Instant,
     /// The last growth that did not pay.
     failed: Option<Failed>,
+    /// The one before a growth that did: chance, if that is taken back later.
+    doubted: Option<Failed>,
     calm_since: Option<Instant>,
     trial: Trial,
 }
@@ -194,6 +196,7 @@ impl Knee {
             retry: config.retry,
             not_before: now,
             failed: None,
+            doubted: None,
             calm_since: None,
             trial: Trial::None,
         }
@@ -245,9 +248,14 @@ impl Knee {
         }
     }
 
-    /// A growth was decided on, from what `before` showed.
+    /// A growth was decided on, from what `before` showed. One on trial already goes on from where it
+    /// began: whether that paid would not be known otherwise.
     pub(super) fn grow(&mut self, now: Instant, from: usize, to: usize, before: PoolWindow) {
         let phase = Phase::Opening { since: now };
+        let (from, before) = match std::mem::replace(&mut self.trial, Trial::None) {
+            Trial::Up { from, before, .. } => (from, before),
+            _ => (from, before),
+        };
         self.trial = Trial::Up {
             from,
             to,
@@ -474,7 +482,7 @@ impl Knee {
                 self.retry = self.config.retry;
             }
             Outcome::Paid(needed, _, after) => {
-                self.failed = None;
+                self.doubted = self.failed.take();
                 self.growth = self.growth.powi(2).min(self.config.growth);
                 self.retry = self.config.retry;
                 if let Trial::Up { to, .. } = &self.trial
@@ -515,6 +523,12 @@ impl Knee {
                         self.cap = Some(*to);
                         self.retry = self.config.retry;
                     }
+                    if let Some(doubted) = self.doubted.take()
+                        && doubted.from == *to
+                    {
+                        let again = now + doubted.retry;
+                        self.failed = Some(Failed { again, ..doubted });
+                    }
                 }
             }
             Outcome::Useful(..) => {
@@ -538,9 +552,9 @@ impl Knee {
 /// A jump to many times the size pays on the whole, even where its last half earns nothing. Had each
 /// connection earned its share up to the knee, and none beyond it, the knee would lie where the
 /// throughput that was reached divides by what each earned before: at `from`·X1/X0. A real one is
-/// rounder, so a quarter more stays.
+/// rounder, so half as many more stay.
 fn needed(from: usize, to: usize, seen: Elasticity) -> usize {
-    const ROUNDER: f64 = 1.25;
+    const ROUNDER: f64 = 1.5;
     /// Below this factor a growth is small enough to be right.
     const JUMP: f64 = 2.5;
     let factor = to as f64 / from as f64;
