@@ -281,14 +281,8 @@ impl FleetLimiter {
     ///
     /// Leases are given back all the same.
     pub async fn shutdown(&self) {
-        let returns = self.node.give_up();
-        let all = async {
-            for told in returns {
-                // What nobody can be told is lost to the fleet, and nothing else.
-                let _ = told.await;
-            }
-        };
-        let _ = tokio::time::timeout(self.node.settings().deadline, all).await;
+        let deadline = self.node.settings().deadline;
+        let _ = tokio::time::timeout(deadline, self.node.give_all_up()).await;
     }
 
     pub(crate) fn local(&self) -> &Limiter {

@@ -481,7 +481,9 @@ async fn count_nodes(
 /// Says the last things, without anybody to hear the answers.
 async fn farewell(connection: &Connection, name: &str, jobs: &[Job]) {
     let mut pipeline = Pipeline::with_capacity(jobs.len());
-    for job in jobs {
+    // What would be granted now nobody would use, or give back.
+    let takes = |job: &&Job| matches!(job.action, Action::Take { .. });
+    for job in jobs.iter().filter(|job| !takes(job)) {
         let Job {
             version,
             action,
@@ -491,6 +493,9 @@ async fn farewell(connection: &Connection, name: &str, jobs: &[Job]) {
         let key = script::key(name, job.key);
         let command = script::command(&connection.account, &key, *version, *action, terms);
         pipeline.add_command(command);
+    }
+    if pipeline.is_empty() {
+        return;
     }
     let mut redis = connection.redis.clone();
     let say = redis.send_packed_commands(&pipeline, 0, pipeline.len());

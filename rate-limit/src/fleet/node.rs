@@ -13,7 +13,7 @@ use std::{
 
 use redis::ConnectionAddr;
 use tokio::{
-    sync::oneshot,
+    sync::{Notify, oneshot},
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -57,6 +57,8 @@ pub(crate) struct Node {
     crowded: AtomicBool,
     leased: AtomicU64,
     admitted_alone: AtomicU64,
+    /// Told when what was asked for is there, or will not come.
+    moved: Notify,
     meter: FleetMeter,
 }
 
@@ -93,6 +95,7 @@ impl Node {
             crowded: AtomicBool::new(false),
             leased: AtomicU64::new(0),
             admitted_alone: AtomicU64::new(0),
+            moved: Notify::new(),
             meter: FleetMeter::new(policy),
             settings,
         });
@@ -204,6 +207,11 @@ impl Node {
 
     /// Takes in what was answered to a job.
     pub(crate) fn answered(&self, job: Job, reply: Reply) {
+        self.take_in(job, reply);
+        self.moved.notify_waiters();
+    }
+
+    fn take_in(&self, job: Job, reply: Reply) {
         match job.then {
             Then::Account(id, ask) => {
                 let now = self.now();
@@ -235,6 +243,7 @@ impl Node {
                 if let Some(account) = self.shard(id).get_mut(&id) {
                     account.failed(&ask);
                 }
+                self.moved.notify_waiters();
             }
             Then::Peek(tell) => drop(tell.send(None)),
             Then::Forget => {}
@@ -263,8 +272,34 @@ impl Node {
         }
     }
 
+    /// Gives all leases back, and those that are on their way when they arrive, until there are
+    /// none and Redis has taken them all.
+    pub(crate) async fn give_all_up(&self) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            // From now on it misses nothing.
+            moved.as_mut().enable();
+            let is_asking = self
+                .shards
+                .iter()
+                .any(|shard| lock(shard).values().any(|account| !account.is_idle()));
+            let returns = self.give_up();
+            if returns.is_empty() && !is_asking {
+                return;
+            }
+            for told in returns {
+                // What nobody can be told is lost to the fleet, and nothing else.
+                let _ = told.await;
+            }
+            if is_asking {
+                moved.await;
+            }
+        }
+    }
+
     /// Gives all leases back. Redis has taken them when all of these were told so.
-    pub(crate) fn give_up(&self) -> Vec<oneshot::Receiver<Option<Reply>>> {
+    fn give_up(&self) -> Vec<oneshot::Receiver<Option<Reply>>> {
         let mut returns = Vec::new();
         for shard in &self.shards {
             let left = lock(shard)
