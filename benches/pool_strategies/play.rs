@@ -333,6 +333,10 @@ pub(crate) async fn play(
             let warm_up = match policy.fixed() {
                 _ if index > 0 => 0.0,
                 None if !scenario.is_eventful() => times.learning,
+                // As full a line as those have that learned for longer.
+                Some(_) if matches!(phase.rate, Rate::OfCapacity(part) if part > 1.0) => {
+                    times.connecting + 4.0 * PATIENCE.as_secs_f64()
+                }
                 _ => times.connecting,
             };
             (warm_up, warm_up + phase.lasts * times.unit)
