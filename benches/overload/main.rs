@@ -40,9 +40,9 @@ struct Args {
     /// Only this backend.
     #[arg(long)]
     backend: Option<Kind>,
-    /// Only scenarios whose name contains this.
-    #[arg(long)]
-    scenario: Option<String>,
+    /// Only scenarios whose name contains one of these, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    scenario: Vec<String>,
     /// Only contenders whose name contains one of these, separated by commas; and the static
     /// limits.
     #[arg(long, value_delimiter = ',')]
@@ -96,8 +96,12 @@ fn main() {
         );
         let mut table = Table::default();
         for scenario in scenarios::all() {
-            let wanted = args.scenario.as_ref();
-            if wanted.is_some_and(|wanted| !scenario.name.contains(wanted.as_str())) {
+            let named = || {
+                args.scenario
+                    .iter()
+                    .any(|part| scenario.name.contains(part))
+            };
+            if !args.scenario.is_empty() && !named() {
                 continue;
             }
             if kind == Kind::Http && !scenario.over_http {

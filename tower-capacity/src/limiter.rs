@@ -102,8 +102,6 @@ struct Control {
     bounds: RangeInclusive<usize>,
     /// The limit goes no higher, whatever the law says; the bounds go first.
     ceiling: usize,
-    /// The bounds of a healthy wait follow the service time.
-    learns_patience: bool,
     opened: Totals,
     last: Option<Window>,
     history: VecDeque<LimitChange>,
@@ -135,7 +133,7 @@ impl Limiter {
             bounds: LimiterBuilder::DEFAULT_BOUNDS,
             max_queue: None,
             max_wait: GateConfig::DEFAULT_MAX_WAIT,
-            patience: Patience::Learned,
+            codel: Some(Codel::REQUESTS),
             shares: Vec::new(),
             downstream: None,
             name: "default".into(),
@@ -153,7 +151,7 @@ impl Limiter {
         if let Some(max_queue) = builder.max_queue {
             config = config.max_queue(max_queue);
         }
-        if let Patience::Fixed(codel) = builder.patience {
+        if let Some(codel) = builder.codel {
             config = config.codel(codel);
         }
         let accounting = Accounting::new(law.objective());
@@ -167,7 +165,6 @@ impl Limiter {
                     law,
                     bounds: builder.bounds,
                     ceiling: usize::MAX,
-                    learns_patience: matches!(builder.patience, Patience::Learned),
                     opened,
                     last: None,
                     history: VecDeque::new(),
@@ -584,11 +581,6 @@ impl Limiter {
             .throughput
             .store(window.throughput().to_bits(), Relaxed);
         control.last = Some(window);
-        if control.learns_patience
-            && let Some(service_time) = window.service_time
-        {
-            shared.gate.set_codel(Some(learned_patience(service_time)));
-        }
         self.open_window(control, now);
         let at = shared.accounting.instant(now);
         let next = control
@@ -714,7 +706,7 @@ pub struct LimiterBuilder {
     bounds: RangeInclusive<usize>,
     max_queue: Option<usize>,
     max_wait: Duration,
-    patience: Patience,
+    codel: Option<Codel>,
     shares: Vec<(Box<str>, f64)>,
     downstream: Option<Box<Downstream>>,
     name: Box<str>,
@@ -771,11 +763,12 @@ impl LimiterBuilder {
     /// waited for too long, and serves its newest first. `None` never: in order of arrival, as
     /// long as [`max_wait`](Self::max_wait) allows.
     ///
-    /// Defaults to bounds that follow the service time: a target of a fifth of it, 5 ms at least,
-    /// within ten of it, 100 ms at least. [`Codel::REQUESTS`] does not follow; it suits services
-    /// that answer within milliseconds.
+    /// Defaults to [`Codel::REQUESTS`]. In the simulator it takes a tenth off the P99 and keeps more
+    /// of the goodput where a limit starts far too high; a refusal may come as late as a request
+    /// may wait. With `None` a request that finds the room full is refused at once, and no other is
+    /// but by [`max_wait`](Self::max_wait) (`benches/RESULTS.md`).
     pub fn codel(mut self, codel: impl Into<Option<Codel>>) -> Self {
-        self.patience = codel.into().map_or(Patience::Endless, Patience::Fixed);
+        self.codel = codel.into();
         self
     }
 
@@ -853,27 +846,6 @@ impl LimiterBuilder {
         };
         Ok(Limiter::from_parts(self, law))
     }
-}
-
-/// What the waiting room takes for a healthy wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Patience {
-    /// What [`learned_patience`] says of the last window.
-    Learned,
-    Fixed(Codel),
-    Endless,
-}
-
-/// What is a long wait depends on the service: one answer later is nothing where an answer takes
-/// seconds. In the simulator these bounds take a tenth off the P99 of a room without any, and keep
-/// more goodput than that room or than one with [`Codel::REQUESTS`] (`benches/RESULTS.md`).
-fn learned_patience(service_time: f64) -> Codel {
-    let least = Codel::REQUESTS;
-    let times = |factor: f64| Duration::from_secs_f64((factor * service_time).clamp(0.0, 60.0));
-    Codel::new(
-        times(0.2).max(least.target()),
-        times(10.0).max(least.interval()),
-    )
 }
 
 /// The pressure downstream from which on a class is shed.

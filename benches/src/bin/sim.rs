@@ -6,7 +6,7 @@
 //! cargo run --release -p overload-benches --bin sim -- --random 200 --seed 1
 //! cargo run --release -p overload-benches --bin sim -- --half-hour
 //! cargo run --release -p overload-benches --bin sim -- --mixes
-//! cargo run --release -p overload-benches --bin sim -- --law ours --law no-codel --law codel-5ms
+//! cargo run --release -p overload-benches --bin sim -- --law ours --law no-codel --law no-room
 //! ```
 
 use std::{error::Error, fs, path::PathBuf};

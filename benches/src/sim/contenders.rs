@@ -4,7 +4,6 @@ use std::{str::FromStr, time::Duration};
 
 use tower_capacity::{
     Limiter, LimiterBuilder,
-    gate::Codel,
     limit::{Fixed, Limit, VerifiedGradient},
 };
 
@@ -17,8 +16,6 @@ pub enum Contender {
     Ours,
     /// The same, and those who wait keep their order and are never shed from the line.
     NoCodel,
-    /// The same with CoDel's bounds for requests, 5 ms within 100 ms, whatever the service time.
-    FixedCodel,
     /// The same without a waiting room.
     NoRoom,
     /// The same with an objective of a third of the scenario's for the service time of 99 %.
@@ -56,12 +53,7 @@ impl Contender {
     ];
 
     /// Ours with another choice of one part, to see what it is worth.
-    pub const VARIANTS: [Self; 4] = [
-        Self::NoCodel,
-        Self::FixedCodel,
-        Self::NoRoom,
-        Self::Objective,
-    ];
+    pub const VARIANTS: [Self; 3] = [Self::NoCodel, Self::NoRoom, Self::Objective];
 
     /// Name in tables.
     #[must_use]
@@ -69,7 +61,6 @@ impl Contender {
         match self {
             Self::Ours => "ours",
             Self::NoCodel => "no-codel",
-            Self::FixedCodel => "codel-5ms",
             Self::NoRoom => "no-room",
             Self::Objective => "objective",
             Self::Vegas => "vegas",
@@ -90,7 +81,6 @@ impl Contender {
         match self {
             Self::Ours => built(Limiter::builder()).into(),
             Self::NoCodel => built(Limiter::builder().codel(None)).into(),
-            Self::FixedCodel => built(Limiter::builder().codel(Codel::REQUESTS)).into(),
             Self::NoRoom => built(Limiter::builder().max_queue(0)).into(),
             Self::Objective => {
                 let law = VerifiedGradient::builder().latency_objective(scenario.objective / 3);
