@@ -52,6 +52,7 @@ pub(crate) struct Control {
     pub(crate) generation_since: Instant,
     /// Since when checkouts wait for connections that are allowed and do not open.
     opening_since: Option<Instant>,
+    app: AppClock,
     /// Whether the line is shed from, because more connections would not serve it faster.
     sheds: bool,
     #[cfg(feature = "json")]
@@ -73,6 +74,7 @@ impl Control {
             nested: None,
             generation_since: now,
             opening_since: None,
+            app: AppClock::start(),
             sheds: false,
             #[cfg(feature = "json")]
             log: None,
@@ -125,6 +127,45 @@ impl Control {
         // Between two resizes `Settling` and `Gathering` come and go, and mean nothing to a reader.
         !matches!(decision.reason(), Reason::Gathering | Reason::Settling)
             && last != Some(decision.reason())
+    }
+}
+
+/// How long the workers of this runtime have been busy.
+#[derive(Debug)]
+struct AppClock {
+    total: Duration,
+}
+
+impl AppClock {
+    fn start() -> Self {
+        Self {
+            total: Self::total(),
+        }
+    }
+
+    /// On average over them, since the last call.
+    fn busy(&mut self) -> Duration {
+        let last = std::mem::replace(&mut self.total, Self::total());
+        self.total.saturating_sub(last)
+    }
+
+    #[cfg(target_has_atomic = "64")]
+    fn total() -> Duration {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return Duration::ZERO;
+        };
+        let runtime = runtime.metrics();
+        let workers = runtime.num_workers();
+        let total: Duration = (0..workers)
+            .map(|worker| runtime.worker_total_busy_duration(worker))
+            .sum();
+        total / workers.max(1) as u32
+    }
+
+    /// Not told by tokio there: an application that never looks busy.
+    #[cfg(not(target_has_atomic = "64"))]
+    const fn total() -> Duration {
+        Duration::ZERO
     }
 }
 
@@ -249,6 +290,7 @@ impl<P: Adapter> Shared<P> {
                 .next(&self.stats, now, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
         window.nested = self.holders.nested();
+        window.app_busy = control.app.busy();
         let decision = control.tuner.on_window(now, &window);
         #[cfg(feature = "json")]
         control.log(&decision, || Given::Window(window.clone()));
@@ -348,5 +390,34 @@ impl Recent {
         window.merge(&self.current.0);
         waits.merge(&self.current.1);
         (window, waits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_work_of_the_runtime_is_counted_and_its_rest_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let mut clock = AppClock::start();
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(100) {
+                std::hint::spin_loop();
+            }
+            // It counts when it rests.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let busy = clock.busy();
+            assert!(busy >= Duration::from_millis(90), "{busy:?}");
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let idle = clock.busy();
+            assert!(idle < busy, "{idle:?} of 200 ms at rest");
+        });
     }
 }

@@ -215,6 +215,7 @@ impl WindowReader {
             queued,
             // Not for the statistics to know.
             nested: 0,
+            app_busy: Duration::ZERO,
         };
         let mut counts = totals.waits;
         counts

@@ -420,10 +420,16 @@ impl Tuner {
             || (window.duration >= self.config.min_window && enough)
     }
 
-    /// Why a growth on trial did not pay, from the time it took to open its connections.
+    /// Why a growth on trial did not pay: from how busy the application was meanwhile, and from the
+    /// time it took to open its connections.
     fn cause_of(&self, trial: &PoolWindow) -> Cause {
+        /// An application with this share of its workers busy has no time for its connections.
+        const BUSY: f64 = 0.9;
         /// Dialling that takes this many times its base is slow.
         const SLOW: f64 = 2.0;
+        if trial.app_utilisation() > BUSY {
+            return Cause::AppHold;
+        }
         match (trial.mean_dial_time(), self.base_dial) {
             (Some(seen), Some(base)) if seen > SLOW * base => Cause::Cpu,
             (Some(_), Some(_)) => Cause::Lock,

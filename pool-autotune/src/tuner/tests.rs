@@ -14,6 +14,8 @@ struct Model {
     resizes: Vec<Decision>,
     /// Completions per second of the last run.
     served: f64,
+    /// How busy the application is, 0 to 1.
+    app: f64,
 }
 
 enum Load {
@@ -33,6 +35,7 @@ impl Model {
             queue: 0.0,
             resizes: Vec::new(),
             served: 0.0,
+            app: 0.0,
         }
     }
 
@@ -93,6 +96,7 @@ impl Model {
                 capacity: Duration::from_secs_f64(limit * dt),
                 limit: self.limit,
                 queued: queue as usize,
+                app_busy: Duration::from_secs_f64(self.app * dt),
                 ..PoolWindow::default()
             };
             self.queue = queue;
@@ -149,6 +153,18 @@ fn what_only_a_backlog_needed_is_given_back_once_it_is_worked_off() {
     assert_eq!(last.reason(), Reason::Drained);
     model.run(5 * MINUTE, 2_000.0, |_| 0.010);
     assert_eq!(model.queue, 0.0);
+}
+
+#[test]
+fn at_the_knee_of_an_application_that_has_no_time_the_application_is_named() {
+    for (app, cause) in [(0.5, Cause::Unknown), (0.97, Cause::AppHold)] {
+        let mut model = Model::new(2..=100, 4);
+        model.app = app;
+        // Whoever it is, two connections do all that can be done.
+        let use_time = |busy: f64| 0.010 * (busy / 2.0).max(1.0);
+        model.run(seconds(60), 300.0, use_time);
+        assert_eq!(model.tuner.verdict(), Verdict::AtKnee(cause));
+    }
 }
 
 #[test]

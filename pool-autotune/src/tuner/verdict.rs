@@ -51,9 +51,11 @@ impl fmt::Display for Verdict {
 
 /// Why the database does no more at its knee.
 ///
-/// Told apart by a canary that needs no connection of its own: a growth on trial dials, and dialling
-/// takes CPU. Where dialling was slow too the database's processors are busy; where it was not, its
-/// connections wait for one another.
+/// Whether it is the application is told by its tokio runtime: where nine tenths of its workers were
+/// busy, a connection that is given to a task waits there until the task is run. Otherwise told apart
+/// by a canary that needs no connection of its own: a growth on trial dials, and dialling takes CPU.
+/// Where dialling was slow too the database's processors are busy; where it was not, its connections
+/// wait for one another.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Cause {
@@ -61,6 +63,9 @@ pub enum Cause {
     Cpu,
     /// Its connections wait for one another: a hot row, a lock, a latch.
     Lock,
+    /// The application: it has no time for the connections that it holds. Do its work elsewhere than
+    /// between checkout and return, or give it more processors.
+    AppHold,
     /// The trial opened no connection, so there is no telling.
     Unknown,
 }
@@ -70,6 +75,7 @@ impl fmt::Display for Cause {
         f.write_str(match self {
             Self::Cpu => "cpu",
             Self::Lock => "lock",
+            Self::AppHold => "app_hold",
             Self::Unknown => "unknown cause",
         })
     }

@@ -48,6 +48,9 @@ pub struct PoolWindow {
     /// Connections held, at the end of the window, by tasks that wait for another one.
     #[cfg_attr(feature = "json", serde(default))]
     pub nested: usize,
+    /// How long the workers of the application's tokio runtime were busy, on average over them.
+    #[cfg_attr(feature = "json", serde(default))]
+    pub app_busy: Duration,
 }
 
 impl PoolWindow {
@@ -71,6 +74,7 @@ impl PoolWindow {
         self.limit = later.limit;
         self.queued = later.queued;
         self.nested = later.nested;
+        self.app_busy = self.app_busy.saturating_add(later.app_busy);
     }
 
     /// λ: checkouts asked for per second. Zero for an empty window.
@@ -124,6 +128,12 @@ impl PoolWindow {
     #[must_use]
     pub fn utilisation(&self) -> f64 {
         per(self.busy.as_secs_f64(), self.capacity).min(1.0)
+    }
+
+    /// Fraction of the application's workers that were busy, 0 to 1.
+    #[must_use]
+    pub fn app_utilisation(&self) -> f64 {
+        per(self.app_busy.as_secs_f64(), self.duration).min(1.0)
     }
 
     /// Q: mean number of waiting checkouts.
