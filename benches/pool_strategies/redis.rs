@@ -35,7 +35,8 @@ pub(crate) struct Workload {
 enum Command {
     /// SET and GET of 64 bytes.
     GetSet,
-    /// BLPOP of a list that stays empty for 10 ms: nobody else can use the connection meanwhile.
+    /// BLPOP of a list that stays empty, for as short as Redis ends it (a tenth of a second): nobody
+    /// else can use the connection meanwhile.
     Blpop,
     /// MULTI, three INCR, EXEC.
     Multi,

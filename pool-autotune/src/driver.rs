@@ -359,12 +359,17 @@ impl<P: Adapter> Shared<P> {
 }
 
 /// How many shared connections would do the work of a pool of exclusive ones, if the pool needs
-/// more than one.
+/// more than one, and for commands that answer at once: one that blocks, as `BLPOP` does, holds up
+/// whoever shares its connection.
 fn worth_sharing(window: &PoolWindow) -> Option<usize> {
     /// Less than a third of what one shared connection did when measured (362,000 a second).
     const EACH: f64 = 100_000.0;
+    /// Seconds. Redis answers within a fraction of a millisecond, and an exclusive connection at its
+    /// limit within two.
+    const BLOCKS: f64 = 0.010;
     let in_use = window.busy.as_secs_f64() / window.duration.as_secs_f64().max(1e-9);
-    (in_use > 1.0).then(|| (window.throughput() / EACH).ceil().max(1.0) as usize)
+    let blocks = window.mean_use_time().is_none_or(|mean| mean > BLOCKS);
+    (in_use > 1.0 && !blocks).then(|| (window.throughput() / EACH).ceil().max(1.0) as usize)
 }
 
 /// Windows of the last five to ten seconds, for whoever looks.
@@ -396,6 +401,23 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_worth_sharing_for_many_commands_that_do_not_block() {
+        let window = |completions: u64, use_time: Duration| PoolWindow {
+            duration: Duration::from_secs(1),
+            completions,
+            use_time: use_time * completions as u32,
+            busy: use_time * completions as u32,
+            ..PoolWindow::default()
+        };
+        let short = Duration::from_micros(300);
+        assert_eq!(worth_sharing(&window(1_000, short)), None, "one does it");
+        assert_eq!(worth_sharing(&window(20_000, short)), Some(1));
+        assert_eq!(worth_sharing(&window(120_000, short)), Some(2));
+        let blocking = Duration::from_millis(100);
+        assert_eq!(worth_sharing(&window(480, blocking)), None);
+    }
 
     #[test]
     fn the_work_of_the_runtime_is_counted_and_its_rest_is_not() {
