@@ -394,12 +394,7 @@ impl<W: Tell> Account<W> {
     }
 
     fn remembered(&self, now: u64) -> Cells {
-        let elapsed = now.saturating_sub(self.told_at);
-        let mut levels = self.told;
-        for (level, term) in levels.iter_mut().zip(&*self.terms) {
-            *level = term.level.after(*level, elapsed);
-        }
-        levels
+        self.drained(self.told, now.saturating_sub(self.told_at))
     }
 
     /// What was admitted without Redis and is not paid off yet, as levels, to be charged to it.
@@ -426,9 +421,10 @@ impl<W: Tell> Account<W> {
             // Time pays what Redis knows of first, there as well as here: no time pays twice. What
             // it is being asked for it may know of already.
             let known = self.told_at + term.level.nanos(self.told[index]);
-            let elapsed = match self.flights.is_empty() {
-                true => now.saturating_sub(since.max(known)),
-                false => 0,
+            let elapsed = if self.flights.is_empty() {
+                now.saturating_sub(since.max(known))
+            } else {
+                0
             };
             // Each node pays its share.
             let weight = term.on_outage.weight(sizing.nodes);
@@ -627,8 +623,11 @@ impl<W: Tell> Account<W> {
 
     /// The levels by now, if nobody else has charged anything.
     fn levels(&self, now: u64) -> Cells {
-        let elapsed = now.saturating_sub(self.at);
-        let mut levels = self.levels;
+        self.drained(self.levels, now.saturating_sub(self.at))
+    }
+
+    /// What is left of these levels after so many nanoseconds.
+    fn drained(&self, mut levels: Cells, elapsed: u64) -> Cells {
         for (level, term) in levels.iter_mut().zip(&*self.terms) {
             *level = term.level.after(*level, elapsed);
         }

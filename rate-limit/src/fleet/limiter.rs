@@ -282,6 +282,7 @@ impl FleetLimiter {
     /// Leases are given back all the same.
     pub async fn shutdown(&self) {
         let deadline = self.node.settings().deadline;
+        // What is not back by then is lost to the fleet, and nothing else.
         let _ = tokio::time::timeout(deadline, self.node.give_all_up()).await;
     }
 

@@ -113,9 +113,10 @@ where
             let limited = Limited::other(Reason::NoRoom);
             return settings.refuse(inner, answer, request, &limited, None);
         }
-        let stamp = match stamps {
-            true => settings.stamp(&rules, &ruling, &charge, fingerprint),
-            false => None,
+        let stamp = if stamps {
+            settings.stamp(&rules, &ruling, &charge, fingerprint)
+        } else {
+            None
         };
         if !ruling.admits() {
             let limited = Limited::quota(&rules, &ruling);
