@@ -33,7 +33,8 @@ pub(crate) struct Holders {
 /// same `held` again has read the task of that holder, or none.
 #[derive(Debug, Default)]
 struct Cell {
-    /// Microseconds since the epoch of the statistics, shifted by `Sites::BITS`, and the call site; zero if free.
+    /// Microseconds since the epoch of the statistics, shifted by `Sites::BITS`, and the call site;
+    /// zero if free.
     held: AtomicU64,
     /// Zero for none.
     task: AtomicU64,
