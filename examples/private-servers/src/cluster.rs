@@ -98,9 +98,16 @@ impl RedisCluster {
     }
 
     async fn is_whole(&self, server: &Redis) -> io::Result<bool> {
+        // A server that may serve a part of the slots says `ok` before it has heard of the others'.
+        let whole = [
+            "cluster_state:ok".to_owned(),
+            format!("cluster_known_nodes:{}", self.servers.len()),
+            format!("cluster_slots_ok:{SLOTS}"),
+        ];
         let info = server.ask(&["CLUSTER", "INFO"]).await?;
-        let known = format!("cluster_known_nodes:{}", self.servers.len());
-        Ok(info.contains("cluster_state:ok") && info.lines().any(|line| line.trim() == known))
+        Ok(whole
+            .iter()
+            .all(|line| info.lines().any(|found| found.trim() == line)))
     }
 }
 
