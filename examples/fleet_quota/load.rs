@@ -101,7 +101,7 @@ impl Load {
                 let body = response.into_body().collect().await.map_err(Problem::new)?;
                 serde_json::from_slice(&body.to_bytes()).map_err(Problem::new)
             };
-            let status = timeout(PATIENCE, ask).await;
+            let status = timeout(STATUS_WITHIN, ask).await;
             statuses
                 .push(status.map_err(|_| {
                     Problem::new(format_args!("server {server} does not answer"))
@@ -132,4 +132,8 @@ fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// For a request; what comes later has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A server that has not said how it stands by then is gone, and not merely busy.
+const STATUS_WITHIN: Duration = Duration::from_secs(10);
