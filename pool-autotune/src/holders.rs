@@ -1,49 +1,30 @@
 //! Who has a connection, who waits for a second one, and who forgot to give one back.
 
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::panic::Location;
-use std::ptr;
-use std::sync::atomic::{
-    AtomicU64, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
-};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::Id;
 
 use crate::tuner::{Leak, NestedAcquire};
 
-/// The checkouts that are out, each in a slot of its own.
+/// The checkouts that are out, each in a slot of its own, so that two of them hardly ever touch the
+/// same lock.
 #[derive(Debug)]
 pub(crate) struct Holders {
-    slots: Box<[Cell]>,
+    slots: Box<[Mutex<Option<Holder>>]>,
+    /// Where to look for a free slot first.
     next: AtomicUsize,
-    sites: Sites,
     /// Tasks that hold a connection and wait for another. Touched only by those.
-    nested: Mutex<Vec<(Task, &'static Location<'static>)>>,
-}
-
-/// A checkout that is out, in two words without a lock.
-///
-/// # Memory ordering
-///
-/// `held` is the one that counts: a cell is taken by exchanging its zero, and free when it is zero
-/// again. `task` is cleared before that and set after, so whoever reads `held`, `task`, and then the
-/// same `held` again has read the task of that holder, or none.
-#[derive(Debug, Default)]
-struct Cell {
-    /// Microseconds since the epoch of the statistics, shifted by `Sites::BITS`, and the call site;
-    /// zero if free.
-    held: AtomicU64,
-    /// Zero for none.
-    task: AtomicU64,
+    nested: Mutex<Vec<(Id, &'static Location<'static>)>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Holder {
-    task: Option<Task>,
+    task: Option<Id>,
     call_site: &'static Location<'static>,
+    /// Microseconds since the epoch of the statistics.
     since_us: u64,
 }
 
@@ -55,52 +36,42 @@ impl Holders {
     pub(crate) fn new(max: usize) -> Self {
         let slots = max.saturating_mul(2).clamp(2, 8192).next_power_of_two();
         Self {
-            slots: (0..slots).map(|_| Cell::default()).collect(),
+            slots: (0..slots).map(|_| Mutex::default()).collect(),
             next: AtomicUsize::new(0),
-            sites: Sites::default(),
             nested: Mutex::default(),
         }
     }
 
     /// `since_us`: microseconds since the epoch of the statistics.
     pub(crate) fn enter(&self, call_site: &'static Location<'static>, since_us: u64) -> Slot {
-        let held = since_us << Sites::BITS | self.sites.index(call_site)?;
-        // A hint, no count: of two that read the same, one finds the cell taken.
+        let holder = Holder {
+            task: tokio::task::try_id(),
+            call_site,
+            since_us,
+        };
+        // A hint, no count: of two that read the same, one finds the slot taken.
         let start = self.next.load(Relaxed);
         let slot = (0..self.slots.len())
             .map(|step| start.wrapping_add(step) & (self.slots.len() - 1))
-            .find(|&slot| {
-                let cell = &self.slots[slot].held;
-                cell.load(Relaxed) == 0 && cell.compare_exchange(0, held, Acquire, Relaxed).is_ok()
+            .find(|&slot| match self.slots[slot].try_lock() {
+                Ok(mut free) if free.is_none() => {
+                    *free = Some(holder);
+                    true
+                }
+                _ => false,
             })?;
         self.next.store(slot + 1, Relaxed);
-        if let Some(task) = Task::current() {
-            self.slots[slot].task.store(task.0, Release);
-        }
         Some(slot)
     }
 
     pub(crate) fn leave(&self, slot: Slot) {
         if let Some(slot) = slot {
-            self.slots[slot].task.store(0, Relaxed);
-            self.slots[slot].held.store(0, Release);
+            *lock(&self.slots[slot]) = None;
         }
     }
 
     fn each(&self) -> impl Iterator<Item = Holder> {
-        self.slots.iter().filter_map(|cell| {
-            let held = cell.held.load(Acquire);
-            let task = cell.task.load(Acquire);
-            if cell.held.load(Relaxed) != held {
-                return None;
-            }
-            Some(Holder {
-                // None for a free cell.
-                call_site: self.sites.get(held)?,
-                task: (task != 0).then_some(Task(task)),
-                since_us: held >> Sites::BITS,
-            })
-        })
+        self.slots.iter().filter_map(|slot| *lock(slot))
     }
 
     /// This task is about to wait at `call_site`. The guard is for a task that holds a connection
@@ -110,7 +81,7 @@ impl Holders {
         call_site: &'static Location<'static>,
         limit: usize,
     ) -> Option<(NestedWait<'_>, Option<NestedAcquire>)> {
-        let task = Task::current()?;
+        let task = tokio::task::try_id()?;
         let holds = self
             .each()
             .find(|holder| holder.task == Some(task))?
@@ -140,7 +111,7 @@ impl Holders {
         if nested.is_empty() {
             return 0;
         }
-        let waits = |task: Task| nested.iter().any(|&(waiting, _)| waiting == task);
+        let waits = |task: Id| nested.iter().any(|&(waiting, _)| waiting == task);
         let holders = self.each().filter_map(|holder| holder.task);
         holders.filter(|&task| waits(task)).count()
     }
@@ -173,7 +144,7 @@ impl Holders {
 #[derive(Debug)]
 pub(crate) struct NestedWait<'a> {
     holders: &'a Holders,
-    task: Task,
+    task: Id,
 }
 
 impl Drop for NestedWait<'_> {
@@ -185,69 +156,6 @@ impl Drop for NestedWait<'_> {
     }
 }
 
-/// The number of a task: what is in an [`Id`], which says so only to a hasher.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Task(u64);
-
-impl Task {
-    fn current() -> Option<Self> {
-        #[derive(Default)]
-        struct Number(u64);
-
-        impl Hasher for Number {
-            fn write_u64(&mut self, number: u64) {
-                self.0 = number;
-            }
-
-            fn write(&mut self, bytes: &[u8]) {
-                let digits = bytes.iter().map(|&byte| u64::from(byte));
-                self.0 = digits.fold(self.0, |number, digit| number << 8 | digit);
-            }
-
-            fn finish(&self) -> u64 {
-                self.0
-            }
-        }
-
-        let id: Id = tokio::task::try_id()?;
-        Some(Self(BuildHasherDefault::<Number>::default().hash_one(id)))
-    }
-}
-
-/// Call sites, each at an index that stays its own.
-#[derive(Debug)]
-struct Sites([OnceLock<&'static Location<'static>>; Self::MOST]);
-
-impl Default for Sites {
-    fn default() -> Self {
-        Self([const { OnceLock::new() }; Self::MOST])
-    }
-}
-
-impl Sites {
-    const BITS: u32 = 8;
-    /// Checkouts from further call sites are not kept.
-    const MOST: usize = (1 << Self::BITS) - 1;
-
-    /// Its index, from 1 on.
-    fn index(&self, site: &'static Location<'static>) -> Option<u64> {
-        let start = ptr::from_ref(site).addr() / align_of::<Location<'_>>();
-        (0..Self::MOST)
-            .map(|step| start.wrapping_add(step) % Self::MOST)
-            .find(|&index| {
-                let there = self.0[index].get_or_init(|| site);
-                ptr::eq(*there, site)
-            })
-            .map(|index| index as u64 + 1)
-    }
-
-    /// The site in the low bits of a word, if there is one.
-    fn get(&self, word: u64) -> Option<&'static Location<'static>> {
-        let index = (word & Self::MOST as u64) as usize;
-        self.0.get(index.checked_sub(1)?)?.get().copied()
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that could panic runs under these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -255,6 +163,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     fn here() -> &'static Location<'static> {
@@ -275,7 +185,7 @@ mod tests {
             let held: Vec<Holder> = holders.each().collect();
             assert_eq!(held.len(), 1);
             assert_eq!(held[0].call_site, site);
-            assert_eq!(held[0].task, Task::current());
+            assert_eq!(held[0].task, tokio::task::try_id());
             assert!(held[0].task.is_some(), "inside of a task");
             assert_eq!(held[0].since_us, 123);
             holders.leave(slot);
@@ -300,18 +210,23 @@ mod tests {
     #[test]
     fn threads_that_come_and_go_never_share_a_slot() {
         let holders = Holders::new(4);
+        let taken: [AtomicBool; 8] = Default::default();
         let site = here();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
                         let slot = holders.enter(site, 0);
-                        assert!(slot.is_some(), "two slots for each");
+                        if let Some(slot) = slot {
+                            assert!(!taken[slot].swap(true, Relaxed), "slot {slot}");
+                            taken[slot].store(false, Relaxed);
+                        }
                         holders.leave(slot);
                     }
                 });
             }
         });
         assert_eq!(holders.each().count(), 0);
+        assert!(holders.enter(site, 0).is_some());
     }
 }
