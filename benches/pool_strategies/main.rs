@@ -168,7 +168,7 @@ async fn run(options: Options) -> Result<(), Error> {
         .iter()
         .map(|row| takes(row, &policies, times))
         .sum();
-    let minutes = (seconds + redis.len() as f64 * 9.0 * times.unit) / 60.0;
+    let minutes = (seconds + redis.len() as f64 * redis::takes(times)) / 60.0;
     println!(
         "{} rows, about {minutes:.0} minutes\n",
         postgres.len() + redis.len()
@@ -188,7 +188,7 @@ async fn run(options: Options) -> Result<(), Error> {
     if !redis.is_empty() {
         let server = Redis::start().await?;
         for workload in &redis {
-            json.push(redis::play(&server, workload, times).await?);
+            json.push(redis::play(&server, workload, times, options.explain).await?);
         }
     }
     tables(&rows);

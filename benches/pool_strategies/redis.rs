@@ -1,8 +1,8 @@
-//! Redis: exclusive connections of every size, the tuner, and connections that are shared.
+//! Redis: exclusive connections of every size, the tuner, and connections that are shared, in turns.
 
-use std::future::Future;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use deadpool_redis::redis::{AsyncCommands, Client, aio::MultiplexedConnection, cmd, pipe};
@@ -79,46 +79,50 @@ impl Command {
     }
 }
 
-pub(crate) async fn play(redis: &Redis, workload: &Workload, times: Times) -> Result<Value, Error> {
-    let command = workload.command;
+/// Who sends the commands.
+#[derive(Clone)]
+enum Contender {
+    Exclusive(usize, Autotuned<Pool>),
+    Ours(Autotuned<Pool>),
+    Shared(Vec<MultiplexedConnection>, Arc<AtomicUsize>),
+}
+
+impl Contender {
+    fn name(&self) -> String {
+        match self {
+            Self::Exclusive(size, _) => format!("exclusive {size}"),
+            Self::Ours(_) => "pool-autotune".to_owned(),
+            Self::Shared(connections, _) => format!("shared {}", connections.len()),
+        }
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Error> {
+        match self {
+            Self::Exclusive(_, pool) | Self::Ours(pool) => {
+                command.send(&mut *pool.get().await?).await
+            }
+            Self::Shared(connections, next) => {
+                let turn = next.fetch_add(1, Relaxed) % connections.len();
+                command.send(&mut connections[turn].clone()).await
+            }
+        }
+    }
+}
+
+async fn contenders(redis: &Redis, command: Command) -> Result<Vec<Contender>, Error> {
     let pool = |size: usize| -> Result<Pool, Error> {
         let builder = Config::from_url(redis.url()).builder()?;
         Ok(builder.max_size(size).runtime(Runtime::Tokio1).build()?)
     };
-    let through = |pool: Autotuned<Pool>| {
-        move || {
-            let pool = pool.clone();
-            async move {
-                let mut connection = pool.get().await?;
-                command.send(&mut connection).await
-            }
-        }
-    };
-    println!("{} ({TASKS} tasks in a closed loop)", workload.name);
-    let mut exclusive = Vec::new();
+    let ours = Autotuned::builder(pool(MAX)?).wait_timeout(PATIENCE);
+    let mut contenders = vec![Contender::Ours(ours.build()?)];
     for size in SIZES {
         let fixed = Autotuned::builder(pool(size)?)
             .bounds(size..=size)
             .wait_timeout(PATIENCE)
             .tuner(still());
-        let rate = rate(through(fixed.build()?), times.connecting, times.unit).await?;
-        println!("  exclusive {size:>2} {rate:>10.0}/s");
-        exclusive.push((size, rate));
+        contenders.push(Contender::Exclusive(size, fixed.build()?));
     }
-    let most = exclusive.iter().map(|&(_, rate)| rate).fold(0.0, f64::max);
-    let ours = Autotuned::builder(pool(MAX)?)
-        .wait_timeout(PATIENCE)
-        .build()?;
-    let tuned = rate(through(ours.clone()), times.learning, times.unit).await?;
-    let best = exclusive.iter().find(|(_, rate)| *rate >= 0.98 * most);
-    println!(
-        "  pool-autotune {tuned:>7.0}/s, {:.0} % of the best, {} connections to {}: {}",
-        100.0 * tuned / most,
-        ours.snapshot().size(),
-        best.map_or(0, |&(size, _)| size),
-        ours.verdict(),
-    );
-    let mut shared = Vec::new();
     // A connection that blocks for one task blocks for all.
     for size in SHARED.into_iter().filter(|_| command != Command::Blpop) {
         let client = Client::open(redis.url())?;
@@ -126,41 +130,90 @@ pub(crate) async fn play(redis: &Redis, workload: &Workload, times: Times) -> Re
         for _ in 0..size {
             connections.push(client.get_multiplexed_async_connection().await?);
         }
-        let next = Arc::new(AtomicU64::new(0));
-        let send = move || {
-            let turn = next.fetch_add(1, Relaxed) as usize % connections.len();
-            let mut connection = connections[turn].clone();
-            async move { command.send(&mut connection).await }
-        };
-        let rate = rate(send, times.connecting, times.unit).await?;
-        println!("  shared {size:>5} {rate:>10.0}/s");
-        shared.push((size, rate));
+        contenders.push(Contender::Shared(connections, Arc::default()));
     }
+    Ok(contenders)
+}
+
+/// How often everybody is measured, one after the other. The rate of one and the same pool differs
+/// by a quarter from one second to the next: whether both cores work on the same side of the
+/// connection is a matter of chance.
+const ROUNDS: usize = 9;
+
+/// Seconds that a row takes, roughly.
+pub(crate) fn takes(times: Times) -> f64 {
+    let contenders = (1 + SIZES.len() + SHARED.len()) as f64;
+    times.learning + ROUNDS as f64 * contenders * (times.connecting / 4.0 + times.unit / 2.0)
+}
+
+pub(crate) async fn play(
+    redis: &Redis,
+    workload: &Workload,
+    times: Times,
+    explain: bool,
+) -> Result<Value, Error> {
+    let command = workload.command;
+    println!("{} ({TASKS} tasks in a closed loop)", workload.name);
+    let contenders = contenders(redis, command).await?;
+    let warm_up = times.connecting / 4.0;
+    rate(&contenders[0], command, 0.0, times.learning).await?;
+    let mut rates = vec![Vec::new(); contenders.len()];
+    for _ in 0..ROUNDS {
+        for (contender, rates) in contenders.iter().zip(&mut rates) {
+            rates.push(rate(contender, command, warm_up, times.unit / 2.0).await?);
+        }
+    }
+    let mut medians = Vec::new();
+    for (contender, rates) in contenders.iter().zip(&mut rates) {
+        rates.sort_by(f64::total_cmp);
+        let (least, median, most) = (rates[0], rates[ROUNDS / 2], rates[ROUNDS - 1]);
+        medians.push(median);
+        let name = contender.name();
+        println!("  {name:<14}{median:>9.0}/s  ({least:.0} to {most:.0})");
+    }
+    let best = contenders
+        .iter()
+        .zip(&medians)
+        .filter(|(contender, _)| matches!(contender, Contender::Exclusive(..)))
+        .map(|(_, &median)| median)
+        .fold(0.0, f64::max);
+    let part = medians[0] / best;
+    let Contender::Ours(ours) = &contenders[0] else {
+        unreachable!("it comes first");
+    };
+    let (size, verdict) = (ours.snapshot().size(), ours.verdict());
+    println!(
+        "  {:.0} % of the best exclusive with {size} connections: {verdict}",
+        100.0 * part
+    );
+    for decision in ours.decisions().iter().filter(|_| explain) {
+        println!("      {decision}");
+    }
+    let names = contenders.iter().map(Contender::name);
     Ok(json!({
         "scenario": workload.name,
-        "exclusive_per_second": exclusive,
-        "shared_per_second": shared,
-        "ours_per_second": tuned,
-        "ours_of_best_exclusive": tuned / most,
-        "ours_connections": ours.snapshot().size(),
-        "verdict": ours.verdict().to_string(),
+        "per_second": names.zip(rates).collect::<BTreeMap<_, _>>(),
+        "ours_of_best_exclusive": part,
+        "ours_connections": size,
+        "verdict": verdict.to_string(),
     }))
 }
 
-/// Rounds a second of all tasks together.
-async fn rate<F, S>(send: S, warm_up: f64, seconds: f64) -> Result<f64, Error>
-where
-    S: Fn() -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<(), Error>> + Send,
-{
+/// Commands a second of all tasks together.
+async fn rate(
+    contender: &Contender,
+    command: Command,
+    warm_up: f64,
+    seconds: f64,
+) -> Result<f64, Error> {
     let end = Instant::now() + Duration::from_secs_f64(warm_up + seconds);
     let done = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {
-        let (send, done) = (send.clone(), Arc::clone(&done));
+        let (contender, done) = (contender.clone(), Arc::clone(&done));
         tasks.spawn(async move {
             while Instant::now() < end {
-                send().await?;
+                contender.send(command).await?;
                 done.fetch_add(1, Relaxed);
             }
             Ok::<_, Error>(())
