@@ -7,10 +7,11 @@
 //!
 //! - **Up**: every growth of a saturated pool is on trial. Half a second after the connections are
 //!   open, throughput is measured for 1.5 s and compared with that before. Growth that earned less
-//!   than ε* is taken back; so is growth that ended the line by moving it into the database, with
-//!   use times longer by more than half of the wait that is gone. The next try is smaller: by the
-//!   square root of the factor, after 5 to 60 s. Once the factor is below 1.2, the size it started
-//!   from is the knee.
+//!   than ε* is taken back. Where the pool is not full all the time any more, throughput is what was
+//!   asked for and says nothing; then growth is taken back if it ended the line by moving it into
+//!   the database, with use times longer by more than half of the wait that is gone. The next try
+//!   is smaller: by the square root of the factor, after 5 to 60 s. Once the factor is below 1.2,
+//!   the size it started from is the knee.
 //! - **Down**: at the knee, the *gate* is held at 0.8 n for two of four seconds (high, low, low,
 //!   high, so that a linear drift cancels), while all connections stay open. If the last fifth
 //!   earns clearly less than ε*, it is closed; if clearly more, the database has recovered, and the
@@ -327,7 +328,7 @@ impl Knee {
         &mut self,
         now: Instant,
         window: &PoolWindow,
-        is_saturated: impl Fn(&PoolWindow) -> bool,
+        is_full: impl Fn(&PoolWindow) -> bool,
     ) -> Outcome {
         let outcome = match &mut self.trial {
             Trial::None => return Outcome::Running,
@@ -343,7 +344,7 @@ impl Knee {
                 (*from, *to),
                 before,
                 phase,
-                is_saturated,
+                is_full,
             ),
             Trial::Down {
                 high, low, slots, ..
@@ -383,7 +384,7 @@ impl Knee {
         (from, to): (usize, usize),
         before: &PoolWindow,
         phase: &mut Phase,
-        is_saturated: impl Fn(&PoolWindow) -> bool,
+        is_full: impl Fn(&PoolWindow) -> bool,
     ) -> Outcome {
         match phase {
             Phase::Opening { since } => {
@@ -407,7 +408,8 @@ impl Knee {
                 if after.duration < config.measure {
                     return Outcome::Running;
                 }
-                if !is_saturated(after) {
+                if !is_full(after) {
+                    // Throughput is what was asked for, and says nothing.
                     return match removed_wait(before, after) {
                         Some(false) => Outcome::Moved(from),
                         _ => Outcome::Keep,
@@ -565,12 +567,16 @@ fn needed(from: usize, to: usize, seen: Elasticity) -> usize {
     ((ROUNDER * knee).ceil() as usize).min(to)
 }
 
-/// Whether most of the wait before is gone, and not only spent inside the database now.
+/// Whether the wait that is gone is saved, and most of it not spent inside the database now. If none
+/// is gone, the line has another reason than the size, and the growth did at least no harm.
 fn removed_wait(before: &PoolWindow, after: &PoolWindow) -> Option<bool> {
     const MOST: f64 = 0.5;
-    let wait = before.mean_wait_time();
-    let longer = after.mean_wait_time() + after.mean_use_time()? - before.mean_use_time()?;
-    Some(longer <= (1.0 - MOST) * wait)
+    /// Mean use times that differ by less than this part are the same.
+    const SAME: f64 = 0.1;
+    let gone = (before.mean_wait_time() - after.mean_wait_time()).max(0.0);
+    let used = before.mean_use_time()?;
+    let longer = after.mean_use_time()? - used;
+    Some(longer <= (MOST * gone).max(SAME * used))
 }
 
 impl Slots {
@@ -599,6 +605,8 @@ mod tests {
         assert_eq!(removed_wait(&before, &window(0, 4)), Some(true));
         assert_eq!(removed_wait(&before, &window(1, 6)), Some(true));
         assert_eq!(removed_wait(&before, &window(0, 12)), Some(false));
+        assert_eq!(removed_wait(&before, &window(12, 4)), Some(true));
+        assert_eq!(removed_wait(&before, &window(12, 5)), Some(false));
         assert_eq!(removed_wait(&before, &PoolWindow::default()), None);
     }
 }

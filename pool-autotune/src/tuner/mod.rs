@@ -364,7 +364,7 @@ impl Tuner {
         let before = self.knee.use_time_before();
         let outcome = self
             .knee
-            .on_window(now, window, |after| is_saturated(&config, after));
+            .on_window(now, window, |after| is_full(&config, after));
         if outcome == Outcome::Running {
             return self.decide(now, Reason::Gathering, self.target, Inputs::default());
         }
@@ -557,9 +557,8 @@ impl Tuner {
         (target > self.target).then_some((reason, target))
     }
 
-    /// Whether a saturated pool is so all the time, and not in bursts.
     fn is_full(&self, window: &PoolWindow) -> bool {
-        window.utilisation() > self.config.full || window.timeouts > 0
+        is_full(&self.config, window)
     }
 
     /// Whether enough completes to measure throughput.
@@ -663,12 +662,17 @@ impl Tuner {
     }
 }
 
-/// Whether the pool, and not its users, bounds throughput.
+/// Whether checkouts wait for connections more than they should, be it in bursts.
 fn is_saturated(config: &TunerConfig, window: &PoolWindow) -> bool {
     // Slow waits are counted where they are measured, against `config.slow_wait`.
     let slow = window.slow_waits * 20 > window.arrivals;
+    slow || is_full(config, window)
+}
+
+/// Whether the pool, and not its users, bounds throughput: saturated all the time.
+fn is_full(config: &TunerConfig, window: &PoolWindow) -> bool {
     let full = window.utilisation() > config.full && window.mean_queue() > 0.3;
-    full || slow || window.timeouts > 0
+    full || window.timeouts > 0
 }
 
 #[cfg(test)]

@@ -215,6 +215,44 @@ fn a_jump_in_the_middle_of_a_trial_is_measured_from_where_the_trial_began() {
 }
 
 #[test]
+fn growth_whose_load_then_comes_in_bursts_is_not_judged_by_throughput() {
+    let mut now = Instant::now();
+    let bounds = Bounds::new(1..=40).expect("valid bounds");
+    let mut tuner = Tuner::new(TunerConfig::default(), bounds, 4, now);
+    // Part of the time in which 1,000 a second come and all connections are in use for 4 ms each.
+    let mut window = |tuner: &mut Tuner, part: f64| {
+        now += TICK;
+        let limit = tuner.target();
+        let count = (250.0 * part) as u64;
+        let capacity = TICK * limit as u32;
+        let full = PoolWindow {
+            duration: TICK,
+            arrivals: count,
+            completions: count,
+            wait_time: Duration::from_millis(25) * count as u32,
+            slow_waits: count,
+            use_time: Duration::from_millis(4) * count as u32,
+            use_time_squared: 2.0 * 16e-6 * count as f64,
+            busy: capacity.mul_f64(part),
+            queueing: (TICK * 25).mul_f64(part),
+            capacity,
+            limit,
+            ..PoolWindow::default()
+        };
+        tuner.on_window(now, &full)
+    };
+    let grown = (0..8).map(|_| window(&mut tuner, 1.0));
+    let grown = grown.filter(Decision::is_resize).collect::<Vec<_>>();
+    assert_eq!((grown.len(), grown[0].from()), (1, 4), "{grown:?}");
+    assert!(!tuner.knee.is_idle(), "on trial");
+    for _ in 0..20 {
+        let decision = window(&mut tuner, 0.2);
+        assert_ne!(decision.reason(), Reason::NoGain, "{decision}");
+    }
+    assert_eq!(tuner.target(), grown[0].to());
+}
+
+#[test]
 fn what_a_burst_was_given_on_trial_is_given_back_after_it() {
     let mut model = Model::new(2..=100, 4);
     let use_time = |_| 0.010;
