@@ -671,8 +671,13 @@ fn is_saturated(config: &TunerConfig, window: &PoolWindow) -> bool {
 
 /// Whether the pool, and not its users, bounds throughput: saturated all the time.
 fn is_full(config: &TunerConfig, window: &PoolWindow) -> bool {
-    let full = window.utilisation() > config.full && window.mean_queue() > 0.3;
-    full || window.timeouts > 0
+    /// Behind a line as long as the pool this much in use is all there is to have: the rest is the
+    /// time from one user to the next, which short uses notice.
+    const BEHIND_A_LINE: f64 = 0.75;
+    let (used, queue) = (window.utilisation(), window.mean_queue());
+    let full = used > config.full && queue > 0.3;
+    let behind_a_line = used > BEHIND_A_LINE && queue > window.limit as f64;
+    full || behind_a_line || window.timeouts > 0
 }
 
 #[cfg(test)]
