@@ -676,7 +676,9 @@ fn is_full(config: &TunerConfig, window: &PoolWindow) -> bool {
     const BEHIND_A_LINE: f64 = 0.75;
     let (used, queue) = (window.utilisation(), window.mean_queue());
     let full = used > config.full && queue > 0.3;
-    let behind_a_line = used > BEHIND_A_LINE && queue > window.limit as f64;
+    // A line that is gone by now was a backlog, and part of the window went by without it.
+    let line = queue.min(window.queued as f64);
+    let behind_a_line = used > BEHIND_A_LINE && line > window.limit as f64;
     full || behind_a_line || window.timeouts > 0
 }
 
