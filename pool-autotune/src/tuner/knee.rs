@@ -7,11 +7,11 @@
 //!
 //! - **Up**: every growth of a saturated pool is on trial. Half a second after the connections are
 //!   open, throughput is measured for 1.5 s and compared with that before. Growth that earned less
-//!   than ε* is taken back. Where the pool is not full all the time any more, throughput is what was
-//!   asked for and says nothing; then growth is taken back if it ended the line by moving it into
-//!   the database, with use times longer by more than half of the wait that is gone. The next try
-//!   is smaller: by the square root of the factor, after 5 to 60 s. Once the factor is below 1.2,
-//!   the size it started from is the knee.
+//!   than ε* is taken back, but for as much as throughput has risen. Where the pool is not full all
+//!   the time any more, throughput is what was asked for and says nothing; then growth is taken back
+//!   if it ended the line by moving it into the database, with use times longer by more than half of
+//!   the wait that is gone. The next try is smaller: by the square root of the factor, after 5 to
+//!   60 s. Once the factor is below 1.2, the size it started from is the knee.
 //! - **Down**: at the knee, the *gate* is held at 0.8 n for two of four seconds (high, low, low,
 //!   high, so that a linear drift cancels), while all connections stay open. If the last fifth
 //!   earns clearly less than ε*, it is closed; if clearly more, the database has recovered, and the
@@ -425,7 +425,7 @@ impl Knee {
                     let needed = needed(from, to, seen);
                     return Outcome::Paid(needed, seen, std::mem::take(after));
                 }
-                Outcome::Revert(from, seen)
+                Outcome::Revert(earned(from, to, seen), seen)
             }
         }
     }
@@ -567,6 +567,13 @@ fn needed(from: usize, to: usize, seen: Elasticity) -> usize {
     ((ROUNDER * knee).ceil() as usize).min(to)
 }
 
+/// Of a growth that did not pay as a whole, as much as earned its share for certain.
+fn earned(from: usize, to: usize, seen: Elasticity) -> usize {
+    let factor = to as f64 / from as f64;
+    let certain = (seen.mean - seen.error).max(0.0);
+    (from as f64 * factor.powf(certain)).round() as usize
+}
+
 /// Whether the wait that is gone is saved, and most of it not spent inside the database now. If none
 /// is gone, the line has another reason than the size, and the growth did at least no harm.
 fn removed_wait(before: &PoolWindow, after: &PoolWindow) -> Option<bool> {
@@ -597,6 +604,14 @@ mod tests {
             use_time: Duration::from_secs(use_ms),
             ..PoolWindow::default()
         }
+    }
+
+    #[test]
+    fn of_growth_that_did_not_pay_what_earned_its_share_is_kept() {
+        let seen = |mean, error| Elasticity { mean, error };
+        assert_eq!(earned(16, 32, seen(0.23, 0.02)), 19);
+        assert_eq!(earned(8, 16, seen(0.23, 0.15)), 8, "it may be chance");
+        assert_eq!(earned(8, 16, seen(-0.3, 0.02)), 8);
     }
 
     #[test]
