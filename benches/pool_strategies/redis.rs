@@ -109,15 +109,20 @@ impl Contender {
     }
 }
 
-async fn contenders(redis: &Redis, command: Command) -> Result<Vec<Contender>, Error> {
-    let pool = |size: usize| -> Result<Pool, Error> {
-        let builder = Config::from_url(redis.url()).builder()?;
-        Ok(builder.max_size(size).runtime(Runtime::Tokio1).build()?)
-    };
-    let ours = Autotuned::builder(pool(MAX)?).wait_timeout(PATIENCE);
-    let mut contenders = vec![Contender::Ours(ours.build()?)];
+fn pool(redis: &Redis, size: usize) -> Result<Pool, Error> {
+    let builder = Config::from_url(redis.url()).builder()?;
+    Ok(builder.max_size(size).runtime(Runtime::Tokio1).build()?)
+}
+
+/// The first of them is ours.
+async fn contenders(
+    redis: &Redis,
+    command: Command,
+    ours: Autotuned<Pool>,
+) -> Result<Vec<Contender>, Error> {
+    let mut contenders = vec![Contender::Ours(ours)];
     for size in SIZES {
-        let fixed = Autotuned::builder(pool(size)?)
+        let fixed = Autotuned::builder(pool(redis, size)?)
             .bounds(size..=size)
             .wait_timeout(PATIENCE)
             .tuner(still());
@@ -154,9 +159,13 @@ pub(crate) async fn play(
 ) -> Result<Value, Error> {
     let command = workload.command;
     println!("{} ({TASKS} tasks in a closed loop)", workload.name);
-    let contenders = contenders(redis, command).await?;
+    let ours = Autotuned::builder(pool(redis, MAX)?)
+        .wait_timeout(PATIENCE)
+        .build()?;
+    let contenders = contenders(redis, command, ours.clone()).await?;
     let warm_up = times.connecting / 4.0;
     rate(&contenders[0], command, 0.0, times.learning).await?;
+    let verdict = ours.verdict();
     let mut rates = vec![Vec::new(); contenders.len()];
     for _ in 0..ROUNDS {
         for (contender, rates) in contenders.iter().zip(&mut rates) {
@@ -178,10 +187,7 @@ pub(crate) async fn play(
         .map(|(_, &median)| median)
         .fold(0.0, f64::max);
     let part = medians[0] / best;
-    let Contender::Ours(ours) = &contenders[0] else {
-        unreachable!("it comes first");
-    };
-    let (size, verdict) = (ours.snapshot().size(), ours.verdict());
+    let size = ours.snapshot().size();
     println!(
         "  {:.0} % of the best exclusive with {size} connections: {verdict}",
         100.0 * part
