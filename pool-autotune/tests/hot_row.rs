@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::NoTls;
 
-/// Two experiments up and one down take about 30 s.
-const BOUNDED: Duration = Duration::from_secs(240);
+/// Two experiments up and one down take about 30 s; on a busy machine some have no clear answer, and are
+/// made again.
+const BOUNDED: Duration = Duration::from_secs(600);
 
 /// Holds the lock of the row for a millisecond.
 const ADD_ONE: &str = "BEGIN; UPDATE counter SET n = n + 1; SELECT pg_sleep(0.001); COMMIT";
@@ -39,7 +40,7 @@ async fn while_busy(pool: &Autotuned<Pool>, tasks: usize, end: impl Future<Outpu
             }
         });
     }
-    timeout(BOUNDED, end).await.expect("within four minutes");
+    timeout(BOUNDED, end).await.expect("within ten minutes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
