@@ -16,8 +16,9 @@ pub enum Verdict {
     /// More connections would help, and the bounds do not allow them.
     BudgetBound,
     /// Each connection could serve many tasks at once, the pool hands each to one, and none is held
-    /// for as long as a command that blocks: share this many instead, without a pool. Measured with Redis 7 on two cores: 71,000 commands a second
-    /// over 8 exclusive connections, the best number of them, and 362,000 over one shared.
+    /// for as long as a command that blocks: share this many instead, without a pool. Measured with
+    /// Redis 7 on two cores: 71,000 commands a second over 8 exclusive connections, the best number
+    /// of them, and 362,000 over one shared.
     UseMultiplexed {
         /// Connections to share.
         n: usize,
