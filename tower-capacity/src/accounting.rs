@@ -29,15 +29,17 @@ pub(crate) struct Accounting {
     /// Service times above this are late, in ns.
     objective: u64,
     shards: Box<[Shard]>,
-    /// One request in so many is timed; a power of two.
+    /// One request in `stride` is timed; a power of two.
     stride: AtomicU32,
-    /// The limit held somebody back since the flag was last taken.
+    /// The limit held a request back since the flag was last taken.
     limited: AtomicBool,
-    /// When a timed request last completed.
+    /// When a timed request last left.
     last_completion: AtomicU64,
-    /// Typical service time of the last window, below which the age of an unfinished request says
-    /// nothing.
+    /// Typical service time of the last successes, in ns: what a request that dies younger than this
+    /// says nothing about. Zero before the first.
     typical: AtomicU64,
+    /// Counts windows, so that a thread notices that one was closed.
+    windows: AtomicU32,
 }
 
 /// The counts of some threads, on a cache line pair of their own.
@@ -45,28 +47,108 @@ pub(crate) struct Accounting {
 #[repr(align(128))]
 struct Shard {
     completions: AtomicU64,
-    /// Completions that were none after all.
-    revoked: AtomicU64,
     ignored: AtomicU64,
     drops: AtomicU64,
     cancelled: AtomicU64,
     refusals: AtomicU64,
+    /// The window in which this thread last refused a request, and how many it has refused in it.
+    refused_in: AtomicU64,
     timed: Mutex<Timed>,
 }
 
-/// What the timed requests of some threads say. Totals since the start, but for `longest_gap`.
+/// What the timed requests of some threads say. Totals since the start, except `longest_gap`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Timed {
-    /// Requests inside, each weighted by the stride it was drawn with.
-    inside: i64,
+    /// Requests inside that have not been answered, and those that have.
+    running: Inside,
+    answered: Inside,
     /// Σ time of leaving − Σ time of entering, weighted, in ns; wraps.
     balance: i64,
-    log_service_time: f64,
-    log_squares: f64,
-    samples: u64,
+    service_times: Sum,
+    /// The same of requests that were ignored.
+    ignored: Sum,
+    /// The same of all that ended by themselves, held ones included.
+    lifetimes: Sum,
+    /// Weight of the requests that left long after they had been answered: they are no throughput.
+    held_ended: i64,
+    /// Weight of the requests that were dropped or cancelled at an age above the typical one.
+    died: i64,
     /// Samples above the objective.
     late: u64,
     longest_gap: u64,
+}
+
+/// Requests inside by age, each weighted by the stride it was drawn with.
+#[derive(Clone, Copy, Debug, Default)]
+struct Inside {
+    /// Those that entered after the last mark, between the two marks, and before both: the last are
+    /// held.
+    counts: [i64; 3],
+    /// The last two marks, the later one first.
+    marks: [u64; 2],
+}
+
+impl Inside {
+    /// Adds `weight` requests that entered at `entered`. Returns whether they count as held.
+    fn add(&mut self, entered: u64, weight: i64) -> bool {
+        let older = self.marks.iter().filter(|mark| entered < **mark).count();
+        self.counts[older] += weight;
+        older == 2
+    }
+
+    fn mark(&mut self, at: u64) {
+        self.marks = [at, self.marks[0]];
+        let [young, older, held] = self.counts;
+        self.counts = [0, young, older + held];
+    }
+}
+
+/// Sum over logarithms of times in ns.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sum {
+    count: u64,
+    logs: f64,
+    squares: f64,
+}
+
+impl Sum {
+    fn add(&mut self, nanos: u64) {
+        let log = (nanos.max(1) as f64).ln();
+        self.count += 1;
+        self.logs += log;
+        self.squares += log * log;
+    }
+
+    pub(crate) const fn plus(&self, other: &Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            logs: self.logs + other.logs,
+            squares: self.squares + other.squares,
+        }
+    }
+
+    pub(crate) const fn since(&self, opened: &Self) -> Self {
+        Self {
+            count: self.count - opened.count,
+            logs: self.logs - opened.logs,
+            squares: self.squares - opened.squares,
+        }
+    }
+
+    pub(crate) const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Geometric mean in seconds, with its relative standard error.
+    pub(crate) fn mean(&self) -> Option<(f64, f64)> {
+        if self.count == 0 {
+            return None;
+        }
+        let count = self.count as f64;
+        let mean = self.logs / count;
+        let variance = (self.squares / count - mean * mean).max(0.0);
+        Some((mean.exp() / 1e9, (variance / count).sqrt()))
+    }
 }
 
 /// Totals at one moment.
@@ -77,13 +159,17 @@ pub(crate) struct Totals {
     pub(crate) ignored: u64,
     pub(crate) drops: u64,
     pub(crate) cancelled: u64,
+    pub(crate) died: u64,
+    pub(crate) held_ended: u64,
     pub(crate) refusals: u64,
-    pub(crate) samples: u64,
     pub(crate) late: u64,
-    pub(crate) log_service_time: f64,
-    pub(crate) log_squares: f64,
+    pub(crate) service_times: Sum,
+    pub(crate) ignored_times: Sum,
+    pub(crate) lifetimes: Sum,
     /// ∫ inflight dt in ns, up to a constant; wraps.
     pub(crate) inflight_time: i64,
+    /// Requests inside that entered before both marks.
+    pub(crate) held: u64,
     pub(crate) longest_gap: u64,
 }
 
@@ -100,8 +186,8 @@ pub(crate) struct Ticket(u64);
 pub(crate) enum Progress {
     Running = 0,
     Succeeded = 1,
-    /// Ignored or dropped: there is nothing more to be said of it.
-    Ended = 2,
+    Ignored = 2,
+    Dropped = 3,
 }
 
 impl Ticket {
@@ -137,6 +223,11 @@ impl Ticket {
         Partition::new((self.0 >> Self::PARTITION_SHIFT & Self::PARTITION) as usize)
     }
 
+    /// When a timed request entered, given a time at most a few hundred days later.
+    const fn entered(self, now: u64) -> u64 {
+        now - self.age(now)
+    }
+
     /// How long ago a timed request entered, in ns.
     const fn age(self, now: u64) -> u64 {
         let entered = self.0 >> Self::ENTERED_SHIFT;
@@ -156,13 +247,21 @@ impl Ticket {
         match self.0 & Self::PROGRESS {
             0 => Progress::Running,
             1 => Progress::Succeeded,
-            _ => Progress::Ended,
+            2 => Progress::Ignored,
+            _ => Progress::Dropped,
         }
     }
 
     pub(crate) const fn set_progress(&mut self, progress: Progress) {
         self.0 = self.0 & !Self::PROGRESS | progress as u64;
     }
+}
+
+/// Whether a request that is inside has been answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Running,
+    Answered,
 }
 
 /// How a request ended.
@@ -188,6 +287,7 @@ impl Accounting {
             limited: AtomicBool::new(false),
             last_completion: AtomicU64::new(0),
             typical: AtomicU64::new(0),
+            windows: AtomicU32::new(0),
         }
     }
 
@@ -215,95 +315,109 @@ impl Accounting {
     pub(crate) fn enter(&self, partition: Partition, now: u64, stride: u32) -> Ticket {
         let ticket = Ticket::timed(partition, now, stride);
         let mut timed = lock(&self.shard().0.timed);
-        timed.inside += ticket.weight();
+        timed.running.add(ticket.entered(now), ticket.weight());
         timed.balance = timed
             .balance
             .wrapping_sub(ticket.weight().wrapping_mul(now as i64));
         ticket
     }
 
-    /// Counts a timed request that left.
-    pub(crate) fn leave(&self, ticket: Ticket) {
-        let now = self.now();
+    /// Notes that a timed request has been answered; it may stay inside.
+    #[inline(never)]
+    pub(crate) fn answer(&self, ticket: Ticket) {
+        let entered = ticket.entered(self.now());
         let mut timed = lock(&self.shard().0.timed);
-        timed.inside -= ticket.weight();
-        timed.balance = timed
-            .balance
-            .wrapping_add(ticket.weight().wrapping_mul(now as i64));
+        timed.running.add(entered, -ticket.weight());
+        timed.answered.add(entered, ticket.weight());
     }
 
-    /// Counts how a request ended. A timed one answers when.
+    /// Counts a request that leaves. Returns the time, if it was timed, and whether it had been
+    /// held.
     #[inline]
-    pub(crate) fn complete(&self, ticket: Ticket, outcome: Outcome) -> Option<u64> {
+    pub(crate) fn leave(&self, ticket: Ticket) -> Option<(u64, bool)> {
         let (shard, owned) = self.shard();
-        match outcome {
+        match ticket.progress() {
             // The count that every request adds to: its thread alone writes there.
-            Outcome::Success if owned => {
+            Progress::Succeeded if owned => {
                 let completions = shard.completions.load(Relaxed);
                 shard.completions.store(completions + 1, Relaxed);
             }
-            Outcome::Success => {
+            Progress::Succeeded => {
                 shard.completions.fetch_add(1, Relaxed);
             }
-            Outcome::Ignored => {
+            Progress::Ignored => {
                 shard.ignored.fetch_add(1, Relaxed);
             }
-            Outcome::Dropped => {
+            Progress::Dropped => {
                 shard.drops.fetch_add(1, Relaxed);
             }
+            Progress::Running => {
+                shard.cancelled.fetch_add(1, Relaxed);
+            }
         }
-        (ticket.is_timed()).then(|| self.complete_timed(shard, ticket, outcome))
+        ticket.is_timed().then(|| self.leave_timed(shard, ticket))
     }
 
     #[inline(never)]
-    fn complete_timed(&self, shard: &Shard, ticket: Ticket, outcome: Outcome) -> u64 {
+    fn leave_timed(&self, shard: &Shard, ticket: Ticket) -> (u64, bool) {
         let now = self.now();
         let gap = now.saturating_sub(self.last_completion.swap(now, Relaxed));
+        let weight = ticket.weight();
+        let age = ticket.age(now);
         let mut timed = lock(&shard.timed);
         timed.longest_gap = timed.longest_gap.max(gap);
-        let service_time = ticket.age(now);
-        match outcome {
-            Outcome::Success => timed.sample(service_time, self.objective),
-            Outcome::Dropped => self.sample_unfinished(&mut timed, service_time),
-            Outcome::Ignored => {}
+        let entered = ticket.entered(now);
+        let held = match ticket.progress() {
+            Progress::Running => timed.running.add(entered, -weight),
+            _ => timed.answered.add(entered, -weight),
+        };
+        timed.balance = timed.balance.wrapping_add(weight.wrapping_mul(now as i64));
+        match ticket.progress() {
+            Progress::Succeeded | Progress::Ignored => {
+                timed.lifetimes.add(age);
+                if held {
+                    timed.held_ended += weight;
+                } else if ticket.progress() == Progress::Succeeded {
+                    timed.service_times.add(age);
+                    timed.late += u64::from(age > self.objective);
+                } else {
+                    timed.ignored.add(age);
+                }
+            }
+            // An unfinished request would have taken at least its age: evidence of slowness, never
+            // of speed. A caller that hedges goes away sooner.
+            Progress::Dropped | Progress::Running => {
+                if age > self.typical.load(Relaxed) {
+                    timed.service_times.add(age);
+                    timed.late += u64::from(age > self.objective);
+                    timed.died += weight;
+                }
+            }
         }
-        now
+        (now, held)
     }
 
-    /// Turns a request that was counted as a success into one that was dropped.
-    pub(crate) fn revoke_success(&self) {
-        let (shard, _) = self.shard();
-        shard.revoked.fetch_add(1, Relaxed);
-        shard.drops.fetch_add(1, Relaxed);
-    }
-
-    /// Counts a request whose caller went away. A timed one answers when.
-    pub(crate) fn cancel(&self, ticket: Ticket) -> Option<u64> {
-        let (shard, _) = self.shard();
-        shard.cancelled.fetch_add(1, Relaxed);
-        if !ticket.is_timed() {
-            return None;
-        }
-        let now = self.now();
-        self.sample_unfinished(&mut lock(&shard.timed), ticket.age(now));
-        Some(now)
-    }
-
-    /// An unfinished request would have taken at least its age: evidence of slowness, never of
-    /// speed.
-    fn sample_unfinished(&self, timed: &mut Timed, age: u64) {
-        if age > self.typical.load(Relaxed) {
-            timed.sample(age, self.objective);
-        }
-    }
-
-    /// Counts a request that was refused.
-    pub(crate) fn refuse(&self) {
-        self.shard().0.refusals.fetch_add(1, Relaxed);
+    /// Counts a request that was refused. Returns the time now and then: of the first refusals after
+    /// a window was closed, and of fewer the more there are, so that a limiter that only refuses
+    /// still closes its windows.
+    pub(crate) fn refuse(&self) -> Option<u64> {
+        const EVERY: u64 = 64;
+        let shard = self.shard().0;
+        shard.refusals.fetch_add(1, Relaxed);
         self.set_limited();
+        let window = u64::from(self.windows.load(Relaxed)) << 32;
+        let seen = shard.refused_in.load(Relaxed);
+        let count = if seen & !u64::from(u32::MAX) == window {
+            seen & u64::from(u32::MAX)
+        } else {
+            0
+        };
+        let next = count.saturating_add(1).min(u64::from(u32::MAX));
+        shard.refused_in.store(window | next, Relaxed);
+        (count.is_power_of_two() || count % EVERY == 0).then(|| self.now())
     }
 
-    /// Notes that the limit held somebody back.
+    /// Notes that the limit held a request back.
     pub(crate) fn set_limited(&self) {
         if !self.limited.load(Relaxed) {
             self.limited.store(true, Relaxed);
@@ -314,7 +428,7 @@ impl Accounting {
         self.limited.swap(false, Relaxed)
     }
 
-    /// Typical service time of the last window; zero before it.
+    /// Typical service time of the last successes; zero before the first.
     pub(crate) fn typical(&self) -> Duration {
         Duration::from_nanos(self.typical.load(Relaxed))
     }
@@ -340,30 +454,53 @@ impl Accounting {
             longest_gap: at.saturating_sub(self.last_completion.load(Relaxed)),
             ..Totals::default()
         };
-        let mut revoked = 0;
+        let (mut held, mut died, mut held_ended) = (0, 0, 0);
         for shard in &self.shards {
             totals.completions += shard.completions.load(Relaxed);
-            revoked += shard.revoked.load(Relaxed);
             totals.ignored += shard.ignored.load(Relaxed);
             totals.drops += shard.drops.load(Relaxed);
             totals.cancelled += shard.cancelled.load(Relaxed);
             totals.refusals += shard.refusals.load(Relaxed);
             let mut timed = lock(&shard.timed);
-            totals.samples += timed.samples;
+            held += timed.running.counts[2] + timed.answered.counts[2];
+            died += timed.died;
+            held_ended += timed.held_ended;
             totals.late += timed.late;
-            totals.log_service_time += timed.log_service_time;
-            totals.log_squares += timed.log_squares;
+            totals.service_times = totals.service_times.plus(&timed.service_times);
+            totals.ignored_times = totals.ignored_times.plus(&timed.ignored);
+            totals.lifetimes = totals.lifetimes.plus(&timed.lifetimes);
+            let all = timed.running.counts.iter().chain(&timed.answered.counts);
+            let inside: i64 = all.sum();
             totals.inflight_time = totals
                 .inflight_time
                 .wrapping_add(timed.balance)
-                .wrapping_add(timed.inside.wrapping_mul(at as i64));
+                .wrapping_add(inside.wrapping_mul(at as i64));
             totals.longest_gap = totals.longest_gap.max(timed.longest_gap);
             if restart {
                 timed.longest_gap = 0;
             }
         }
-        totals.completions = totals.completions.saturating_sub(revoked);
+        totals.held = held.max(0) as u64;
+        totals.died = died.max(0) as u64;
+        totals.held_ended = held_ended.max(0) as u64;
+        if restart {
+            self.windows.fetch_add(1, Relaxed);
+        }
         totals
+    }
+
+    /// Sets a mark: requests that entered before the last one count as held from now on.
+    ///
+    /// A request that another thread counts meanwhile may be on the wrong side of a mark until the
+    /// mark after the next.
+    pub(crate) fn mark(&self, at: u64, which: Phase) {
+        for shard in &self.shards {
+            let mut timed = lock(&shard.timed);
+            match which {
+                Phase::Running => timed.running.mark(at),
+                Phase::Answered => timed.answered.mark(at),
+            }
+        }
     }
 
     /// A gap that began before the window counts only from its start.
@@ -377,30 +514,6 @@ impl Accounting {
         let thread = THREAD.get();
         let shard = thread.min(SHARDS - 1);
         (&self.shards[shard], thread < SHARDS - 1)
-    }
-}
-
-impl Totals {
-    /// Typical service time since `opened`, with its relative standard error; in seconds.
-    pub(crate) fn service_time_since(&self, opened: &Self) -> Option<(f64, f64)> {
-        let samples = (self.samples - opened.samples) as f64;
-        if samples == 0.0 {
-            return None;
-        }
-        let mean = (self.log_service_time - opened.log_service_time) / samples;
-        let square = (self.log_squares - opened.log_squares) / samples;
-        let variance = (square - mean * mean).max(0.0);
-        Some((mean.exp() / 1e9, (variance / samples).sqrt()))
-    }
-}
-
-impl Timed {
-    fn sample(&mut self, nanos: u64, objective: u64) {
-        let log = (nanos.max(1) as f64).ln();
-        self.log_service_time += log;
-        self.log_squares += log * log;
-        self.samples += 1;
-        self.late += u64::from(nanos > objective);
     }
 }
 

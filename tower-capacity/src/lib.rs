@@ -32,7 +32,7 @@
 //! # How it decides
 //!
 //! - [`gate`]: who enters now. A counter with a movable limit and a bounded waiting room.
-//! - [`limit`]: how many may be inside. Control laws, of which [`limit::VerifiedGradient`] is the
+//! - [`limit`]: how many may be inside. Control laws, of which [`limit::Knee`] is the
 //!   default.
 //! - [`Limiter`]: both, with the accounting in between; the handle that a service keeps.
 //! - [`layer`]: the Tower middleware, and what it promises.
@@ -71,6 +71,8 @@
 
 #[cfg(not(loom))]
 mod accounting;
+#[cfg(not(loom))]
+mod change;
 #[cfg(all(feature = "layer", not(loom)))]
 mod classify;
 #[cfg(all(feature = "cpu-pressure", not(loom)))]
@@ -90,10 +92,21 @@ mod saved;
 mod sync;
 #[cfg(all(feature = "client", not(loom)))]
 pub mod throttle;
+#[cfg(not(loom))]
+mod windows;
 
 #[cfg(all(feature = "cpu-pressure", not(loom)))]
 pub use crate::cpu_pressure::{CpuPressure, CpuPressureError, CpuPressureWatch};
 pub use crate::gate::Priority;
+#[cfg(not(loom))]
+pub use crate::{
+    change::LimitChange,
+    limiter::{
+        Admission, Admit, ConfigError, DrainTimeout, Limiter, LimiterBuilder, LimiterSnapshot,
+        Outcome,
+    },
+    saved::{ParseSavedLimitError, SavedLimit},
+};
 #[cfg(all(feature = "layer", not(loom)))]
 pub use crate::{
     classify::by_status,
@@ -102,14 +115,6 @@ pub use crate::{
         priority_header,
     },
     reject::{DefaultReject, Reject, Shed, ShedHook},
-};
-#[cfg(not(loom))]
-pub use crate::{
-    limiter::{
-        Admission, Admit, ConfigError, DrainTimeout, LimitChange, Limiter, LimiterBuilder,
-        LimiterSnapshot, Outcome,
-    },
-    saved::{ParseSavedLimitError, SavedLimit},
 };
 
 #[cfg(all(feature = "client", not(loom)))]

@@ -1,16 +1,12 @@
 //! The limiter: a gate, the control law that moves its limit, and the accounting in between.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::Future,
     hash::{BuildHasher, RandomState},
     ops::RangeInclusive,
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,36 +17,19 @@ use tokio::time::Instant;
 pub use crate::accounting::Outcome;
 use crate::{
     accounting::{Accounting, Progress, Ticket, Totals},
+    change::LimitChange,
     gate::{
         self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused,
         RefusedReason,
     },
-    limit::{Explanation, Limit, VerifiedGradient, Window},
+    limit::{Explanation, Knee, Limit, Window},
     metrics::Metrics,
     saved::SavedLimit,
-    sync::lock,
+    windows::Windows,
 };
 
-/// A window lasts at least this long, and at least 2.5 service times: a limit takes one service
-/// time to show in throughput, and one and a half more to be measured.
-const MIN_WINDOW: Duration = Duration::from_millis(50);
-const SERVICE_TIMES: f64 = 2.5;
-/// No service is so slow that a window must last longer than this for its sake.
-const MAX_WINDOW: Duration = Duration::from_secs(4);
-/// A window this old closes if few requests ended, and one ten times as old if none did.
-const OLD_WINDOW: Duration = Duration::from_secs(1);
-const FEW: u64 = 8;
-const STALE_WINDOW: Duration = Duration::from_secs(10);
-/// Fewer completions than the law asks for do if their times differ little: so many, with a standard
-/// error below this.
-const STEADY: u64 = 32;
-const STEADY_ERROR: f64 = 0.05;
-/// An open window is looked at no more often than this.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// Explained changes of the limit that are kept.
-const HISTORY: usize = 256;
-/// Shedding is over after this long without a refusal.
-const CALM: Duration = Duration::from_secs(1);
+/// Requests that may wait before the first window has closed.
+const FIRST_QUEUE: usize = 64;
 
 /// Admits requests within a limit that a control law moves.
 ///
@@ -75,20 +54,14 @@ const CALM: Duration = Duration::from_secs(1);
 /// ```
 #[derive(Clone)]
 pub struct Limiter {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
-    gate: Gate,
-    accounting: Accounting,
-    /// The window may close from then on, in ns since the limiter was built.
-    closes_at: AtomicU64,
-    /// The window is worthless from then on.
-    stale_at: AtomicU64,
-    control: Mutex<Control>,
-    /// Completions per second in the last window, as the bits of an `f64`.
-    throughput: AtomicU64,
-    metrics: Metrics,
+pub(crate) struct Shared {
+    pub(crate) gate: Gate,
+    pub(crate) accounting: Accounting,
+    pub(crate) windows: Windows,
+    pub(crate) metrics: Metrics,
     name: Box<str>,
     partitions: PartitionNames,
     downstream: Option<Box<Downstream>>,
@@ -97,32 +70,12 @@ struct Shared {
 /// How hard something is pressed that requests depend on, from 0 to 1.
 type Downstream = dyn Fn() -> f64 + Send + Sync;
 
-struct Control {
-    law: Box<dyn Limit>,
-    bounds: RangeInclusive<usize>,
-    /// The limit goes no higher, whatever the law says; the bounds go first.
-    ceiling: usize,
-    opened: Totals,
-    last: Option<Window>,
-    history: VecDeque<LimitChange>,
-    /// When a request was last refused, while shedding.
-    shedding_since: Option<Instant>,
-    last_refusal: Instant,
-}
-
-impl Control {
-    /// The highest limit allowed now.
-    fn highest(&self) -> usize {
-        self.ceiling.clamp(*self.bounds.start(), *self.bounds.end())
-    }
-}
-
 impl Limiter {
-    /// Creates a limiter that needs no numbers: [`VerifiedGradient`] between 1 and 16,384, with a
+    /// Creates a limiter that needs no numbers: [`Knee`] between 1 and 16,384, with a
     /// waiting room as long as the limit.
     #[must_use]
     pub fn adaptive() -> Self {
-        Self::from_parts(Self::builder(), Box::new(VerifiedGradient::new()))
+        Self::from_parts(Self::builder(), Box::new(Knee::new()))
     }
 
     /// Starts to describe a limiter.
@@ -148,31 +101,33 @@ impl Limiter {
         let mut config = GateConfig::new(initial)
             .max_wait(builder.max_wait)
             .shares(shares);
-        if let Some(max_queue) = builder.max_queue {
+        // Before anything is known, more may wait: a limit that starts too low refuses nothing.
+        let first_queue =
+            (builder.max_queue.is_none() && !law.counts_held()).then_some(builder.max_wait);
+        let max_queue = match first_queue {
+            Some(_) => Some(FIRST_QUEUE.max(initial)),
+            None => builder.max_queue,
+        };
+        if let Some(max_queue) = max_queue {
             config = config.max_queue(max_queue);
         }
         if let Some(codel) = builder.codel {
             config = config.codel(codel);
         }
         let accounting = Accounting::new(law.objective());
-        let opened = accounting.totals(0, true);
+        let windows = Windows::new(
+            law,
+            builder.bounds,
+            builder.codel,
+            first_queue,
+            initial,
+            &accounting,
+        );
         Self {
             shared: Arc::new(Shared {
                 gate: Gate::new(config),
-                closes_at: AtomicU64::new(MIN_WINDOW.as_nanos() as u64),
-                stale_at: AtomicU64::new(STALE_WINDOW.as_nanos() as u64),
-                control: Mutex::new(Control {
-                    law,
-                    bounds: builder.bounds,
-                    ceiling: usize::MAX,
-                    opened,
-                    last: None,
-                    history: VecDeque::new(),
-                    shedding_since: None,
-                    last_refusal: accounting.instant(0),
-                }),
+                windows,
                 accounting,
-                throughput: AtomicU64::new(0),
                 metrics: Metrics::new(&builder.name, initial),
                 name: builder.name,
                 partitions: PartitionNames::new(partitions),
@@ -288,19 +243,11 @@ impl Limiter {
     /// Reads the state of the limiter.
     #[must_use]
     pub fn snapshot(&self) -> LimiterSnapshot {
-        let gate = self.shared.gate.snapshot();
-        let control = lock(&self.shared.control);
-        LimiterSnapshot {
-            gate,
-            law: control.law.name(),
-            explanation: control.law.explain(),
-            bounds: control.bounds.clone(),
-            window: control.last,
-            totals: self
-                .shared
-                .accounting
-                .totals(self.shared.accounting.now(), false),
-        }
+        let now = self.shared.accounting.now();
+        self.shared.windows.snapshot(
+            self.shared.gate.snapshot(),
+            self.shared.accounting.totals(now, false),
+        )
     }
 
     /// The name given to the limiter, which its metrics and events carry.
@@ -346,7 +293,7 @@ impl Limiter {
     /// it.
     #[inline]
     pub(crate) fn expected_drain(&self, requests: usize) -> f64 {
-        let throughput = f64::from_bits(self.shared.throughput.load(Relaxed));
+        let throughput = self.shared.windows.throughput();
         if throughput > 0.0 {
             requests as f64 / throughput
         } else {
@@ -376,43 +323,23 @@ impl Limiter {
     /// then.
     pub fn set_bounds(&self, bounds: RangeInclusive<usize>) -> Result<(), ConfigError> {
         check_bounds(&bounds)?;
-        let mut control = lock(&self.shared.control);
-        let limit = self.shared.gate.limit();
-        let within = limit.clamp(*bounds.start(), *bounds.end());
-        control.bounds = bounds;
-        if within != limit {
-            let why = Explanation::new("bounds");
-            self.move_limit(&mut control, Instant::now(), limit, within, why);
-        }
+        self.move_bounds(bounds);
         Ok(())
-    }
-
-    /// Lowers the limit to a ceiling at once, within the bounds, and keeps it there until a higher
-    /// one is set; raising it is up to the law.
-    #[cfg(feature = "cpu-pressure")]
-    pub(crate) fn set_ceiling(&self, ceiling: usize) {
-        let mut control = lock(&self.shared.control);
-        control.ceiling = ceiling;
-        let limit = self.shared.gate.limit();
-        let within = limit.min(control.highest());
-        if within != limit {
-            let why = Explanation::new("cpu pressure");
-            self.move_limit(&mut control, Instant::now(), limit, within, why);
-        }
     }
 
     /// Changes how many may wait and for how long. `None`: as many as the limit in force.
     pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
+        self.shared.windows.forget_first_queue();
         self.shared.gate.set_waiting(max_queue, max_wait);
     }
 
     /// What the limiter has learned, for the next process to start with.
     #[must_use]
     pub fn saved_limit(&self) -> SavedLimit {
-        let explanation = lock(&self.shared.control).law.explain();
+        let explanation = self.shared.windows.explain();
         let baseline = explanation.baseline.filter(|baseline| *baseline > 0.0);
         let baseline = baseline.and_then(|baseline| Duration::try_from_secs_f64(baseline).ok());
-        SavedLimit::new(self.shared.gate.limit().max(1), baseline)
+        SavedLimit::new(self.shared.windows.limit().max(1), baseline)
     }
 
     /// Refuses everybody who comes from now on, and waits until nobody is inside any more.
@@ -452,12 +379,14 @@ impl Limiter {
     /// Windows in a row that moved the limit for the same reason are one change.
     #[must_use]
     pub fn history(&self) -> Vec<LimitChange> {
-        lock(&self.shared.control).history.iter().cloned().collect()
+        self.shared.windows.history()
     }
 
     pub(crate) fn note_refusal(&self, refused: &Refused) {
-        self.shared.accounting.refuse();
         self.shared.metrics.shed(refused.reason());
+        if let Some(now) = self.shared.accounting.refuse() {
+            self.look(now, false);
+        }
         #[cfg(feature = "tracing")]
         tracing::trace!(
             limiter = self.name(),
@@ -509,183 +438,10 @@ impl Limiter {
         let shared = &self.shared;
         let now = shared.accounting.now();
         let ticket = shared.accounting.enter(partition, now, stride);
-        if entered.inflight() == 1 && now >= shared.stale_at.load(Relaxed) {
-            self.restart_window(now);
+        if shared.windows.is_due_on_entry(now, entered.inflight()) {
+            self.look_on_entry(now, entered.inflight());
         }
         ticket
-    }
-
-    /// Nobody was inside for a long time: what the window holds is no longer news.
-    fn restart_window(&self, now: u64) {
-        let Ok(mut control) = self.shared.control.try_lock() else {
-            return;
-        };
-        self.open_window(&mut control, now);
-    }
-
-    fn open_window(&self, control: &mut Control, now: u64) {
-        let shared = &self.shared;
-        control.opened = shared.accounting.totals(now, true);
-        shared.accounting.restart_gap(now);
-        let service_time = control
-            .last
-            .and_then(|window| window.service_time)
-            .unwrap_or(0.0);
-        let lasts = Duration::from_secs_f64((SERVICE_TIMES * service_time).min(60.0))
-            .clamp(MIN_WINDOW, MAX_WINDOW);
-        shared
-            .closes_at
-            .store(now + lasts.as_nanos() as u64, Relaxed);
-        shared
-            .stale_at
-            .store(now + STALE_WINDOW.as_nanos() as u64, Relaxed);
-    }
-
-    /// Closes the window if it is time, and lets the law decide.
-    fn look(&self, now: u64) {
-        let shared = &self.shared;
-        if now < shared.closes_at.load(Relaxed) {
-            return;
-        }
-        // Whoever finds the law busy has nothing to add.
-        let Ok(mut control) = shared.control.try_lock() else {
-            return;
-        };
-        let control = &mut *control;
-        let totals = shared.accounting.totals(now, false);
-        let age = Duration::from_nanos(now.saturating_sub(control.opened.at));
-        let completions = totals
-            .completions
-            .saturating_sub(control.opened.completions);
-        let ended = completions + totals.drops + totals.cancelled
-            - control.opened.drops
-            - control.opened.cancelled;
-        let steady = totals
-            .service_time_since(&control.opened)
-            .is_some_and(|(_, error)| completions >= STEADY && error < STEADY_ERROR);
-        let enough = steady
-            || completions >= control.law.evidence()
-            || age >= OLD_WINDOW && ended >= FEW
-            || age >= STALE_WINDOW;
-        if !enough {
-            shared
-                .closes_at
-                .store(now + LOOK_AGAIN.as_nanos() as u64, Relaxed);
-            return;
-        }
-        let window = self.window(control, &totals, age);
-        shared
-            .accounting
-            .adapt(window.throughput(), window.service_time);
-        shared
-            .throughput
-            .store(window.throughput().to_bits(), Relaxed);
-        control.last = Some(window);
-        self.open_window(control, now);
-        let at = shared.accounting.instant(now);
-        let next = control
-            .law
-            .on_window(at, &window)
-            .clamp(*control.bounds.start(), control.highest());
-        self.note_shedding(control, at, window.refusals);
-        shared.metrics.baseline(control.law.explain().baseline);
-        if next != window.limit {
-            let why = control.law.explain();
-            self.move_limit(control, at, window.limit, next, why);
-        }
-    }
-
-    fn window(&self, control: &Control, totals: &Totals, age: Duration) -> Window {
-        let opened = &control.opened;
-        let inflight_time = totals
-            .inflight_time
-            .wrapping_sub(opened.inflight_time)
-            .max(0);
-        Window {
-            completions: totals.completions.saturating_sub(opened.completions),
-            drops: totals.drops - opened.drops,
-            cancelled: totals.cancelled - opened.cancelled,
-            refusals: totals.refusals - opened.refusals,
-            mean_inflight: inflight_time as f64 / age.as_nanos().max(1) as f64,
-            service_time: totals.service_time_since(opened).map(|(mean, _)| mean),
-            samples: totals.samples - opened.samples,
-            late: totals.late - opened.late,
-            longest_gap: Duration::from_nanos(totals.longest_gap),
-            min_limit: *control.bounds.start(),
-            max_limit: control.highest(),
-            limited: self.shared.accounting.take_limited(),
-            ..Window::new(age, self.shared.gate.limit())
-        }
-    }
-
-    fn move_limit(
-        &self,
-        control: &mut Control,
-        at: Instant,
-        old: usize,
-        new: usize,
-        why: Explanation,
-    ) {
-        self.shared.gate.set_limit(new);
-        self.shared.metrics.limit(new);
-        let change = LimitChange {
-            at,
-            old,
-            new,
-            windows: 1,
-            law: control.law.name(),
-            why,
-            window: control.last,
-        };
-        #[cfg(feature = "tracing")]
-        tracing::debug!(
-            limiter = self.name(),
-            old,
-            new,
-            reason = why.reason,
-            baseline_seconds = why.baseline,
-            elasticity = why.elasticity,
-            service_time_seconds = change.window.and_then(|window| window.service_time),
-            "limit moved"
-        );
-        match control.history.back_mut() {
-            Some(last) if last.why.reason == why.reason => last.extend(&change),
-            _ => {
-                if control.history.len() == HISTORY {
-                    control.history.pop_front();
-                }
-                control.history.push_back(change);
-            }
-        }
-    }
-
-    /// One event when shedding starts and one when it is over.
-    fn note_shedding(&self, control: &mut Control, at: Instant, refusals: u64) {
-        if refusals > 0 {
-            control.last_refusal = at;
-            if control.shedding_since.is_none() {
-                control.shedding_since = Some(at);
-                #[cfg(feature = "tracing")]
-                tracing::warn!(
-                    limiter = self.name(),
-                    limit = self.shared.gate.limit(),
-                    "overloaded: shedding starts"
-                );
-            }
-        } else if control.shedding_since.is_some()
-            && at.saturating_duration_since(control.last_refusal) >= CALM
-        {
-            #[cfg(feature = "tracing")]
-            if let Some(since) = control.shedding_since {
-                tracing::warn!(
-                    limiter = self.name(),
-                    limit = self.shared.gate.limit(),
-                    lasted_seconds = (at - since).as_secs_f64(),
-                    "no longer overloaded: shedding is over"
-                );
-            }
-            control.shedding_since = None;
-        }
     }
 }
 
@@ -727,7 +483,7 @@ impl LimiterBuilder {
     /// Wide enough for one process, and low enough that a runaway law cannot exhaust its memory.
     const DEFAULT_BOUNDS: RangeInclusive<usize> = 1..=16_384;
 
-    /// Sets the control law. Defaults to [`VerifiedGradient`].
+    /// Sets the control law. Defaults to [`Knee`].
     pub fn law(mut self, law: impl Limit + 'static) -> Self {
         self.law = Some(Box::new(law));
         self
@@ -840,8 +596,8 @@ impl LimiterBuilder {
             }
             Some(law) => law,
             None => Box::new(match self.warm_start {
-                Some(saved) => VerifiedGradient::new().warm_start(saved.limit(), saved.baseline()),
-                None => VerifiedGradient::new(),
+                Some(saved) => Knee::new().warm_start(saved.limit(), saved.baseline()),
+                None => Knee::new(),
             }),
         };
         Ok(Limiter::from_parts(self, law))
@@ -1027,8 +783,10 @@ impl Future for Admit {
             return Poll::Ready(Err(refused));
         }
         let Poll::Ready(entered) = this.enter.poll(cx) else {
-            limiter.shared.accounting.set_limited();
-            this.waiting.get_or_insert_with(|| Waiting::new(limiter));
+            if this.waiting.is_none() {
+                *this.waiting = Some(Waiting::new(limiter));
+                limiter.shared.accounting.set_limited();
+            }
             return Poll::Pending;
         };
         drop(this.waiting.take());
@@ -1093,22 +851,21 @@ impl Admission {
     /// after the body) and nothing else.
     #[inline]
     pub fn complete(&mut self, outcome: Outcome) {
-        let accounting = &self.limiter.shared.accounting;
         match self.ticket.progress() {
             Progress::Running => {
                 self.ticket.set_progress(match outcome {
                     Outcome::Success => Progress::Succeeded,
-                    Outcome::Ignored | Outcome::Dropped => Progress::Ended,
+                    Outcome::Ignored => Progress::Ignored,
+                    Outcome::Dropped => Progress::Dropped,
                 });
-                if let Some(now) = accounting.complete(self.ticket, outcome) {
-                    self.limiter.look(now);
+                if self.ticket.is_timed() {
+                    self.limiter.shared.accounting.answer(self.ticket);
                 }
             }
             Progress::Succeeded if outcome == Outcome::Dropped => {
-                self.ticket.set_progress(Progress::Ended);
-                accounting.revoke_success();
+                self.ticket.set_progress(Progress::Dropped);
             }
-            Progress::Succeeded | Progress::Ended => {}
+            Progress::Succeeded | Progress::Ignored | Progress::Dropped => {}
         }
     }
 
@@ -1123,42 +880,46 @@ impl Drop for Admission {
     #[inline]
     fn drop(&mut self) {
         let shared = &self.limiter.shared;
-        if self.ticket.progress() == Progress::Running {
-            // A service whose callers all lose their patience is seen too.
-            if let Some(now) = shared.accounting.cancel(self.ticket) {
-                self.limiter.look(now);
-            }
-        }
-        if self.ticket.is_timed() {
-            shared.accounting.leave(self.ticket);
-        }
+        let left = shared.accounting.leave(self.ticket);
         shared.metrics.left();
         shared.gate.leave(self.ticket.partition());
+        if let Some((now, held)) = left {
+            self.limiter.look(now, held);
+        }
     }
 }
 
 /// The state of a [`Limiter`] at one moment.
 #[derive(Clone, Debug)]
 pub struct LimiterSnapshot {
-    gate: GateSnapshot,
-    law: &'static str,
-    explanation: Explanation,
-    bounds: RangeInclusive<usize>,
-    window: Option<Window>,
-    totals: Totals,
+    pub(crate) gate: GateSnapshot,
+    pub(crate) limit: usize,
+    pub(crate) held: usize,
+    pub(crate) law: &'static str,
+    pub(crate) explanation: Explanation,
+    pub(crate) bounds: RangeInclusive<usize>,
+    pub(crate) window: Option<Window>,
+    pub(crate) totals: Totals,
 }
 
 impl LimiterSnapshot {
-    /// Requests allowed inside.
+    /// Requests allowed inside, those that are [held](Self::held) apart.
     #[must_use]
     pub const fn limit(&self) -> usize {
-        self.gate.limit()
+        self.limit
     }
 
-    /// Requests inside.
+    /// Requests inside, held ones included.
     #[must_use]
     pub const fn inflight(&self) -> usize {
         self.gate.inflight()
+    }
+
+    /// Requests inside that have been there for so much longer than usual that they are no measure
+    /// of load: open streams, long polls, handlers that hang. They do not count against the limit.
+    #[must_use]
+    pub const fn held(&self) -> usize {
+        self.held
     }
 
     /// Requests that wait.
@@ -1231,57 +992,5 @@ impl LimiterSnapshot {
     #[must_use]
     pub const fn refusals(&self) -> u64 {
         self.totals.refusals
-    }
-}
-
-/// An explained change of the limit: one window, or several in a row for the same reason.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct LimitChange {
-    /// When it was last extended.
-    pub at: Instant,
-    /// The limit before.
-    pub old: usize,
-    /// The limit after.
-    pub new: usize,
-    /// How many windows moved it.
-    pub windows: u32,
-    /// Name of the control law.
-    pub law: &'static str,
-    /// Why.
-    pub why: Explanation,
-    /// What the law read last; `None` if the bounds were moved before the first window closed.
-    pub window: Option<Window>,
-}
-
-impl LimitChange {
-    fn extend(&mut self, next: &Self) {
-        *self = Self {
-            old: self.old,
-            windows: self.windows + 1,
-            ..next.clone()
-        };
-    }
-}
-
-impl fmt::Display for LimitChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "limit {} -> {}: {}", self.old, self.new, self.why.reason)?;
-        if self.windows > 1 {
-            write!(f, " over {} windows", self.windows)?;
-        }
-        if let Some(window) = &self.window {
-            write!(f, ", {:.0}/s", window.throughput())?;
-            if let Some(service_time) = window.service_time {
-                write!(f, ", service time {:.1} ms", service_time * 1e3)?;
-            }
-        }
-        if let Some(baseline) = self.why.baseline {
-            write!(f, ", baseline {:.1} ms", baseline * 1e3)?;
-        }
-        if let Some(elasticity) = self.why.elasticity {
-            write!(f, ", elasticity {elasticity:.2}")?;
-        }
-        Ok(())
     }
 }

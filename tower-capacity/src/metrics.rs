@@ -12,6 +12,8 @@ pub mod names {
     pub const LIMIT: &str = "tower_capacity_limit";
     /// Gauge: requests inside.
     pub const INFLIGHT: &str = "tower_capacity_inflight";
+    /// Gauge: requests inside for so long that they no longer count against the limit.
+    pub const HELD: &str = "tower_capacity_held";
     /// Gauge: requests that wait.
     pub const QUEUED: &str = "tower_capacity_queued";
     /// Gauge: the service time without queueing that the control law compares with, in seconds;
@@ -73,6 +75,11 @@ pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_gauge!(names::LIMIT, Unit::Count, "Requests allowed inside");
     describe_gauge!(names::INFLIGHT, Unit::Count, "Requests inside");
+    describe_gauge!(
+        names::HELD,
+        Unit::Count,
+        "Requests inside for so long that they no longer count against the limit"
+    );
     describe_gauge!(names::QUEUED, Unit::Count, "Requests that wait");
     describe_gauge!(
         names::BASELINE,
@@ -131,6 +138,7 @@ pub(crate) struct Metrics {
 struct Handles {
     limit: metrics::Gauge,
     inflight: metrics::Gauge,
+    held: metrics::Gauge,
     queued: metrics::Gauge,
     admitted: metrics::Counter,
     /// In the order of [`RefusedReason::ALL`].
@@ -169,6 +177,7 @@ impl Metrics {
             Handles {
                 limit,
                 inflight: metrics::gauge!(names::INFLIGHT, "limiter" => limiter.clone()),
+                held: metrics::gauge!(names::HELD, "limiter" => limiter.clone()),
                 queued: metrics::gauge!(names::QUEUED, "limiter" => limiter.clone()),
                 admitted: requests("admitted", "none"),
                 shed: RefusedReason::ALL.map(|reason| requests("shed", reason.as_str())),
@@ -211,6 +220,10 @@ impl Metrics {
     pub(crate) fn limit(&self, limit: usize) {
         self.handles().limit.set(limit as f64);
     }
+
+    pub(crate) fn held(&self, held: usize) {
+        self.handles().held.set(held as f64);
+    }
 }
 
 #[cfg(not(feature = "metrics"))]
@@ -236,6 +249,8 @@ impl Metrics {
     pub(crate) const fn baseline(&self, _baseline: Option<f64>) {}
 
     pub(crate) const fn limit(&self, _limit: usize) {}
+
+    pub(crate) const fn held(&self, _held: usize) {}
 }
 
 #[cfg(feature = "client")]

@@ -7,7 +7,7 @@ use tokio::time::{Instant, advance};
 use tower_capacity::{
     ConfigError, Limiter, LimiterBuilder, LimiterSnapshot, Outcome, Priority, SavedLimit,
     gate::{Ask, Gate, RefusedReason},
-    limit::{Aimd, Fixed, Limit, VerifiedGradient, Window},
+    limit::{Aimd, Fixed, Knee, Limit, Window},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -315,9 +315,9 @@ async fn whatever_a_law_answers_stays_within_the_bounds() {
 
 #[test]
 fn laws_start_where_they_say() {
-    assert_eq!(VerifiedGradient::new().initial(), 20);
+    assert_eq!(Knee::new().initial(), 20);
     assert_eq!(Aimd::new().initial(), 20);
-    let warm = VerifiedGradient::new().warm_start(64, Some(Duration::from_millis(3)));
+    let warm = Knee::new().warm_start(64, Some(Duration::from_millis(3)));
     assert_eq!(warm.initial(), 64);
     assert_eq!(warm.explain().baseline, Some(0.003));
 }

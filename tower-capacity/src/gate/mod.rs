@@ -614,7 +614,7 @@ impl Shared {
         if let Some(codel) = &room.codel {
             let now = Instant::now();
             overloaded = room.queue.judge(line, codel, now);
-            if overloaded && let Some(stale) = room.queue.shed_stale(line, codel.patience(), now) {
+            if overloaded && let Some(stale) = room.queue.shed_stale(line, codel, now) {
                 self.word.unqueue();
                 return Some(stale);
             }

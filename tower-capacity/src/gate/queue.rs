@@ -206,14 +206,17 @@ impl Queue {
     pub(super) fn shed_stale(
         &mut self,
         line: LineKey,
-        patience: Duration,
+        codel: &Codel,
         now: Instant,
     ) -> Option<Waker> {
         let front = self.line(line).front?;
         let waited = now.saturating_duration_since(self.waiters[front].since);
-        (waited > patience)
-            .then(|| self.dismiss(front, Standing::Shed(RefusedReason::Overloaded)))
-            .flatten()
+        if waited <= codel.patience() {
+            return None;
+        }
+        let shed = &mut self.rooms[line.partition.index()].lines[line.priority.rank()];
+        shed.judgement.shed(codel, now);
+        self.dismiss(front, Standing::Shed(RefusedReason::Overloaded))
     }
 
     /// Makes place in a full room for a newcomer. Answers whom to wake.

@@ -2,16 +2,16 @@
 //!
 //! A law is a pure value. It reads no clock, takes no lock and knows nothing of HTTP: what
 //! happened arrives as a [`Window`], the time of the decision arrives as an argument, and the
-//! answer is the new limit. The same value therefore runs in a server, in a simulator and in a
+//! return value is the new limit. The same value therefore runs in a server, in a simulator and in a
 //! unit test.
 //!
 //! | law | reads | for |
 //! |---|---|---|
-//! | [`VerifiedGradient`] | service time against a baseline that moves only on evidence | the default |
+//! | [`Knee`] | service time and throughput, with probes | the default |
 //! | [`Aimd`] | drops, and optionally a threshold on the service time | a known latency threshold |
 //! | [`Vegas`] | service time against the least one seen | comparison |
 //! | [`Gradient2`] | service time against a long average | comparison |
-//! | [`Fixed`] | nothing | a limit that somebody measured |
+//! | [`Fixed`] | nothing | a limit that was measured |
 //!
 //! Write your own by implementing [`Limit`]:
 //!
@@ -41,8 +41,8 @@
 mod aimd;
 mod fixed;
 mod gradient2;
+mod knee;
 mod vegas;
-mod verified_gradient;
 mod window;
 
 use std::{fmt, time::Duration};
@@ -50,14 +50,7 @@ use std::{fmt, time::Duration};
 use tokio::time::Instant;
 
 pub use self::{
-    aimd::Aimd,
-    fixed::Fixed,
-    gradient2::Gradient2,
-    vegas::Vegas,
-    verified_gradient::{
-        VerifiedGradient, VerifiedGradientBuilder, VerifiedGradientConfig, VerifiedGradientError,
-    },
-    window::Window,
+    aimd::Aimd, fixed::Fixed, gradient2::Gradient2, knee::Knee, vegas::Vegas, window::Window,
 };
 
 /// Decides how many requests may be inside, once a window.
@@ -77,6 +70,12 @@ pub trait Limit: fmt::Debug + Send {
 
     /// Reads what happened during one window and answers the next limit.
     fn on_window(&mut self, now: Instant, window: &Window) -> usize;
+
+    /// Whether requests that are inside for many times the usual service time (streams, long polls)
+    /// count against the limit like any other. Defaults to false: the limiter admits as many more.
+    fn counts_held(&self) -> bool {
+        false
+    }
 
     /// The service time above which a request is late; `None` if the law does not care.
     ///
@@ -198,7 +197,7 @@ mod tests {
                 Box::new(Aimd::new()),
                 Box::new(Vegas::new()),
                 Box::new(Gradient2::new()),
-                Box::new(VerifiedGradient::new()),
+                Box::new(Knee::new()),
             ];
             for mut law in laws {
                 let mut now = Instant::now();
@@ -221,7 +220,7 @@ mod tests {
             windows in proptest::collection::vec(any_window(), 1..30)
         ) {
             let laws: [Box<dyn Limit>; 2] =
-                [Box::new(Aimd::new()), Box::new(VerifiedGradient::new())];
+                [Box::new(Aimd::new()), Box::new(Knee::new())];
             for mut law in laws {
                 for window in &windows {
                     let idle = Window {

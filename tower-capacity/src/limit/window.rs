@@ -22,6 +22,9 @@ pub struct Window {
     pub drops: u64,
     /// Requests whose caller went away before they ended.
     pub cancelled: u64,
+    /// Dropped and cancelled requests that had been inside for longer than a successful one usually
+    /// takes: work that was done in vain.
+    pub died: u64,
     /// Requests refused admission.
     pub refusals: u64,
     /// Time average of the requests inside.
@@ -31,6 +34,8 @@ pub struct Window {
     /// `None` where nothing was timed. The geometric mean needs no histogram and is robust to
     /// bimodal mixes, where the arithmetic one follows the rare slow class.
     pub service_time: Option<f64>,
+    /// Relative standard error of the service time; zero where nothing was timed.
+    pub service_time_error: f64,
     /// How many requests were timed.
     pub samples: u64,
     /// How many of them took longer than the [objective](super::Limit::objective) of the law.
@@ -58,9 +63,11 @@ impl Window {
             completions: 0,
             drops: 0,
             cancelled: 0,
+            died: 0,
             refusals: 0,
             mean_inflight: 0.0,
             service_time: None,
+            service_time_error: 0.0,
             samples: 0,
             late: 0,
             longest_gap: duration,

@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
-use super::VerifiedGradientConfig;
 use crate::limit::Window;
+
+/// Share of late requests that is fine: the objective is for 99 %.
+const LATE_SHARE: f64 = 0.01;
+/// How the ceiling moves when too many are late, and when few are (model).
+const STEP_DOWN: f64 = 0.85;
+const STEP_UP: f64 = 1.05;
 
 /// Lowers a ceiling over the limit while more requests are late than may be.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +55,7 @@ impl Objective {
         self.ceiling
     }
 
-    /// Reads a window in which nothing queued: who is late then is late by nature.
+    /// Reads a window in which nothing queued: what is late then is late by nature.
     pub(super) fn learn(&mut self, window: &Window) {
         if window.samples > 0 {
             let share = window.late as f64 / window.samples as f64;
@@ -59,7 +64,7 @@ impl Objective {
     }
 
     /// Reads a window at the limit; `limit` is the one the law wants.
-    pub(super) fn judge(&mut self, config: &VerifiedGradientConfig, window: &Window, limit: f64) {
+    pub(super) fn judge(&mut self, window: &Window, limit: f64) {
         if self.settling > 0 {
             self.settling -= 1;
             return;
@@ -68,13 +73,13 @@ impl Objective {
         self.samples += window.samples as f64;
         let share = self.late / self.samples.max(1.0);
         // Half as much again as those that are late by nature.
-        let may = config.late_share.max(1.5 * self.own);
+        let may = LATE_SHARE.max(1.5 * self.own);
         let expected = may * self.samples;
         let highest = limit.min(self.ceiling);
         if self.late > expected + Self::CHANCE * expected.sqrt() + 1.0 {
             let (from, late) = *self.fall.get_or_insert((highest, share));
             if highest > 0.5 * from {
-                self.ceiling = (config.late_step_down * highest).max(1.0);
+                self.ceiling = (STEP_DOWN * highest).max(1.0);
                 self.settling = 1;
             } else if share > Self::PAYS * late {
                 self.own = share;
@@ -89,7 +94,7 @@ impl Objective {
         } else if self.late < expected {
             self.own = self.own.min(share);
             self.fall = None;
-            self.ceiling *= config.late_step_up;
+            self.ceiling *= STEP_UP;
             if self.ceiling > 2.0 * limit {
                 self.ceiling = f64::INFINITY;
             }
@@ -102,8 +107,6 @@ impl Objective {
 mod tests {
     use super::*;
 
-    const CONFIG: fn() -> VerifiedGradientConfig = VerifiedGradientConfig::default;
-
     fn window(late: u64) -> Window {
         Window {
             samples: 1000,
@@ -115,10 +118,10 @@ mod tests {
     #[test]
     fn late_requests_lower_the_ceiling_and_timely_ones_lift_it_again() {
         let mut objective = Objective::new(Duration::from_millis(50));
-        objective.judge(&CONFIG(), &window(100), 40.0);
+        objective.judge(&window(100), 40.0);
         assert!((objective.ceiling() - 34.0).abs() < 1e-9);
         for _ in 0..40 {
-            objective.judge(&CONFIG(), &window(0), 40.0);
+            objective.judge(&window(0), 40.0);
         }
         assert!(objective.ceiling().is_infinite());
     }
@@ -126,9 +129,9 @@ mod tests {
     #[test]
     fn the_window_after_a_step_still_shows_the_old_limit_and_is_skipped() {
         let mut objective = Objective::new(Duration::from_millis(50));
-        objective.judge(&CONFIG(), &window(100), 40.0);
+        objective.judge(&window(100), 40.0);
         let ceiling = objective.ceiling();
-        objective.judge(&CONFIG(), &window(100), 34.0);
+        objective.judge(&window(100), 34.0);
         assert!((objective.ceiling() - ceiling).abs() < 1e-9);
     }
 
@@ -138,7 +141,7 @@ mod tests {
         for _ in 0..20 {
             objective.learn(&window(50));
         }
-        objective.judge(&CONFIG(), &window(55), 40.0);
+        objective.judge(&window(55), 40.0);
         assert!(objective.ceiling().is_infinite());
     }
 
@@ -148,15 +151,15 @@ mod tests {
         let mut limit = 40.0_f64;
         let mut lowest = limit;
         for _ in 0..40 {
-            objective.judge(&CONFIG(), &window(900), limit);
+            objective.judge(&window(900), limit);
             limit = objective.ceiling().min(40.0);
             lowest = lowest.min(limit);
         }
         assert!(lowest > 15.0, "{lowest}");
         assert!(objective.ceiling().is_infinite());
         // The dependency recovers; the objective counts again.
-        objective.judge(&CONFIG(), &window(0), 40.0);
-        objective.judge(&CONFIG(), &window(100), 40.0);
+        objective.judge(&window(0), 40.0);
+        objective.judge(&window(100), 40.0);
         assert!(objective.ceiling() < 40.0);
     }
 
@@ -164,7 +167,7 @@ mod tests {
     fn one_late_request_in_a_hundred_is_no_reason() {
         let mut objective = Objective::new(Duration::from_millis(50));
         for _ in 0..100 {
-            objective.judge(&CONFIG(), &window(10), 40.0);
+            objective.judge(&window(10), 40.0);
         }
         assert!(objective.ceiling().is_infinite());
     }

@@ -1,0 +1,55 @@
+//! The default law: Little's law, a square root, and a service time that is put to the test.
+//!
+//! # The limit
+//!
+//! With *n* requests inside and a service time *w*, Little's law says that *b = n·S/w* of them are
+//! at work and the rest queue, where *S* is the service time without a queue of ours. The limit is
+//!
+//! ```text
+//! L = b·(1 + τ) + √b        τ = 0.1
+//! ```
+//!
+//! the requests at work, a tenth more, and what chance needs (square-root staffing: Halfin and Whitt
+//! 1981; the headroom of Envoy's gradient controller and of Netflix's concurrency-limits is √L). It
+//! follows a capacity that changes within a few windows, since *b* falls with the throughput, and it
+//! needs no absolute time.
+//!
+//! # The service time without a queue
+//!
+//! Nothing can be read from *w* alone: it grows when requests queue inside and when a dependency gets
+//! slower, and the right answers are opposite. So *S* moves for four reasons only.
+//!
+//! - **Light load.** A window that did not reach the limit, with less than 0.7 of it in use, shows
+//!   *S* as it is.
+//! - **A probe.** The limit is lowered to 0.7 of itself for a few windows, and *b* is where the line
+//!   through both points meets: *b = n₁·(n₂/n₁)^e*, with the elasticity *e = ∂ln X/∂ln n* between
+//!   them. At a sharp knee this is exact. *e* is measured twice, by the throughput and by the service
+//!   time (*1 − ∂ln w/∂ln n*, by Little's law), and the two are weighed by their errors, which are
+//!   scaled by how far steady windows were found to scatter. A probe lasts until the error is small
+//!   or the answer plain. If half the limit was as good as all of it, the next probe follows at once.
+//! - **A probe that says that slowness is not ours** (*e* near 1 and a higher *S*) is repeated
+//!   upwards before it is believed: the limit goes back, and the throughput has to come back with it.
+//!   If it does not, capacity was lost meanwhile. So a capacity that moves by itself is not mistaken
+//!   for a slow dependency.
+//! - **Death.** When a fifth of the requests that end were given up inside, at an age above the usual
+//!   service time, the limit is at least halved, and *S* with it, whatever the windows say. If an
+//!   eighth of the limit changes nothing, the deaths are not ours: the limit is restored, and that
+//!   share is tolerated.
+//!
+//! *S* is never above *w* by more than the error of *w*.
+//!
+//! Probes come due a second after the limit was first reached and twice as late each time that
+//! nothing was learned, up to half a minute (or 16 and 128 windows, where that is longer). One starts
+//! at once when two windows in a row are slower than the limit explains.
+//!
+//! # Start
+//!
+//! The limit starts at 20 and doubles (slow start, RFC 5681) for as long as a doubling pays. After a
+//! slowness that was not ours it doubles again up to what the throughput of before needs, and grows by
+//! 1.4 beyond.
+
+mod law;
+mod objective;
+mod tally;
+
+pub use self::law::Knee;

@@ -1,0 +1,554 @@
+//! Windows: when one closes, what the law is shown of it, and what becomes of its decision.
+//!
+//! The law decides under a lock. What others are told of it (metrics, events) is collected there and
+//! sent after the lock is free, so that an observer may read the limiter.
+
+use std::{
+    collections::VecDeque,
+    ops::RangeInclusive,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    accounting::{Accounting, Phase, Sum, Totals},
+    change::LimitChange,
+    gate::{self, Codel, GateSnapshot},
+    limit::{Explanation, Limit, Window},
+    limiter::{Limiter, LimiterSnapshot},
+    sync::lock,
+};
+
+/// A window lasts at least this long, and at least 2.5 service times: a limit takes one service
+/// time to show in throughput, and one and a half more to be measured.
+const MIN_WINDOW: Duration = Duration::from_millis(50);
+const SERVICE_TIMES: f64 = 2.5;
+/// No service is so slow that a window must last longer than this for its sake.
+const MAX_WINDOW: Duration = Duration::from_secs(4);
+/// A window this old closes if few requests ended, and one ten times as old if none did.
+const OLD_WINDOW: Duration = Duration::from_secs(1);
+const FEW: u64 = 8;
+const STALE_WINDOW: Duration = Duration::from_secs(10);
+/// Fewer completions than the law asks for suffice if their times differ little: this many, with a
+/// standard error below this.
+const STEADY: u64 = 32;
+const STEADY_ERROR: f64 = 0.05;
+/// An open window is looked at no more often than this.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// A request is held, and no longer load, once it has been inside for this many typical lifetimes,
+/// or for up to twice as many.
+const HELD_LIFETIMES: f64 = 10.0;
+/// The same before any request has ended.
+const HELD_FIRST: Duration = Duration::from_millis(1500);
+/// Ended requests that the typical lifetime remembers.
+const LIFETIMES: f64 = 32.0;
+const SLOW_LIFETIMES: f64 = 512.0;
+/// Ignored requests count as work in a window with less than this share of successes.
+const FEW_SUCCESSES: u64 = 8;
+/// CoDel's target and interval in typical service times.
+const CODEL_TARGET: f64 = 0.25;
+const CODEL_INTERVAL: f64 = 8.0;
+/// Explained changes of the limit that are kept.
+const HISTORY: usize = 256;
+/// Shedding is over after this long without a refusal.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The open window of a limiter, and what decides when it closes.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    /// The window may close from then on, in ns since the limiter was built.
+    closes_at: AtomicU64,
+    /// The window is worthless from then on.
+    stale_at: AtomicU64,
+    /// The next mark that tells held requests apart is due from then on.
+    mark_at: AtomicU64,
+    /// Shedding may be over from then on; `u64::MAX` if there is none.
+    calm_at: AtomicU64,
+    /// Completions per second in the last window, as the bits of an `f64`.
+    throughput: AtomicU64,
+    control: Mutex<Control>,
+}
+
+#[derive(Debug)]
+struct Control {
+    law: Box<dyn Limit>,
+    bounds: RangeInclusive<usize>,
+    /// The limit goes no higher, whatever the law says; the bounds go first.
+    ceiling: usize,
+    /// The limit in force, and the held requests that the gate admits beside it.
+    limit: usize,
+    held: usize,
+    /// CoDel follows the service time.
+    relative_codel: bool,
+    /// The queue that a limiter without experience has, until its first window closes.
+    first_queue: Option<Duration>,
+    /// Logarithm of the typical time from entering to leaving, in ns: one that follows at once, and
+    /// one that rises slowly.
+    log_lifetime: Option<[f64; 2]>,
+    /// When the next mark is due among the running and among the answered.
+    marks_at: [u64; 2],
+    opened: Totals,
+    last: Option<Window>,
+    history: VecDeque<LimitChange>,
+    /// When shedding began, and how many refusals there were when one was last seen.
+    shedding_since: Option<Instant>,
+    refusals: u64,
+    last_refusal: u64,
+}
+
+impl Control {
+    /// The highest limit allowed now.
+    fn highest(&self) -> usize {
+        self.ceiling.clamp(*self.bounds.start(), *self.bounds.end())
+    }
+}
+
+/// What observers are told of a decision.
+#[derive(Debug, Default)]
+struct Notices {
+    moved: Option<LimitChange>,
+    baseline: Option<Option<f64>>,
+    held: Option<usize>,
+    began: bool,
+    over: Option<Duration>,
+    law_panicked: Option<&'static str>,
+}
+
+impl Windows {
+    pub(crate) fn new(
+        law: Box<dyn Limit>,
+        bounds: RangeInclusive<usize>,
+        codel: Option<Codel>,
+        first_queue: Option<Duration>,
+        limit: usize,
+        accounting: &Accounting,
+    ) -> Self {
+        Self {
+            closes_at: AtomicU64::new(MIN_WINDOW.as_nanos() as u64),
+            stale_at: AtomicU64::new(STALE_WINDOW.as_nanos() as u64),
+            mark_at: AtomicU64::new(if law.counts_held() {
+                u64::MAX
+            } else {
+                HELD_FIRST.as_nanos() as u64
+            }),
+            calm_at: AtomicU64::new(u64::MAX),
+            throughput: AtomicU64::new(0),
+            control: Mutex::new(Control {
+                law,
+                bounds,
+                ceiling: usize::MAX,
+                limit,
+                held: 0,
+                relative_codel: codel == Some(Codel::REQUESTS),
+                first_queue,
+                log_lifetime: None,
+                marks_at: [nanos(HELD_FIRST); 2],
+                opened: accounting.totals(0, true),
+                last: None,
+                history: VecDeque::new(),
+                shedding_since: None,
+                refusals: 0,
+                last_refusal: 0,
+            }),
+        }
+    }
+
+    /// Completions per second in the last window; zero before it.
+    #[inline]
+    pub(crate) fn throughput(&self) -> f64 {
+        f64::from_bits(self.throughput.load(Relaxed))
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        lock(&self.control).limit
+    }
+
+    /// The queue has been set from outside.
+    pub(crate) fn forget_first_queue(&self) {
+        lock(&self.control).first_queue = None;
+    }
+
+    pub(crate) fn explain(&self) -> Explanation {
+        lock(&self.control).law.explain()
+    }
+
+    pub(crate) fn history(&self) -> Vec<LimitChange> {
+        lock(&self.control).history.iter().cloned().collect()
+    }
+
+    pub(crate) fn snapshot(&self, gate: GateSnapshot, totals: Totals) -> LimiterSnapshot {
+        let control = lock(&self.control);
+        LimiterSnapshot {
+            gate,
+            limit: control.limit,
+            held: control.held,
+            law: control.law.name(),
+            explanation: control.law.explain(),
+            bounds: control.bounds.clone(),
+            window: control.last,
+            totals,
+        }
+    }
+
+    /// Whether the entry of a request is the moment to look: the first after a long silence, a mark
+    /// that is due, or the end of shedding.
+    #[inline]
+    pub(crate) fn is_due_on_entry(&self, now: u64, inflight: usize) -> bool {
+        now >= self.mark_at.load(Relaxed)
+            || now >= self.calm_at.load(Relaxed)
+            || inflight == 1 && now >= self.stale_at.load(Relaxed)
+    }
+
+    /// `None` if another thread decides; it will count what this one has seen.
+    fn try_control(&self) -> Option<MutexGuard<'_, Control>> {
+        match self.control.try_lock() {
+            Ok(control) => Some(control),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Limiter {
+    /// Closes the window if it is time, and lets the law decide; `held` if a held request has left, so
+    /// that the gate must not admit one more for it.
+    pub(crate) fn look(&self, now: u64, held: bool) {
+        let windows = &self.shared.windows;
+        if now < windows.closes_at.load(Relaxed) && now < windows.mark_at.load(Relaxed) && !held {
+            return;
+        }
+        let Some(mut control) = windows.try_control() else {
+            return;
+        };
+        let mut notices = Notices::default();
+        let totals = self.shared.accounting.totals(now, false);
+        self.note_refusals(&mut control, &totals, &mut notices);
+        self.set_apart(&mut control, &totals, &mut notices);
+        if now >= windows.closes_at.load(Relaxed) {
+            self.close_if_enough(&mut control, &totals, &mut notices);
+        }
+        drop(control);
+        self.send(notices);
+    }
+
+    /// The same when a request enters: after a long silence, what the window holds is no news.
+    pub(crate) fn look_on_entry(&self, now: u64, inflight: usize) {
+        let windows = &self.shared.windows;
+        let Some(mut control) = windows.try_control() else {
+            return;
+        };
+        let mut notices = Notices::default();
+        let totals = self.shared.accounting.totals(now, false);
+        self.note_refusals(&mut control, &totals, &mut notices);
+        self.set_apart(&mut control, &totals, &mut notices);
+        if inflight == 1 && now >= windows.stale_at.load(Relaxed) {
+            self.open_window(&mut control, now);
+        }
+        drop(control);
+        self.send(notices);
+    }
+
+    /// Moves the bounds of the limit, and the limit into them.
+    pub(crate) fn move_bounds(&self, bounds: RangeInclusive<usize>) {
+        let mut control = lock(&self.shared.windows.control);
+        let within = control.limit.clamp(*bounds.start(), *bounds.end());
+        control.bounds = bounds;
+        self.move_from_outside(control, within, "bounds");
+    }
+
+    /// Lowers the limit to a ceiling at once, within the bounds, and keeps it there until a higher
+    /// one is set; raising it is up to the law.
+    #[cfg(feature = "cpu-pressure")]
+    pub(crate) fn set_ceiling(&self, ceiling: usize) {
+        let mut control = lock(&self.shared.windows.control);
+        control.ceiling = ceiling;
+        let within = control.limit.min(control.highest());
+        self.move_from_outside(control, within, "cpu pressure");
+    }
+
+    fn move_from_outside(
+        &self,
+        mut control: MutexGuard<'_, Control>,
+        limit: usize,
+        reason: &'static str,
+    ) {
+        let mut notices = Notices::default();
+        if limit != control.limit {
+            let why = Explanation::new(reason);
+            notices.moved = Some(self.move_limit(&mut control, Instant::now(), limit, why));
+        }
+        drop(control);
+        self.send(notices);
+    }
+
+    fn open_window(&self, control: &mut Control, now: u64) {
+        let shared = &self.shared;
+        control.opened = shared.accounting.totals(now, true);
+        shared.accounting.restart_gap(now);
+        let service_time = control
+            .last
+            .and_then(|window| window.service_time)
+            .unwrap_or(0.0);
+        let lasts = Duration::from_secs_f64((SERVICE_TIMES * service_time).min(60.0))
+            .clamp(MIN_WINDOW, MAX_WINDOW);
+        let windows = &shared.windows;
+        windows.closes_at.store(now + nanos(lasts), Relaxed);
+        windows.stale_at.store(now + nanos(STALE_WINDOW), Relaxed);
+    }
+
+    /// Marks those inside if it is time, and lets the gate admit as many more as are held.
+    fn set_apart(&self, control: &mut Control, totals: &Totals, notices: &mut Notices) {
+        let windows = &self.shared.windows;
+        let mut held = totals.held;
+        if totals.at >= windows.mark_at.load(Relaxed) {
+            for (index, phase) in [Phase::Running, Phase::Answered].into_iter().enumerate() {
+                if totals.at >= control.marks_at[index] {
+                    self.shared.accounting.mark(totals.at, phase);
+                    let after =
+                        control.log_lifetime.map_or(HELD_FIRST, |logs| {
+                            Duration::from_nanos(
+                                (HELD_LIFETIMES * logs[index].exp()).min(3.6e12) as u64
+                            )
+                        });
+                    control.marks_at[index] = totals.at + nanos(after.max(LOOK_AGAIN));
+                }
+            }
+            held = self.shared.accounting.totals(totals.at, false).held;
+            let [running, answered] = control.marks_at;
+            windows.mark_at.store(running.min(answered), Relaxed);
+        }
+        let held = (held as usize).min(gate::MAX - control.limit);
+        if held != control.held {
+            control.held = held;
+            self.shared.gate.set_limit(control.limit + held);
+            notices.held = Some(held);
+        }
+    }
+
+    fn close_if_enough(&self, control: &mut Control, totals: &Totals, notices: &mut Notices) {
+        let shared = &self.shared;
+        let now = totals.at;
+        let opened = &control.opened;
+        let age = Duration::from_nanos(now.saturating_sub(opened.at));
+        let well = totals.completions + totals.ignored - opened.completions - opened.ignored;
+        let ended = well + totals.drops + totals.cancelled - opened.drops - opened.cancelled;
+        let steady = totals
+            .service_times
+            .since(&opened.service_times)
+            .mean()
+            .is_some_and(|(_, error)| well >= STEADY && error < STEADY_ERROR);
+        let enough = steady
+            || well >= control.law.evidence()
+            || age >= OLD_WINDOW && ended >= FEW
+            || age >= STALE_WINDOW;
+        if !enough {
+            let again = now + nanos(LOOK_AGAIN);
+            return shared.windows.closes_at.store(again, Relaxed);
+        }
+        let window = self.window(control, totals, age);
+        self.learn_typical(control, totals, &window);
+        if let Some(max_wait) = control.first_queue.take() {
+            shared.gate.set_waiting(None, max_wait);
+        }
+        control.last = Some(window);
+        self.open_window(control, now);
+        let at = shared.accounting.instant(now);
+        // A law that panics costs its window, not the request that closed it.
+        let decided = catch_unwind(AssertUnwindSafe(|| control.law.on_window(at, &window)));
+        let next = decided.unwrap_or_else(|_| {
+            notices.law_panicked = Some(control.law.name());
+            control.limit
+        });
+        let next = next.clamp(*control.bounds.start(), control.highest());
+        let why = control.law.explain();
+        notices.baseline = Some(why.baseline);
+        if next != control.limit {
+            notices.moved = Some(self.move_limit(control, at, next, why));
+        }
+    }
+
+    fn window(&self, control: &Control, totals: &Totals, age: Duration) -> Window {
+        let opened = &control.opened;
+        let inflight_time = totals
+            .inflight_time
+            .wrapping_sub(opened.inflight_time)
+            .max(0);
+        let inflight = inflight_time as f64 / age.as_nanos().max(1) as f64;
+        let held = if control.law.counts_held() {
+            0.0
+        } else {
+            0.5 * (totals.held + opened.held) as f64
+        };
+        let mut completions = totals.completions - opened.completions;
+        let ignored = totals.ignored - opened.ignored;
+        let mut times = totals.service_times.since(&opened.service_times);
+        // A service that answers hardly anything but 404 works all the same.
+        if FEW_SUCCESSES * completions < ignored {
+            completions += ignored;
+            times = times.plus(&totals.ignored_times.since(&opened.ignored_times));
+        }
+        if !control.law.counts_held() {
+            completions = completions.saturating_sub(totals.held_ended - opened.held_ended);
+        }
+        Window {
+            completions,
+            drops: totals.drops - opened.drops,
+            cancelled: totals.cancelled - opened.cancelled,
+            died: totals.died - opened.died,
+            refusals: totals.refusals - opened.refusals,
+            mean_inflight: (inflight - held).max(0.0),
+            service_time: times.mean().map(|(mean, _)| mean),
+            service_time_error: times.mean().map_or(0.0, |(_, error)| error),
+            samples: times.count(),
+            late: totals.late - opened.late,
+            longest_gap: Duration::from_nanos(totals.longest_gap),
+            min_limit: *control.bounds.start(),
+            max_limit: control.highest(),
+            limited: self.shared.accounting.take_limited(),
+            ..Window::new(age, control.limit)
+        }
+    }
+
+    /// Learns how long requests usually take, for all that is measured in such times.
+    fn learn_typical(&self, control: &mut Control, totals: &Totals, window: &Window) {
+        let shared = &self.shared;
+        let opened = &control.opened;
+        let succeeded = totals.completions > opened.completions;
+        let typical = window.service_time.filter(|_| succeeded);
+        shared.accounting.adapt(window.throughput(), typical);
+        let throughput = window.throughput().to_bits();
+        shared.windows.throughput.store(throughput, Relaxed);
+        let lifetimes: Sum = totals.lifetimes.since(&opened.lifetimes);
+        if let Some((mean, _)) = lifetimes.mean() {
+            let count = lifetimes.count() as f64;
+            let log = (1e9 * mean).max(1.0).ln();
+            let follow =
+                |before: f64, memory: f64| before + count / (count + memory) * (log - before);
+            let [fast, slow] = control.log_lifetime.unwrap_or([log; 2]);
+            let memory = if log > slow {
+                SLOW_LIFETIMES
+            } else {
+                LIFETIMES
+            };
+            let slow = follow(slow, memory);
+            control.log_lifetime = Some([follow(fast, LIFETIMES).max(slow), slow]);
+        }
+        if control.relative_codel
+            && let Some([_, log]) = control.log_lifetime
+        {
+            let typical = log.exp() / 1e9;
+            let target = Duration::from_secs_f64((CODEL_TARGET * typical).min(60.0));
+            let interval = Duration::from_secs_f64((CODEL_INTERVAL * typical).min(60.0));
+            shared.gate.set_codel(Some(Codel::new(target, interval)));
+        }
+    }
+
+    fn move_limit(
+        &self,
+        control: &mut Control,
+        at: Instant,
+        new: usize,
+        why: Explanation,
+    ) -> LimitChange {
+        let old = std::mem::replace(&mut control.limit, new);
+        control.held = control.held.min(gate::MAX - new);
+        self.shared.gate.set_limit(new + control.held);
+        let change = LimitChange {
+            at,
+            old,
+            new,
+            windows: 1,
+            law: control.law.name(),
+            why,
+            window: control.last,
+        };
+        match control.history.back_mut() {
+            Some(last) if last.why.reason == why.reason => last.extend(&change),
+            _ => {
+                if control.history.len() == HISTORY {
+                    control.history.pop_front();
+                }
+                control.history.push_back(change.clone());
+            }
+        }
+        change
+    }
+
+    /// One notice when shedding starts and one when it is over.
+    fn note_refusals(&self, control: &mut Control, totals: &Totals, notices: &mut Notices) {
+        let now = totals.at;
+        if totals.refusals > control.refusals {
+            control.refusals = totals.refusals;
+            control.last_refusal = now;
+            let calm_at = now + nanos(CALM);
+            self.shared.windows.calm_at.store(calm_at, Relaxed);
+            if control.shedding_since.is_none() {
+                control.shedding_since = Some(self.shared.accounting.instant(now));
+                notices.began = true;
+            }
+        } else if now >= control.last_refusal + nanos(CALM)
+            && let Some(since) = control.shedding_since.take()
+        {
+            self.shared.windows.calm_at.store(u64::MAX, Relaxed);
+            let at = self.shared.accounting.instant(now);
+            notices.over = Some(at.saturating_duration_since(since));
+        }
+    }
+
+    /// Tells the observers, which may look at the limiter.
+    fn send(&self, notices: Notices) {
+        let metrics = &self.shared.metrics;
+        if let Some(baseline) = notices.baseline {
+            metrics.baseline(baseline);
+        }
+        if let Some(held) = notices.held {
+            metrics.held(held);
+        }
+        if let Some(change) = &notices.moved {
+            metrics.limit(change.new);
+            #[cfg(feature = "tracing")]
+            tracing::debug!(
+                limiter = self.name(),
+                old = change.old,
+                new = change.new,
+                reason = change.why.reason,
+                baseline_seconds = change.why.baseline,
+                elasticity = change.why.elasticity,
+                service_time_seconds = change.window.and_then(|window| window.service_time),
+                "limit moved"
+            );
+        }
+        #[cfg(feature = "tracing")]
+        {
+            let limit = self.shared.gate.limit();
+            if notices.began {
+                tracing::warn!(limiter = self.name(), limit, "overloaded: shedding starts");
+            }
+            if let Some(lasted) = notices.over {
+                tracing::warn!(
+                    limiter = self.name(),
+                    limit,
+                    lasted_seconds = lasted.as_secs_f64(),
+                    "no longer overloaded: shedding is over"
+                );
+            }
+            if let Some(law) = notices.law_panicked {
+                tracing::error!(
+                    limiter = self.name(),
+                    law,
+                    "the control law panicked: the limit stays"
+                );
+            }
+        }
+    }
+}
+
+const fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
+}
