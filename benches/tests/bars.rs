@@ -10,7 +10,7 @@ use std::{collections::HashMap, fmt::Write, fs, path::PathBuf, sync::OnceLock, t
 use overload_benches::sim::{
     Contender, Report, Scenario, Score, adaptive, in_parallel, oracle_of, run, scenarios,
 };
-use tower_capacity::limit::VerifiedGradient;
+use tower_capacity::limit::Knee;
 
 /// Random scenarios on which no constant was tuned.
 const SEEDS: std::ops::Range<u64> = 20_001..20_041;
@@ -203,8 +203,8 @@ fn a_latency_objective_is_met_and_costs_little() {
     let scenario = named("step-2x");
     let objective = Duration::from_millis(60);
     let with = run(&scenario, || {
-        let law = VerifiedGradient::builder().latency_objective(objective);
-        adaptive(law.build().expect("60 ms is an objective"))
+        let law = Knee::new().latency_objective(objective);
+        adaptive(law)
     });
     let without = ours(&scenario);
     let p99 = |report: &Report| report.phases[1].quantile(0.99);

@@ -263,7 +263,7 @@ fn the_live_page_shows_what_the_server_does() {
     assert!(serving.get("/").contains("/api/live"));
     assert!(serving.get("/orders/gift").trim().parse::<u64>().unwrap() > 1000);
     let live: Value = serde_json::from_str(&serving.get("/api/live")).unwrap();
-    assert_eq!(live["limiter"]["law"], "verified_gradient");
+    assert_eq!(live["limiter"]["law"], "knee");
     assert!(number(&live, "/limiter/limit") >= 1.0);
     assert!(number(&live, "/pool/size") >= 1.0);
     assert!(number(&live, "/responses/goodput_per_s") > 0.0);

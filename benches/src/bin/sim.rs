@@ -9,7 +9,7 @@
 //! cargo run --release -p overload-benches --bin sim -- --law ours --law no-codel --law no-room
 //! ```
 
-use std::{error::Error, fs, path::PathBuf};
+use std::{error::Error, fs, path::PathBuf, time::SystemTime};
 
 use clap::Parser;
 use overload_benches::sim::{
@@ -22,9 +22,16 @@ struct Options {
     /// Only scenarios whose name contains this; may be given again.
     #[arg(long)]
     scenario: Vec<String>,
-    /// Random scenarios instead of the named ones, so many.
-    #[arg(long)]
+    /// Runs N random scenarios instead of the named ones.
+    #[arg(long, value_name = "N")]
     random: Option<u64>,
+    /// Runs N random scenarios of the wider world instead of the named ones.
+    #[arg(long, value_name = "N")]
+    wide: Option<u64>,
+    /// Runs N scenarios of the wider world with a first seed from the clock, which is printed: a
+    /// test on situations that no constant was tuned on.
+    #[arg(long, value_name = "N")]
+    exam: Option<u64>,
     /// Seed of the first random scenario; each next one has the next.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -55,7 +62,12 @@ struct Options {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse();
+    let mut options = Options::parse();
+    if options.exam.is_some() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        options.seed = 1_000_000 + now.as_millis() as u64 % 1_000_000_000;
+        options.wide = options.exam;
+    }
     let contenders = if options.law.is_empty() {
         Contender::ALL.to_vec()
     } else {
@@ -76,7 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .map(|contender| {
                 let report = run(scenario, || contender.guard(scenario, options.room));
                 let score = Score::of(scenario, &report, &best);
-                if !scenario.classes.is_empty() {
+                if options.mixes && !scenario.classes.is_empty() {
                     print!("{}", by_class(scenario, *contender, &report));
                 }
                 if options.explain {
@@ -94,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .collect();
         row
     });
-    if let Some(count) = options.random {
+    if let Some(count) = options.random.or(options.wide) {
         let last = options.seed + count - 1;
         println!("random scenarios, seeds {} to {last}", options.seed);
     }
@@ -106,13 +118,17 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn chosen(options: &Options) -> Result<Vec<Scenario>, String> {
-    let all = match (options.random, options.half_hour) {
-        (Some(count), _) => (options.seed..options.seed + count)
-            .map(scenarios::random)
-            .collect(),
-        (None, true) => vec![scenarios::half_hour()],
-        (None, false) if options.mixes => scenarios::mixes(),
-        (None, false) => scenarios::named(),
+    let seeds = |count| options.seed..options.seed + count;
+    let all = if let Some(count) = options.random {
+        seeds(count).map(scenarios::random).collect()
+    } else if let Some(count) = options.wide {
+        seeds(count).map(scenarios::wide).collect()
+    } else if options.half_hour {
+        vec![scenarios::half_hour()]
+    } else if options.mixes {
+        scenarios::mixes()
+    } else {
+        scenarios::named()
     };
     let names: Vec<_> = all.iter().map(|scenario| scenario.name.clone()).collect();
     let chosen: Vec<_> = all

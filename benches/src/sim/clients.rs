@@ -119,6 +119,15 @@ pub enum Balance {
     LeastOutstanding,
 }
 
+/// Busy neighbours on the machine: the share of the cores that is left moves at random.
+#[derive(Clone, Copy, Debug)]
+pub struct Noise {
+    /// The share is between `1 - depth` and `1 + depth`.
+    pub depth: f64,
+    /// Mean time for which a share stays, in seconds.
+    pub correlation: f64,
+}
+
 /// A run: phases, and the patience of the clients.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -136,6 +145,11 @@ pub struct Scenario {
     pub retries: u32,
     /// The whole process stands still: every so many seconds, for so many.
     pub pauses: Option<(f64, f64)>,
+    /// Capacity that moves by itself.
+    pub noise: Option<Noise>,
+    /// Of each tenth of a second the process runs for this share, and is stopped for the rest once
+    /// it has used that much of all cores.
+    pub quota: Option<f64>,
     /// Kinds of requests; none if all are alike.
     pub classes: Vec<Class>,
     /// Instances of the service, each with its own limiter. Phases say what one instance has and
@@ -162,6 +176,8 @@ impl Scenario {
             impatient: (0.0, Duration::ZERO),
             retries: 0,
             pauses: None,
+            noise: None,
+            quota: None,
             classes: Vec::new(),
             nodes: 1,
             slow_nodes: 0,
@@ -213,6 +229,20 @@ impl Scenario {
     #[must_use]
     pub const fn pauses(mut self, every: f64, lasting: f64) -> Self {
         self.pauses = Some((every, lasting));
+        self
+    }
+
+    /// Lets the capacity move by itself.
+    #[must_use]
+    pub const fn noise(mut self, depth: f64, correlation: f64) -> Self {
+        self.noise = Some(Noise { depth, correlation });
+        self
+    }
+
+    /// Stops the process for a part of each tenth of a second.
+    #[must_use]
+    pub const fn quota(mut self, share: f64) -> Self {
+        self.quota = Some(share);
         self
     }
 

@@ -4,7 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use tower_capacity::{
     Limiter, LimiterBuilder,
-    limit::{Fixed, Limit, VerifiedGradient},
+    limit::{Fixed, Knee, Limit},
 };
 
 use super::{Guard, Scenario, peers};
@@ -34,14 +34,17 @@ pub enum Contender {
     Little,
     /// failsafe-go's adaptive limiter.
     Failsafe,
+    /// An earlier law of this project.
+    Prototype,
     /// No limit.
     Unlimited,
 }
 
 impl Contender {
     /// Everybody, ours first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ours,
+        Self::Prototype,
         Self::Envoy,
         Self::Little,
         Self::Gradient2,
@@ -70,6 +73,7 @@ impl Contender {
             Self::Bbr => "bbr",
             Self::Little => "little",
             Self::Failsafe => "failsafe",
+            Self::Prototype => "prototype",
             Self::Unlimited => "unlimited",
         }
     }
@@ -83,8 +87,8 @@ impl Contender {
             Self::NoCodel => built(Limiter::builder().codel(None)).into(),
             Self::NoRoom => built(Limiter::builder().max_queue(0)).into(),
             Self::Objective => {
-                let law = VerifiedGradient::builder().latency_objective(scenario.objective / 3);
-                adaptive(law.build().expect("an objective above zero is possible")).into()
+                let law = Knee::new().latency_objective(scenario.objective / 3);
+                adaptive(law).into()
             }
             Self::Vegas => peer(peers::Vegas::default(), room),
             Self::Gradient2 => peer(peers::Gradient2::default(), room),
@@ -96,6 +100,7 @@ impl Contender {
                 false,
             ),
             Self::Failsafe => peer(peers::Failsafe::default(), room),
+            Self::Prototype => peer(peers::Prototype::default(), room),
             Self::Unlimited => fixed(16_384).into(),
         }
     }
@@ -132,6 +137,15 @@ fn built(builder: LimiterBuilder) -> Limiter {
 #[must_use]
 pub fn fixed(limit: usize) -> Limiter {
     adaptive(Fixed::new(limit))
+}
+
+/// A limit that never moves, with a queue of this length; `None` is the shipped one.
+pub(super) fn fixed_with_queue(limit: usize, queue: Option<usize>) -> Limiter {
+    let mut builder = Limiter::builder().law(Fixed::new(limit));
+    if let Some(queue) = queue {
+        builder = builder.max_queue(queue);
+    }
+    built(builder)
 }
 
 fn peer(peer: impl peers::Peer + 'static, room: bool) -> Guard {

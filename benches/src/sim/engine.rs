@@ -22,7 +22,7 @@ use tower_capacity::{
 use super::{
     Balance, Class, ClassReport, Load, PhaseReport, Report, Sample, Scenario, Server,
     peers::{Ended, Peer},
-    server::{Connections, Cores},
+    server::{Connections, Cores, Workers},
 };
 
 /// What stands in front of the server.
@@ -97,6 +97,17 @@ enum Event {
         request: usize,
         number: u64,
     },
+    /// A request has reached a worker.
+    HandedOver {
+        request: usize,
+        number: u64,
+    },
+    /// The neighbours take another share of the cores.
+    Neighbour,
+    /// A period of the CPU quota begins, or its share is used up.
+    Quota {
+        runs: bool,
+    },
     NextPhase,
     PauseBegins,
     PauseEnds,
@@ -136,8 +147,14 @@ impl Ord for Planned {
 /// Where a request is.
 enum Place {
     Waiting(Pin<Box<Admit>>),
+    /// On its way to a worker, or queued for one.
+    Handed {
+        queued: bool,
+    },
     OnCpu {
         done: u64,
+        /// The head of its answer is out: this is the body.
+        body: bool,
     },
     InLine,
     Connected,
@@ -160,6 +177,7 @@ struct Node {
     asks: Vec<Ask>,
     server: Server,
     cores: Cores,
+    workers: Workers,
     connections: Connections,
     busy_at_sample: f64,
     /// Requests sent to it that have not ended.
@@ -189,6 +207,7 @@ impl Node {
             peer,
             server,
             cores: Cores::default(),
+            workers: Workers::default(),
             connections: Connections::default(),
             busy_at_sample: 0.0,
             outstanding: 0,
@@ -248,6 +267,11 @@ struct Simulation<'a> {
     /// Whose turn it is.
     turn: usize,
     random: SmallRng,
+    /// A source of its own: neighbours do the same whatever the guard admits.
+    neighbours: SmallRng,
+    /// What neighbours and quota leave of the cores.
+    share: f64,
+    runs: bool,
     start: Instant,
     now: f64,
     phase: usize,
@@ -277,6 +301,9 @@ impl<'a> Simulation<'a> {
             nodes: (0..scenario.nodes).map(node).collect(),
             turn: 0,
             random: SmallRng::seed_from_u64(scenario.seed),
+            neighbours: SmallRng::seed_from_u64(!scenario.seed),
+            share: 1.0,
+            runs: true,
             start: Instant::now(),
             now: 0.0,
             phase: 0,
@@ -309,6 +336,12 @@ impl<'a> Simulation<'a> {
         self.plan(0.1, Event::Sample);
         if let Some((every, _)) = self.scenario.pauses {
             self.plan(every, Event::PauseBegins);
+        }
+        if self.scenario.noise.is_some() {
+            self.plan(0.0, Event::Neighbour);
+        }
+        if self.scenario.quota.is_some() {
+            self.plan(0.0, Event::Quota { runs: true });
         }
         while let Some(Reverse(next)) = self.events.pop() {
             if next.at >= end {
@@ -424,6 +457,8 @@ impl<'a> Simulation<'a> {
             Event::PauseEnds => return self.resume(),
             Event::NextPhase => return self.next_phase(),
             Event::Sample => return self.sample(),
+            Event::Neighbour => return self.neighbour(),
+            Event::Quota { runs } => return self.quota(runs),
             _ => {}
         }
         if let Some(held) = &mut self.paused {
@@ -440,6 +475,9 @@ impl<'a> Simulation<'a> {
                 self.cpu_done(node);
             }
             Event::ConnectionDone { request } => self.connection_done(request),
+            Event::HandedOver { request, number } if self.is_alive(request, number) => {
+                self.handed_over(request);
+            }
             Event::Answer { request, number } if self.is_alive(request, number) => {
                 self.answer(request);
             }
@@ -450,6 +488,38 @@ impl<'a> Simulation<'a> {
                 self.give_up(request);
             }
             _ => {}
+        }
+    }
+
+    /// Draws the share that the neighbours leave, and for how long.
+    fn neighbour(&mut self) {
+        let Some(noise) = self.scenario.noise else {
+            return;
+        };
+        self.share = 1.0 + noise.depth * self.neighbours.random_range(-1.0..1.0);
+        let lasts: f64 = Exp1.sample(&mut self.neighbours);
+        self.plan(noise.correlation * lasts, Event::Neighbour);
+        self.share_out();
+    }
+
+    /// Runs the process for its share of a period and stops it for the rest.
+    fn quota(&mut self, runs: bool) {
+        const PERIOD: f64 = 0.1;
+        let Some(quota) = self.scenario.quota else {
+            return;
+        };
+        self.runs = runs;
+        let share = if runs { quota } else { 1.0 - quota };
+        self.plan(PERIOD * share, Event::Quota { runs: !runs });
+        self.share_out();
+    }
+
+    fn share_out(&mut self) {
+        let share = if self.runs { self.share } else { 0.0 };
+        for index in 0..self.nodes.len() {
+            let node = &mut self.nodes[index];
+            node.cores.set_share(self.now, &node.server, share);
+            self.plan_cpu(index);
         }
     }
 
@@ -625,22 +695,57 @@ impl<'a> Simulation<'a> {
     fn admitted(&mut self, request: usize, admission: Admission) {
         let inside = &mut self.requests[request];
         let node = &mut self.nodes[inside.node];
+        inside.entered = self.now;
+        if let Some(peer) = &mut node.peer {
+            inside.inflight_on_entry = node.limiter.snapshot().inflight();
+            peer.on_start(self.now, inside.inflight_on_entry);
+        }
+        inside.admission = Some(admission);
+        inside.place = Place::Handed { queued: false };
+        let number = inside.number;
+        if node.server.handoff > 0.0 {
+            // A worker wakes up later on a crowded machine.
+            let mean = node.server.handoff * (1.0 + node.cores.crowd(&node.server));
+            let unit: f64 = Exp1.sample(&mut self.random);
+            return self.plan(mean * unit, Event::HandedOver { request, number });
+        }
+        self.handed_over(request);
+    }
+
+    fn handed_over(&mut self, request: usize) {
+        let handed = &mut self.requests[request];
+        let node = &mut self.nodes[handed.node];
+        if node.workers.enter(&node.server, request) {
+            self.start(request);
+        } else {
+            handed.place = Place::Handed { queued: true };
+        }
+    }
+
+    /// A worker begins with a request.
+    fn start(&mut self, request: usize) {
+        let started = &mut self.requests[request];
+        let node = &mut self.nodes[started.node];
         let work = node.server.cpu.draw(&mut self.random);
         let done = node.cores.enter(self.now, &node.server, request, work);
-        inside.entered = self.now;
-        // Only a peer asks.
-        inside.inflight_on_entry = match node.peer {
-            Some(_) => node.limiter.snapshot().inflight(),
-            None => 0,
-        };
-        inside.admission = Some(admission);
-        inside.place = Place::OnCpu { done };
-        let node = inside.node;
+        started.place = Place::OnCpu { done, body: false };
+        let node = started.node;
         self.plan_cpu(node);
+    }
+
+    /// A request gives its worker back.
+    fn free_worker(&mut self, node: usize) {
+        let at = &mut self.nodes[node];
+        if let Some(next) = at.workers.leave(&at.server) {
+            self.start(next);
+        }
     }
 
     fn refused(&mut self, request: usize, _refused: &Refused) {
         let request = self.leave(request);
+        if let Some(peer) = &mut self.nodes[request.node].peer {
+            peer.on_refuse();
+        }
         self.report.phases[request.phase].refused += 1;
         self.retry(request.client, request.retries);
     }
@@ -666,8 +771,12 @@ impl<'a> Simulation<'a> {
         let Some((_, request)) = node.cores.next(self.now, &node.server) else {
             return;
         };
-        if let Place::OnCpu { done } = self.requests[request].place {
+        if let Place::OnCpu { done, body } = self.requests[request].place {
             node.cores.leave(self.now, &node.server, request, done);
+            if body {
+                self.plan_cpu(index);
+                return self.ended(request);
+            }
         }
         let time = node.server.dependency.draw(&mut self.random);
         if node.connections.enter(&node.server, request, time) {
@@ -686,6 +795,7 @@ impl<'a> Simulation<'a> {
             self.requests[next].place = Place::Connected;
             self.plan(time, Event::ConnectionDone { request: next });
         }
+        self.free_worker(self.requests[request].node);
         match self.requests[request].place {
             Place::Connected => {
                 self.requests[request].place = Place::Travelling;
@@ -711,6 +821,21 @@ impl<'a> Simulation<'a> {
         if let Some(admission) = &mut answered.admission {
             admission.complete(Outcome::Success);
         }
+        let node = &mut self.nodes[answered.node];
+        if node.server.body > 0.0 {
+            let unit: f64 = Exp1.sample(&mut self.random);
+            let work = node.server.body * unit;
+            let done = node.cores.enter(self.now, &node.server, request, work);
+            answered.place = Place::OnCpu { done, body: true };
+            let node = answered.node;
+            return self.plan_cpu(node);
+        }
+        self.ended(request);
+    }
+
+    /// The client has all it waits for.
+    fn ended(&mut self, request: usize) {
+        let answered = &mut self.requests[request];
         let (node, class, client) = (answered.node, answered.class, answered.client);
         let (phase, number) = (answered.phase, answered.number);
         let (entered, inflight) = (answered.entered, answered.inflight_on_entry);
@@ -758,15 +883,25 @@ impl<'a> Simulation<'a> {
         } = self.requests[request];
         let was_inside = match &self.requests[request].place {
             Place::Abandoned | Place::Streaming => return,
-            Place::OnCpu { done } => {
-                let done = *done;
+            Place::Handed { queued } => {
+                if *queued {
+                    self.nodes[node].workers.give_up(request);
+                }
+                true
+            }
+            Place::OnCpu { done, body } => {
+                let (done, body) = (*done, *body);
                 let at = &mut self.nodes[node];
                 at.cores.leave(self.now, &at.server, request, done);
                 self.plan_cpu(node);
+                if !body {
+                    self.free_worker(node);
+                }
                 true
             }
             Place::InLine => {
                 self.nodes[node].connections.give_up(request);
+                self.free_worker(node);
                 true
             }
             Place::Connected | Place::Travelling => true,

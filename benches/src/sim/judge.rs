@@ -12,16 +12,18 @@ use std::{
     },
 };
 
-use super::{Report, Scenario, fixed, run};
+use super::{Report, Scenario, contenders::fixed_with_queue, run};
 
-/// The best goodput of any fixed limit with the shipped waiting room, phase by phase.
+/// The best goodput of any fixed limit, with the shipped queue and without one, phase by phase.
 #[must_use]
 pub fn oracle(scenario: &Scenario, limits: &[usize]) -> Vec<f64> {
     let mut best = vec![0.0_f64; scenario.phases.len()];
     for &limit in limits {
-        let report = run(scenario, || fixed(limit));
-        for (best, phase) in best.iter_mut().zip(&report.phases) {
-            *best = best.max(phase.goodput());
+        for queue in [None, Some(0)] {
+            let report = run(scenario, || fixed_with_queue(limit, queue));
+            for (best, phase) in best.iter_mut().zip(&report.phases) {
+                *best = best.max(phase.goodput());
+            }
         }
     }
     best
@@ -44,7 +46,7 @@ fn limits(scenario: &Scenario) -> Vec<usize> {
     let most = needs.fold(1.0, f64::max);
     let mut limit = (least / 8.0).max(1.0);
     let mut limits = Vec::new();
-    while limit < 8.0 * most + 8.0 {
+    while limit < (8.0 * most + 8.0).min(16_384.0) {
         limits.push(limit.round() as usize);
         limit = (limit * 1.33).max(limit + 1.0);
     }
@@ -52,7 +54,7 @@ fn limits(scenario: &Scenario) -> Vec<usize> {
 }
 
 /// Changes when the model does, so that nothing stale is believed.
-const MODEL: u32 = 2;
+const MODEL: u32 = 6;
 
 /// What [`oracle`] found, kept in a file, since a sweep costs a dozen runs.
 #[derive(Debug, Default)]

@@ -23,7 +23,7 @@ pub mod scenarios;
 mod server;
 
 pub use self::{
-    clients::{Balance, Class, Load, Phase, Scenario},
+    clients::{Balance, Class, Load, Noise, Phase, Scenario},
     contenders::{Contender, adaptive, fixed},
     engine::{Guard, run},
     judge::{Oracle, Score, in_parallel, oracle, oracle_of},

@@ -335,6 +335,7 @@ pub fn random(seed: u64) -> Scenario {
         },
         connections: ((cores / cpu_mean * dependency_mean * log_uniform(r, 0.7, 6.0)) as usize)
             .max(2),
+        ..Server::default()
     };
     // A phase lasts long enough to be told from the one before: 300 requests, 40 service times.
     let unit = (300.0 / base.capacity())
@@ -387,6 +388,131 @@ pub fn random(seed: u64) -> Scenario {
     }
     let objective = Duration::from_secs_f64((slowest * r.random_range(8.0..25.0)).max(0.1));
     scenario.objective(objective).patience(3 * objective)
+}
+
+/// A scenario from a wider world than [`random`]: objectives of 3 to 25 service times, service times
+/// from 0.2 ms to a second, 1 to 64 cores, contention in half of them, cores that are slower when
+/// all are busy, capacity that moves by itself, clients that give up after 2 to 8 objectives and
+/// may try again, hand-offs to workers, pools behind, bodies that work, and streams.
+#[must_use]
+pub fn wide(seed: u64) -> Scenario {
+    let mut random = SmallRng::seed_from_u64(seed ^ 0x0B5E_55ED_0B5E_55ED);
+    let r = &mut random;
+    let base = wide_server(r);
+    let mut slowest = base.alone();
+    let mut scenario = Scenario::new(&format!("wide-{seed}")).seed(seed);
+    let (mut server, mut closed) = (base, r.random_bool(0.1));
+    for phase in 0..r.random_range(2..=4) {
+        if phase > 0 {
+            match r.random_range(0..6) {
+                0 => server.cores = base.cores * r.random_range(0.3..1.0),
+                1 => server.delay = base.delay + base.alone() * r.random_range(0.5..6.0),
+                2 => server.dependency = base.dependency.scaled(r.random_range(1.5..4.0)),
+                3 => server = base,
+                _ => {}
+            }
+        }
+        slowest = slowest.max(server.alone());
+        let rate = base.capacity() * log_uniform(r, 0.3, 5.0);
+        // Long enough to be told from the phase before: 600 requests, 60 service times.
+        let unit = (600.0 / base.capacity())
+            .max(60.0 * server.alone())
+            .max(5.0);
+        let lasts = unit * r.random_range(1.0..2.0);
+        let load = if closed {
+            let clients = (rate * base.alone()).clamp(1.0, 2000.0) as usize + 1;
+            let think = base.alone() * log_uniform(r, 0.1, 1.0);
+            Load::Closed { clients, think }
+        } else if r.random_bool(0.15) {
+            let (low, each) = (r.random_range(0.05..0.5), log_uniform(r, 0.03, 3.0));
+            Load::Bursts {
+                high: rate,
+                low: rate * low,
+                each,
+            }
+        } else if r.random_bool(0.15) {
+            Load::Ramp {
+                from: 0.3 * rate,
+                to: rate,
+            }
+        } else {
+            Load::Open(rate)
+        };
+        scenario = scenario.phase(lasts, load, server);
+        closed = closed && r.random_bool(0.8);
+    }
+    match r.random_range(0..20) {
+        0..=3 => {
+            let depth = r.random_range(0.2..0.6);
+            scenario = scenario.noise(depth, log_uniform(r, 0.1, 30.0));
+        }
+        4 => scenario = scenario.quota(r.random_range(0.3..0.8)),
+        5 => scenario = scenario.pauses(5.0, r.random_range(0.05..0.3)),
+        _ => {}
+    }
+    if r.random_bool(0.1) {
+        let share = log_uniform(r, 0.005, 0.1);
+        scenario = scenario
+            .class(Class::new("short", 1.0 - share))
+            .class(Class {
+                streams: log_uniform(r, 1.0, 20.0),
+                ..Class::new("stream", share)
+            });
+    }
+    if r.random_bool(0.25) {
+        scenario = scenario.retries(r.random_range(1..=3));
+    }
+    let objective = Duration::from_secs_f64(slowest * base.smt * r.random_range(3.0..25.0));
+    if r.random_bool(0.05) {
+        scenario = scenario.impatient(r.random_range(0.1..0.5), objective / 4);
+    }
+    let patience = objective.mul_f64(r.random_range(2.0..8.0));
+    scenario.objective(objective).patience(patience)
+}
+
+/// Requests a second that no server of [`wide`] exceeds, so that a run stays short.
+const WIDE_CAPACITY: f64 = 4000.0;
+
+fn wide_server(r: &mut SmallRng) -> Server {
+    let often = |r: &mut SmallRng, probability, least, most| {
+        if r.random_bool(probability) {
+            log_uniform(r, least, most)
+        } else {
+            0.0
+        }
+    };
+    // The parts of a request alone, relative to its CPU time.
+    let dependency = log_uniform(r, 0.05, 5.0);
+    let delay = often(r, 0.3, 0.3, 10.0);
+    let handoff = often(r, 0.2, 0.02, 0.5);
+    let body = often(r, 0.1, 0.3, 3.0);
+    let alone = log_uniform(r, 0.000_2, 1.0);
+    let cpu = alone / (1.0 + dependency + delay + handoff + body);
+    let most = (WIDE_CAPACITY * cpu * (1.0 + body)).max(1.0);
+    let cores = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0][r.random_range(0..7)];
+    let cores = f64::min(cores, most.floor());
+    let flow = cores / (cpu * (1.0 + body));
+    let connections = flow * cpu * dependency * log_uniform(r, 0.7, 6.0);
+    let threads = flow * cpu * (1.0 + dependency) * log_uniform(r, 0.7, 8.0);
+    Server {
+        cores,
+        cpu: distribution(r, cpu),
+        contention: often(r, 0.5, 0.02, 1.0) / cores,
+        dependency: distribution(r, cpu * dependency),
+        delay: cpu * delay,
+        connections: (connections as usize).max(2),
+        smt: if cores > 1.0 && r.random_bool(0.3) {
+            r.random_range(1.2..1.5)
+        } else {
+            1.0
+        },
+        handoff: cpu * handoff,
+        threads: match r.random_range(0..8) {
+            0 => (threads as usize).max(1),
+            _ => usize::MAX,
+        },
+        body: cpu * body,
+    }
 }
 
 fn log_uniform(random: &mut SmallRng, least: f64, most: f64) -> f64 {

@@ -88,13 +88,17 @@ impl Server {
     /// Requests a second that it can serve, contention aside.
     #[must_use]
     pub fn capacity(&self) -> f64 {
-        (self.cores / self.cpu.mean()).min(self.connections as f64 / self.dependency.mean())
+        let cores = self.cores / (self.smt * (self.cpu.mean() + self.body));
+        let threads = self.threads as f64 / (self.cpu.mean() + self.dependency.mean());
+        cores
+            .min(self.connections as f64 / self.dependency.mean())
+            .min(threads)
     }
 
     /// Mean service time of a request that is alone, in seconds.
     #[must_use]
     pub fn alone(&self) -> f64 {
-        self.cpu.mean() + self.dependency.mean() + self.delay
+        self.handoff + self.cpu.mean() + self.dependency.mean() + self.delay + self.body
     }
 }
 
@@ -115,6 +119,16 @@ pub struct Server {
     pub delay: f64,
     /// Connections to the dependency.
     pub connections: usize,
+    /// How much slower each request is when all cores are busy than when it is alone: shared
+    /// caches, hyperthreads and frequency, 1 where there is no such effect.
+    pub smt: f64,
+    /// Mean time to hand a request to a worker, in seconds; it grows with the crowd on the cores.
+    pub handoff: f64,
+    /// Workers that run requests; each holds one from the start of its CPU time to the answer of the
+    /// dependency.
+    pub threads: usize,
+    /// Mean CPU time that a request needs after the head of its answer, in seconds.
+    pub body: f64,
 }
 
 impl Default for Server {
@@ -128,13 +142,19 @@ impl Default for Server {
             dependency: Time::Exponential(0.010),
             delay: 0.0,
             connections: 64,
+            smt: 1.0,
+            handoff: 0.0,
+            threads: usize::MAX,
+            body: 0.0,
         }
     }
 }
 
 /// Requests that share the cores. Work is counted in seconds of one core.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Cores {
+    /// What the neighbours on the machine leave of the cores, from 0 to 1 and a little above.
+    share: f64,
     /// Work that each request inside has received since the start.
     served: f64,
     /// Seconds of core time used since the start.
@@ -146,7 +166,31 @@ pub(super) struct Cores {
     pub(super) version: u64,
 }
 
+impl Default for Cores {
+    fn default() -> Self {
+        Self {
+            share: 1.0,
+            served: 0.0,
+            busy: 0.0,
+            inside: BTreeSet::new(),
+            since: 0.0,
+            version: 0,
+        }
+    }
+}
+
 impl Cores {
+    /// Sets what the neighbours leave of the cores.
+    pub(super) fn set_share(&mut self, now: f64, server: &Server, share: f64) {
+        self.serve(now, server);
+        self.share = share.max(1e-9);
+    }
+
+    /// Requests on the cores for each core.
+    pub(super) fn crowd(&self, server: &Server) -> f64 {
+        self.inside.len() as f64 / server.cores
+    }
+
     pub(super) fn enter(&mut self, now: f64, server: &Server, request: usize, work: f64) -> u64 {
         self.serve(now, server);
         let done = ((self.served + work) * 1e12) as u64;
@@ -184,7 +228,45 @@ impl Cores {
     fn pace(&self, server: &Server) -> f64 {
         let inside = self.inside.len().max(1) as f64;
         let crowd = (inside - server.cores).max(0.0);
-        (server.cores / inside).clamp(1e-9, 1.0) / (1.0 + server.contention * crowd)
+        let busy = ((inside - 1.0) / (server.cores - 1.0).max(1.0)).min(1.0);
+        let shared = 1.0 + (server.smt - 1.0) * busy;
+        let contended = 1.0 + server.contention * crowd;
+        self.share * (server.cores / inside).clamp(1e-9, 1.0) / (shared * contended)
+    }
+}
+
+/// Workers of a blocking pool, and the requests that wait for one.
+#[derive(Debug, Default)]
+pub(super) struct Workers {
+    busy: usize,
+    queue: VecDeque<usize>,
+}
+
+impl Workers {
+    /// Takes a worker, or queues for one.
+    pub(super) fn enter(&mut self, server: &Server, request: usize) -> bool {
+        if self.busy < server.threads {
+            self.busy += 1;
+            return true;
+        }
+        self.queue.push_back(request);
+        false
+    }
+
+    /// Returns a worker; returns the request that gets it.
+    pub(super) fn leave(&mut self, server: &Server) -> Option<usize> {
+        self.busy -= 1;
+        if self.busy >= server.threads {
+            return None;
+        }
+        let next = self.queue.pop_front()?;
+        self.busy += 1;
+        Some(next)
+    }
+
+    /// Leaves the queue without having had a worker.
+    pub(super) fn give_up(&mut self, request: usize) {
+        self.queue.retain(|&waiting| waiting != request);
     }
 }
 

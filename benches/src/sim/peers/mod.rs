@@ -9,6 +9,7 @@ mod envoy;
 mod failsafe;
 mod little;
 mod netflix;
+mod prototype;
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ pub use self::{
     failsafe::Failsafe,
     little::Little,
     netflix::{Aimd, Gradient2, Vegas},
+    prototype::Prototype,
 };
 
 /// An admitted request that ended.
@@ -40,7 +42,13 @@ pub trait Peer: fmt::Debug + Send {
     /// The limit before the first request.
     fn initial(&self) -> usize;
 
-    /// Reads how a request ended and answers the limit.
+    /// A request was admitted; `inflight` counts it.
+    fn on_start(&mut self, _now: f64, _inflight: usize) {}
+
+    /// A request was refused.
+    fn on_refuse(&mut self) {}
+
+    /// Reads how a request ended and returns the limit.
     fn on_end(&mut self, ended: Ended) -> usize;
 
     /// Ten times a second; `cpu` is the share of the cores that was busy since the last time.
