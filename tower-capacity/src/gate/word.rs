@@ -104,9 +104,9 @@ impl AtomicWord {
         })
     }
 
-    /// Enters whatever the limit says.
-    pub(super) fn enter(&self) -> Word {
-        Word(self.0.fetch_add(INFLIGHT, Ordering::AcqRel) + INFLIGHT)
+    /// Enters whatever the limit says, unless one more inside could not be counted.
+    pub(super) fn enter(&self) -> Result<Word, Word> {
+        self.update(|word| (word.inflight() < MAX).then_some(Word(word.0.wrapping_add(INFLIGHT))))
     }
 
     /// Leaves and answers the word as it then stood.

@@ -139,7 +139,7 @@ where
                 ThrottledReason::Adaptive => "not sent: the backend rejects requests",
                 ThrottledReason::Paused => "not sent: the backend asked for a pause",
             };
-            reject_grpc("14", message, HeaderValue::from_static("-1"))
+            reject_grpc(request, "14", message, HeaderValue::from_static("-1"))
         } else {
             reject_http(throttled.retry_after, || HTTP_BODY.into())
         }
