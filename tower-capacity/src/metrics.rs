@@ -22,25 +22,22 @@ pub mod names {
     pub const REQUESTS: &str = "tower_capacity_requests_total";
     /// Histogram: how long requests waited, in seconds, of those that had to.
     pub const WAIT: &str = "tower_capacity_wait_seconds";
-    /// Counter of a client's requests, by `throttle` (the name given to the throttler), `decision`
-    /// (`sent`, `shed`) and `reason` (`none`, `adaptive`, `paused`).
+    /// Counter of a client's requests, by `throttle` (the name given to the throttler) and
+    /// `decision` (`sent`, `shed`).
     #[cfg(feature = "client")]
     pub const THROTTLE_REQUESTS: &str = "tower_capacity_throttle_requests_total";
     /// Counter of what became of requests that a client sent, by `throttle` and `answer`
-    /// (`accepted`, `rejected`, `none`).
+    /// (`accepted`, `rejected`, `limited`, `none`).
     #[cfg(feature = "client")]
     pub const THROTTLE_ANSWERS: &str = "tower_capacity_throttle_answers_total";
-    /// Gauge: probability with which a client refuses a request, by `throttle`.
-    #[cfg(feature = "client")]
-    pub const THROTTLE_PROBABILITY: &str = "tower_capacity_throttle_probability";
     /// Counter of retries that were asked of a budget, by `budget` (its name) and `decision`
     /// (`allowed`, `denied`).
     #[cfg(feature = "client")]
     pub const THROTTLE_RETRIES: &str = "tower_capacity_throttle_retries_total";
 }
 
-/// Upper bounds of the buckets for [`names::WAIT`], in seconds: from a tenth of CoDel's target of
-/// 5 ms up to the longest wait by default, about two to a doubling.
+/// Upper bounds of the buckets for [`names::WAIT`], in seconds: from half a millisecond to the
+/// longest wait by default, about two to a doubling.
 pub const WAIT_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.002, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0,
 ];
@@ -94,17 +91,12 @@ pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
         describe_counter!(
             names::THROTTLE_REQUESTS,
             Unit::Count,
-            "Requests of a client by decision and reason"
+            "Requests of a client by decision"
         );
         describe_counter!(
             names::THROTTLE_ANSWERS,
             Unit::Count,
             "What became of requests that a client sent"
-        );
-        describe_gauge!(
-            names::THROTTLE_PROBABILITY,
-            Unit::Count,
-            "Probability with which a client refuses a request, 0 to 1"
         );
         describe_counter!(
             names::THROTTLE_RETRIES,
@@ -246,10 +238,10 @@ pub(crate) use self::client::{BudgetMetrics, ThrottleMetrics};
 mod client {
     use std::{fmt, sync::OnceLock};
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, counter};
 
     use super::names;
-    use crate::throttle::{Answer, ThrottledReason};
+    use crate::throttle::Answer;
 
     #[derive(Debug)]
     pub(crate) struct ThrottleMetrics {
@@ -259,12 +251,11 @@ mod client {
 
     struct ThrottleHandles {
         sent: Counter,
-        adaptive: Counter,
-        paused: Counter,
+        shed: Counter,
         accepted: Counter,
         rejected: Counter,
+        limited: Counter,
         unanswered: Counter,
-        probability: Gauge,
     }
 
     impl fmt::Debug for ThrottleHandles {
@@ -284,10 +275,10 @@ mod client {
         fn handles(&self) -> &ThrottleHandles {
             self.handles.get_or_init(|| {
                 let name = &self.throttle;
-                let requests = |decision: &'static str, reason: &'static str| {
+                let requests = |decision: &'static str| {
                     counter!(
                         names::THROTTLE_REQUESTS,
-                        "throttle" => name.clone(), "decision" => decision, "reason" => reason
+                        "throttle" => name.clone(), "decision" => decision
                     )
                 };
                 let answers = |answer: &'static str| {
@@ -297,13 +288,12 @@ mod client {
                     )
                 };
                 ThrottleHandles {
-                    sent: requests("sent", "none"),
-                    adaptive: requests("shed", ThrottledReason::Adaptive.as_str()),
-                    paused: requests("shed", ThrottledReason::Paused.as_str()),
+                    sent: requests("sent"),
+                    shed: requests("shed"),
                     accepted: answers("accepted"),
                     rejected: answers("rejected"),
+                    limited: answers("limited"),
                     unanswered: answers("none"),
-                    probability: gauge!(names::THROTTLE_PROBABILITY, "throttle" => name.clone()),
                 }
             })
         }
@@ -312,13 +302,8 @@ mod client {
             self.handles().sent.increment(1);
         }
 
-        pub(crate) fn shed(&self, reason: ThrottledReason) {
-            let handles = self.handles();
-            match reason {
-                ThrottledReason::Adaptive => &handles.adaptive,
-                ThrottledReason::Paused => &handles.paused,
-            }
-            .increment(1);
+        pub(crate) fn shed(&self) {
+            self.handles().shed.increment(1);
         }
 
         pub(crate) fn answered(&self, answer: Option<Answer>) {
@@ -326,13 +311,10 @@ mod client {
             match answer {
                 Some(Answer::Accepted) => &handles.accepted,
                 Some(Answer::Rejected(_)) => &handles.rejected,
+                Some(Answer::Limited(_)) => &handles.limited,
                 None => &handles.unanswered,
             }
             .increment(1);
-        }
-
-        pub(crate) fn probability(&self, probability: f64) {
-            self.handles().probability.set(probability);
         }
     }
 
@@ -389,7 +371,7 @@ mod client {
     reason = "the same calls, with nothing behind them"
 )]
 mod client {
-    use crate::throttle::{Answer, ThrottledReason};
+    use crate::throttle::Answer;
 
     #[derive(Debug)]
     pub(crate) struct ThrottleMetrics {}
@@ -401,11 +383,9 @@ mod client {
 
         pub(crate) const fn sent(&self) {}
 
-        pub(crate) const fn shed(&self, _reason: ThrottledReason) {}
+        pub(crate) const fn shed(&self) {}
 
         pub(crate) const fn answered(&self, _answer: Option<Answer>) {}
-
-        pub(crate) const fn probability(&self, _probability: f64) {}
     }
 
     #[derive(Debug)]

@@ -2,6 +2,7 @@
 #![cfg(not(loom))]
 
 mod ready;
+mod situations;
 mod support;
 mod throttle_layer;
 mod throttle_metrics;
