@@ -169,12 +169,14 @@ impl Metrics {
         })
     }
 
+    #[inline]
     pub(crate) fn admitted(&self) {
         let handles = self.handles();
         handles.admitted.increment(1);
         handles.inflight.increment(1.0);
     }
 
+    #[inline]
     pub(crate) fn left(&self) {
         self.handles().inflight.decrement(1.0);
     }
@@ -215,8 +217,10 @@ impl Metrics {
         Self {}
     }
 
+    #[inline]
     pub(crate) const fn admitted(&self) {}
 
+    #[inline]
     pub(crate) const fn left(&self) {}
 
     pub(crate) const fn shed(&self, _reason: RefusedReason) {}

@@ -223,8 +223,9 @@ pub(crate) fn reject_http<B: Body>(
     let mut response = Response::new(CapacityBody::refusal(line));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, whole_seconds(retry_after));
-    headers.insert(
+    headers.reserve(2);
+    headers.append(RETRY_AFTER, whole_seconds(retry_after));
+    headers.append(
         CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
@@ -255,21 +256,21 @@ pub(crate) fn reject_grpc<B: Body>(
 /// Takes the body away from the response to a `HEAD`, which has none (RFC 9110 §9.3.2) and which
 /// HTTP/2 fails as a protocol error; its length stays in the header.
 #[inline]
-pub(crate) fn without_body_for_head<B: Body>(
-    request: &request::Parts,
-    response: Response<CapacityBody<B>>,
-) -> Response<CapacityBody<B>> {
-    if request.method != Method::HEAD {
-        return response;
+pub(crate) fn fit_to_method<B: Body>(method: &Method, response: &mut Response<CapacityBody<B>>) {
+    if *method == Method::HEAD {
+        take_body(response);
     }
-    let (mut parts, body) = response.into_parts();
+}
+
+#[cold]
+fn take_body<B: Body>(response: &mut Response<CapacityBody<B>>) {
+    let body = std::mem::take(response.body_mut());
     if let Some(length) = body.size_hint().exact()
         && length > 0
     {
-        let length = || HeaderValue::from(length);
-        parts.headers.entry(CONTENT_LENGTH).or_insert_with(length);
+        let headers = response.headers_mut().entry(CONTENT_LENGTH);
+        headers.or_insert_with(|| HeaderValue::from(length));
     }
-    Response::from_parts(parts, CapacityBody::empty())
 }
 
 /// Whole seconds, rounded up; those that occur without an allocation.

@@ -540,6 +540,7 @@ impl Gate {
 
     /// Reads limit, inflight and queue in one moment.
     #[must_use]
+    #[inline]
     pub fn snapshot(&self) -> GateSnapshot {
         GateSnapshot(self.shared.word.load())
     }

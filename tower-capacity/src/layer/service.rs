@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Limiter, Mode, Priority,
     gate::{Ask, Partition, Refused, RefusedReason},
-    reject::{Reject, Shed, without_body_for_head},
+    reject::{Reject, Shed, fit_to_method},
 };
 
 /// Service that admits requests within an adaptive limit, and sheds the rest.
@@ -73,22 +73,64 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let config = &self.config;
+        if !config.is_usual(&request) {
+            return self.call_unusual(request);
+        }
         // Most requests; each is moved once, into the inner service.
-        if config.is_usual(&request)
-            && let Some(admission) = (config.limiter).try_enter(Priority::Default, Partition::NONE)
-        {
+        if let Some(admission) = (config.limiter).try_enter(Priority::Default, Partition::NONE) {
             let inside = Inside::of(config.limiter.id());
             let future = self.inner.call(request);
             drop(inside);
             let response = config.response.clone();
             return CapacityFuture::running(future, Held::Alone(admission), response);
         }
-        self.call_unusual(request)
+        self.call_refused(request)
     }
 }
 
 impl<S, R> Capacity<S, R> {
-    /// Serves a request that has to be read first, or that found no permit.
+    /// Refuses a request that found no permit, unless it may wait for one.
+    #[cold]
+    #[inline(never)]
+    fn call_refused<ReqBody, ResBody>(
+        &mut self,
+        request: Request<ReqBody>,
+    ) -> CapacityFuture<S, R, ReqBody, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+        ResBody: Body,
+        R: Reject<ResBody>,
+    {
+        let config = &self.config;
+        let limiter = &config.limiter;
+        let Some(refused) = limiter.turn_away(Priority::Default, Partition::NONE) else {
+            let ask = (config.request).with_grpc_timeout(Ask::new(), request.headers());
+            return self.wait(request, ask, None);
+        };
+        let (parts, _body) = request.into_parts();
+        CapacityFuture::refused(config.refuse(refused, &parts))
+    }
+
+    /// Waits for a permit.
+    fn wait<ReqBody, ResBody>(
+        &mut self,
+        request: Request<ReqBody>,
+        ask: Ask,
+        apart: Option<UpgradePermit>,
+    ) -> CapacityFuture<S, R, ReqBody, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+        ResBody: Body,
+        R: Reject<ResBody>,
+    {
+        // The instance that was polled ready goes into the future, not a clone of it.
+        let clone = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, clone);
+        let admit = self.config.limiter.admit_with(ask);
+        CapacityFuture::waiting(ready, request, admit, apart, Arc::clone(&self.config))
+    }
+
+    /// Serves a request that has to be read first.
     #[cold]
     #[inline(never)]
     fn call_unusual<ReqBody, ResBody>(
@@ -107,15 +149,7 @@ impl<S, R> Capacity<S, R> {
                 CapacityFuture::admitted(&mut self.inner, request, held, apart, &self.config)
             }
             Entry::Refused(shed) => CapacityFuture::refused(self.config.reject(&shed, &parts)),
-            Entry::MayWait(ask, apart) => {
-                // The instance that was polled ready goes into the future, not a clone of it.
-                let clone = self.inner.clone();
-                let ready = mem::replace(&mut self.inner, clone);
-                let admit = self.config.limiter.admit_with(ask);
-                let request = Request::from_parts(parts, body);
-                let config = Arc::clone(&self.config);
-                CapacityFuture::waiting(ready, request, admit, apart, config)
-            }
+            Entry::MayWait(ask, apart) => self.wait(Request::from_parts(parts, body), ask, apart),
         }
     }
 }
@@ -210,6 +244,7 @@ impl<R> Config<R> {
     }
 
     /// Refuses a request.
+    #[inline]
     pub(super) fn refuse<ResBody>(
         &self,
         refused: Refused,
@@ -222,6 +257,7 @@ impl<R> Config<R> {
         self.reject(&shed_by(&self.limiter, refused), request)
     }
 
+    #[inline]
     fn reject<ResBody>(
         &self,
         shed: &Shed,
@@ -231,8 +267,8 @@ impl<R> Config<R> {
         ResBody: Body,
         R: Reject<ResBody>,
     {
-        let response = self.reject.reject(shed, request);
-        let mut response = without_body_for_head(request, response);
+        let mut response = self.reject.reject(shed, request);
+        fit_to_method(&request.method, &mut response);
         response.extensions_mut().insert(*shed);
         response
     }

@@ -7,7 +7,7 @@ use tower_layer::Layer;
 use super::{Answer, Attempt, THROTTLED_HEADER, Throttle, Throttled, Throttler};
 use crate::{
     layer::CapacityBody,
-    reject::{DefaultReject, Reject, ShedHook, without_body_for_head},
+    reject::{DefaultReject, Reject, ShedHook, fit_to_method},
 };
 
 /// Layer that applies [`Throttle`]: it withholds requests from a backend that accepts none.
@@ -196,8 +196,8 @@ impl<R> Config<R> {
         B: Body,
         R: Reject<B, Throttled>,
     {
-        let response = self.reject.reject(&throttled, request);
-        let mut response = without_body_for_head(request, response);
+        let mut response = self.reject.reject(&throttled, request);
+        fit_to_method(&request.method, &mut response);
         let mark = HeaderValue::from_static("adaptive");
         response.headers_mut().insert(THROTTLED_HEADER, mark);
         response.extensions_mut().insert(throttled);

@@ -374,7 +374,7 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn a_throttled_client_gets_what_a_plain_one_gets_in_every_situation() {
-    let (count, first) = (setting("SITUATIONS", 24), setting("SITUATIONS_SEED", 1));
+    let (count, first) = (setting("SITUATIONS", 16), setting("SITUATIONS_SEED", 1));
     let (mut plain_ok, mut throttled_ok, mut spared, mut asked) = (0, 0, 0, 0);
     for seed in first..first + count {
         let situation = Situation::random(seed);
