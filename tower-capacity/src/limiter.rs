@@ -1028,7 +1028,8 @@ impl fmt::Display for ConfigError {
             Self::Share { key, share } => write!(
                 f,
                 "a share of {share} for {key:?} is not possible: expected shares above 0, each \
-                 key once, and a sum of at most 1"
+                 key once, a sum of at most 1, and at most {} keys",
+                Partition::MAX
             ),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::gate::RefusedReason;
 
-/// The names of the metrics, each with the label `limiter` (the name given to the limiter).
+/// The names of the metrics. Those of a limiter have the label `limiter` (the name given to it).
 pub mod names {
     /// Gauge: requests allowed inside.
     pub const LIMIT: &str = "tower_capacity_limit";
@@ -18,7 +18,8 @@ pub mod names {
     /// absent for laws that keep none.
     pub const BASELINE: &str = "tower_capacity_baseline_seconds";
     /// Counter of requests, by `decision` (`admitted`, `shed`) and `reason` (`none`, or a
-    /// [`RefusedReason`](crate::gate::RefusedReason) in snake case).
+    /// [`RefusedReason`](crate::gate::RefusedReason) in snake case). In
+    /// [`Mode::Shadow`](crate::Mode), what would have been decided.
     pub const REQUESTS: &str = "tower_capacity_requests_total";
     /// Histogram: how long requests waited, in seconds, of those that had to.
     pub const WAIT: &str = "tower_capacity_wait_seconds";

@@ -111,22 +111,19 @@ fn spread(drain: f64, random: f64) -> f64 {
     least + random * least.max(SPREAD)
 }
 
-/// Uniform in 0..1 (SplitMix64: Steele, Lea and Flood 2014).
+/// Uniform in 0..1: the fractional parts of the multiples of the golden ratio, which spread more
+/// evenly than random numbers do (Weyl 1916), from a start that is random.
 ///
-/// Each thread has a generator of its own, so that refusing does not make threads wait for each
-/// other, and a seed that no other thread or process has.
+/// Each thread of each process has a sequence of its own, so that refusing does not make threads
+/// wait for each other, and no two tell their callers the same times.
 #[inline]
 fn random() -> f64 {
-    const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
     thread_local! {
-        static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0));
+        static SHARE: Cell<u64> = Cell::new(RandomState::new().hash_one(0));
     }
-    let mut z = STATE.get().wrapping_add(GAMMA);
-    STATE.set(z);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^= z >> 31;
-    (z >> 11) as f64 / (1_u64 << 53) as f64
+    let share = SHARE.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+    SHARE.set(share);
+    (share >> 40) as f64 / (1_u64 << 24) as f64
 }
 
 /// Makes the response of a refused request. `T` is the reason of the refusal.

@@ -17,11 +17,7 @@ use super::{
     nesting::{self, Inside},
     service::shed_by,
 };
-use crate::{
-    Admit, Limiter, Mode, Outcome,
-    gate::{Ask, Refused},
-    reject::Shed,
-};
+use crate::{Admit, Limiter, Mode, Outcome, gate::Ask, reject::Shed};
 
 /// Layer that applies [`PlainCapacity`]: the limit for services of any request and response.
 ///
@@ -228,58 +224,62 @@ impl<S, C, A> PlainCapacity<S, C, A> {
         self.inner
     }
 
-    /// Serves a request whose limiter is not enforced, or that found no permit.
-    #[cold]
-    #[inline(never)]
-    fn call_unusual<Request>(
-        &mut self,
-        request: Request,
-        ask: Ask,
-    ) -> PlainCapacityFuture<S, C, Request>
+    /// Refuses a request that found no permit, unless it may wait for one.
+    #[inline]
+    fn refuse<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
     where
         S: Service<Request> + Clone,
-        C: Clone,
     {
-        let state = match self.admit(ask) {
-            Ok(Some(held)) => {
+        let (priority, partition, _) = ask.parts();
+        match self.limiter.turn_away(priority, partition) {
+            Some(refused) => State::Refused {
+                shed: shed_by(&self.limiter, refused),
+            },
+            None => self.wait(request, ask),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
+    where
+        S: Service<Request> + Clone,
+    {
+        // The instance that was polled ready goes into the future, not a clone of it.
+        let clone = self.inner.clone();
+        let waiting = Box::pin(Waiting {
+            admit: self.limiter.admit_with(ask),
+            inner: Some((mem::replace(&mut self.inner, clone), request)),
+            limiter: self.limiter.clone(),
+        });
+        State::Waiting { waiting }
+    }
+
+    /// Serves a request whose limiter is not enforced, or that a layer further out counts.
+    #[cold]
+    #[inline(never)]
+    fn pass<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
+    where
+        S: Service<Request>,
+    {
+        let limiter = &self.limiter;
+        let held = if nesting::is_counted_by(limiter.id()) {
+            Ok(Held::NOTHING)
+        } else if limiter.mode() == Mode::Shadow {
+            Held::shadow(limiter, ask)
+        } else {
+            Held::uncounted(limiter)
+        };
+        match held {
+            Ok(held) => {
                 let inside = Inside::of(held.counted_by());
                 let future = self.inner.call(request);
                 drop(inside);
                 State::Running { future, held }
             }
-            Ok(None) => {
-                // The instance that was polled ready goes into the future, not a clone of it.
-                let clone = self.inner.clone();
-                let waiting = Box::pin(Waiting {
-                    admit: self.limiter.admit_with(ask),
-                    inner: Some((mem::replace(&mut self.inner, clone), request)),
-                    limiter: self.limiter.clone(),
-                });
-                State::Waiting { waiting }
-            }
-            Err(refused) => {
-                let shed = shed_by(&self.limiter, refused);
-                State::Refused { shed }
-            }
-        };
-        PlainCapacityFuture::new(state, self.classify.clone())
-    }
-
-    /// What a request holds from now on, or `None` if it may wait for that.
-    fn admit(&self, ask: Ask) -> Result<Option<Held>, Refused> {
-        let limiter = &self.limiter;
-        if nesting::is_counted_by(limiter.id()) {
-            return Ok(Some(Held::NOTHING));
-        }
-        match limiter.mode() {
-            Mode::Off => return Held::uncounted(limiter).map(Some),
-            Mode::Shadow => return Held::shadow(limiter, ask).map(Some),
-            Mode::Enforce => {}
-        }
-        let (priority, partition, _) = ask.parts();
-        match limiter.turn_away(priority, partition) {
-            Some(refused) => Err(refused),
-            None => Ok(None),
+            Err(refused) => State::Refused {
+                shed: shed_by(limiter, refused),
+            },
         }
     }
 }
@@ -305,20 +305,18 @@ where
         let ask = self.asks.ask(&request);
         let (priority, partition, _) = ask.parts();
         let limiter = &self.limiter;
-        if limiter.mode() == Mode::Enforce
-            && !nesting::is_counted_by(limiter.id())
-            && let Some(admission) = limiter.try_enter(priority, partition)
-        {
+        let state = if limiter.mode() != Mode::Enforce || nesting::is_counted_by(limiter.id()) {
+            self.pass(request, ask)
+        } else if let Some(admission) = limiter.try_enter(priority, partition) {
             let inside = Inside::of(limiter.id());
             let future = self.inner.call(request);
             drop(inside);
             let held = Held::Alone(admission);
-            return PlainCapacityFuture::new(
-                State::Running { future, held },
-                self.classify.clone(),
-            );
-        }
-        self.call_unusual(request, ask)
+            State::Running { future, held }
+        } else {
+            self.refuse(request, ask)
+        };
+        PlainCapacityFuture::new(state, self.classify.clone())
     }
 }
 

@@ -38,7 +38,7 @@
 //!   services, clones and connections: a layer around a client that talks to several backends
 //!   would throttle them all for the fault of one.
 //! - **A request that is not sent gets a response**, not an error: the error type is the inner
-//!   one. It is what a server that sheds would have sent (503, or a trailers-only gRPC status 14),
+//!   one. It is that of a server that is not available (503, or a trailers-only gRPC status 14),
 //!   marked with a [`Throttled`] in its extensions and the header [`THROTTLED_HEADER`], so that
 //!   callers can tell. [`ThrottleLayer::on_shed`] makes another.
 //! - **It costs no goodput.** What it withholds would have been rejected, for one client or a

@@ -66,7 +66,7 @@ impl fmt::Display for Throttled {
 
 impl std::error::Error for Throttled {}
 
-/// Responds like a server that sheds, to requests that were not sent.
+/// Responds like a server that is not available, to requests that were not sent.
 ///
 /// - HTTP: `503 Service Unavailable`, `Retry-After` in whole seconds, rounded up, and one line of
 ///   text.

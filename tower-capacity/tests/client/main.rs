@@ -4,6 +4,7 @@
 mod ready;
 mod situations;
 mod support;
+mod throttle_events;
 mod throttle_layer;
 mod throttle_metrics;
 mod throttle_servers;
