@@ -25,7 +25,10 @@ use congestion_limiter::{
     limits::Vegas,
 };
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use http_body_util::Full;
 use tokio::time::Instant;
 use tower::{
@@ -56,7 +59,7 @@ impl Service<()> for Unit {
     }
 }
 
-/// As [`Unit`], but that it yields once to the scheduler.
+/// Like [`Unit`], except that it yields once to the scheduler.
 #[derive(Clone, Copy, Debug)]
 struct Yielding;
 
@@ -98,7 +101,37 @@ impl Service<Request<Body>> for Http {
     }
 }
 
-/// Spends so many requests.
+/// Refuses at once: what a refusal of HTTP costs whatever decides it.
+#[derive(Clone, Copy, Debug)]
+struct Refusing {
+    /// Whether the extensions say why.
+    marks: bool,
+}
+
+impl Service<Request<Body>> for Refusing {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _request: Request<Body>) -> Self::Future {
+        let body = Full::new(bytes::Bytes::from_static(b"overloaded, try again later\n"));
+        let mut response = Response::new(body);
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let headers = response.headers_mut();
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        if self.marks {
+            response.extensions_mut().insert([0_u64; 2]);
+        }
+        ready(Ok(response))
+    }
+}
+
+/// Spends `requests` requests.
 type Spend = Box<dyn FnMut(u32)>;
 
 const REQUESTS: u32 = 100_000;
@@ -365,7 +398,7 @@ fn main() {
     );
 }
 
-/// Nobody is admitted; the first row is the same service without a limiter.
+/// Nothing is admitted; the first row is the same service without a limiter.
 fn refused() {
     let full = fixed(1);
     let _admission = full.try_admit().expect("the only permit");
@@ -390,12 +423,24 @@ fn refused() {
             "tower-capacity",
             one_handle(PlainCapacityLayer::new(full.clone()).layer(Unit)),
         ),
+    ];
+    compare("refused", REQUESTS, contenders);
+    let contenders: Vec<(&str, Spend)> = vec![
+        ("bare, not refused", with_body(Http)),
         (
-            "tower-capacity, an HTTP response",
+            "two static headers and no limiter",
+            with_body(Refusing { marks: false }),
+        ),
+        (
+            "the same and a mark in the extensions",
+            with_body(Refusing { marks: true }),
+        ),
+        (
+            "tower-capacity",
             with_body(CapacityLayer::new(full).layer(Http)),
         ),
     ];
-    compare("refused", REQUESTS, contenders);
+    compare("refused over HTTP", REQUESTS, contenders);
 }
 
 /// The others have no body of their own, and return their permit before it is read.

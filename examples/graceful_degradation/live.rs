@@ -208,7 +208,7 @@ async fn live(State(watch): State<Watch>) -> Json<Live> {
             queued: snapshot.queued(),
             admitted_per_s: all - shed - limited,
             shed_per_s: shed,
-            pressure: watch.parts.limiter.pressure(),
+            pressure: watch.parts.limiter.pressure().value(),
             baseline_ms: snapshot
                 .explanation()
                 .baseline

@@ -36,8 +36,8 @@
 //!   default.
 //! - [`Limiter`]: both, with the accounting in between; the handle that a service keeps.
 //! - [`layer`]: the Tower middleware, and what it promises.
-//! - `throttle` (feature `client`): the other side, a client that asks less of a backend that
-//!   rejects.
+//! - `throttle` (feature `client`): the other side, a client that spares a backend which accepts
+//!   nothing.
 //!
 //! # What you will see
 //!
@@ -85,6 +85,10 @@ pub mod limit;
 mod limiter;
 #[cfg(not(loom))]
 pub mod metrics;
+#[cfg(not(loom))]
+mod mode;
+#[cfg(not(loom))]
+mod pressure;
 #[cfg(all(feature = "layer", not(loom)))]
 mod reject;
 #[cfg(not(loom))]
@@ -102,17 +106,19 @@ pub use crate::gate::Priority;
 pub use crate::{
     change::LimitChange,
     limiter::{
-        Admission, Admit, ConfigError, DrainTimeout, Limiter, LimiterBuilder, LimiterSnapshot,
+        Admission, Admit, ConfigError, DrainError, Limiter, LimiterBuilder, LimiterSnapshot,
         Outcome,
     },
+    mode::{LimiterSettings, Mode},
+    pressure::Pressure,
     saved::{ParseSavedLimitError, SavedLimit},
 };
 #[cfg(all(feature = "layer", not(loom)))]
 pub use crate::{
     classify::by_status,
     layer::{
-        Capacity, CapacityError, CapacityLayer, PlainCapacity, PlainCapacityLayer, UpgradePermit,
-        priority_header,
+        BoxError, Capacity, CapacityError, CapacityLayer, PlainCapacity, PlainCapacityLayer,
+        UpgradePermit, priority_header,
     },
     reject::{DefaultReject, Reject, Shed, ShedHook},
 };

@@ -15,6 +15,8 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
 pub use crate::accounting::Outcome;
+#[cfg(feature = "layer")]
+use crate::gate::Permit;
 use crate::{
     accounting::{Accounting, Progress, Ticket, Totals},
     change::LimitChange,
@@ -24,6 +26,8 @@ use crate::{
     },
     limit::{Explanation, Knee, Limit, Window},
     metrics::Metrics,
+    mode::{AtomicMode, LimiterSettings, Mode},
+    pressure::Pressure,
     saved::SavedLimit,
     windows::Windows,
 };
@@ -65,10 +69,13 @@ pub(crate) struct Shared {
     name: Box<str>,
     partitions: PartitionNames,
     downstream: Option<Box<Downstream>>,
+    mode: AtomicMode,
+    /// What the modes serve without counting it, so that a drain waits for that too.
+    uncounted: Gate,
 }
 
-/// How hard something is pressed that requests depend on, from 0 to 1.
-type Downstream = dyn Fn() -> f64 + Send + Sync;
+/// How hard something is pressed that requests depend on.
+type Downstream = dyn Fn() -> Pressure + Send + Sync;
 
 impl Limiter {
     /// Creates a limiter that needs no numbers: [`Knee`] between 1 and 16,384, with a
@@ -78,14 +85,19 @@ impl Limiter {
         Self::from_parts(Self::builder(), Box::new(Knee::new()))
     }
 
+    /// Like [`adaptive`](Self::adaptive), with a name for metrics and events.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        let builder = Self::builder().name(name);
+        Self::from_parts(builder, Box::new(Knee::new()))
+    }
+
     /// Starts to describe a limiter.
     pub fn builder() -> LimiterBuilder {
         LimiterBuilder {
             law: None,
             warm_start: None,
-            bounds: LimiterBuilder::DEFAULT_BOUNDS,
-            max_queue: None,
-            max_wait: GateConfig::DEFAULT_MAX_WAIT,
+            settings: LimiterSettings::new(),
             codel: Some(Codel::REQUESTS),
             shares: Vec::new(),
             downstream: None,
@@ -94,19 +106,20 @@ impl Limiter {
     }
 
     fn from_parts(builder: LimiterBuilder, law: Box<dyn Limit>) -> Self {
+        let settings = builder.settings;
         let initial = law
             .initial()
-            .clamp(*builder.bounds.start(), *builder.bounds.end());
+            .clamp(*settings.bounds.start(), *settings.bounds.end());
         let (partitions, shares): (Vec<_>, Vec<_>) = builder.shares.into_iter().unzip();
         let mut config = GateConfig::new(initial)
-            .max_wait(builder.max_wait)
+            .max_wait(settings.max_wait)
             .shares(shares);
         // Before anything is known, more may wait: a limit that starts too low refuses nothing.
         let first_queue =
-            (builder.max_queue.is_none() && !law.counts_held()).then_some(builder.max_wait);
+            (settings.max_queue.is_none() && !law.counts_held()).then_some(settings.max_wait);
         let max_queue = match first_queue {
             Some(_) => Some(FIRST_QUEUE.max(initial)),
-            None => builder.max_queue,
+            None => settings.max_queue,
         };
         if let Some(max_queue) = max_queue {
             config = config.max_queue(max_queue);
@@ -117,7 +130,7 @@ impl Limiter {
         let accounting = Accounting::new(law.objective());
         let windows = Windows::new(
             law,
-            builder.bounds,
+            settings.bounds,
             builder.codel,
             first_queue,
             initial,
@@ -132,6 +145,8 @@ impl Limiter {
                 name: builder.name,
                 partitions: PartitionNames::new(partitions),
                 downstream: builder.downstream,
+                mode: AtomicMode::new(settings.mode),
+                uncounted: Gate::new(GateConfig::new(gate::MAX)),
             }),
         }
     }
@@ -182,7 +197,7 @@ impl Limiter {
     #[inline]
     fn is_pressed(&self, priority: Priority) -> bool {
         let downstream = self.shared.downstream.as_ref();
-        downstream.is_some_and(|pressure| pressure() >= bearable(priority))
+        downstream.is_some_and(|pressure| pressure().value() >= bearable(priority))
     }
 
     /// Admits, after a wait in the bounded waiting room if need be.
@@ -201,25 +216,20 @@ impl Limiter {
     /// Admits as `ask` says. Otherwise as [`admit`](Self::admit).
     ///
     /// A request that would have to wait is refused at once, as
-    /// [`RefusedReason::Deadline`](crate::gate::RefusedReason::Deadline), if those in line and its
-    /// own service are expected to take longer than the time it has left.
+    /// [`RefusedReason::Deadline`](crate::gate::RefusedReason::Deadline), if the waiters that go
+    /// before it and its own service are expected to take longer than the time it has left.
     pub fn admit_with(&self, ask: Ask) -> Admit {
         let (priority, partition, time_left) = ask.parts();
-        let gate = self.shared.gate.snapshot();
-        // A partition within its guarantee does not stand behind the others.
-        let ahead = if partition == Partition::NONE {
-            gate.queued()
-        } else {
-            0
-        };
-        let doomed = time_left
-            .is_some_and(|left| gate.makes_wait(priority) && self.expected_sojourn(ahead) > left);
+        let doomed = time_left.is_some_and(|left| {
+            let ahead = self.shared.gate.ahead_of(&ask);
+            ahead.is_some_and(|ahead| self.expected_sojourn(ahead) > left)
+        });
         let reason = if self.is_pressed(priority) {
             Some(RefusedReason::Downstream)
         } else {
             doomed.then_some(RefusedReason::Deadline)
         };
-        let refused = reason.map(|reason| Refused::for_reason(reason, gate));
+        let refused = reason.map(|reason| Refused::for_reason(reason, self.shared.gate.snapshot()));
         Admit {
             enter: self.shared.gate.enter_with(ask),
             partition,
@@ -229,15 +239,29 @@ impl Limiter {
         }
     }
 
-    /// Admits whatever the limit says, counts what it would have decided, and says so.
-    ///
-    /// The answer of shadow mode: a request above the limit is counted as refused, and as inside.
-    pub fn admit_anyway(&self) -> (Admission, Result<(), Refused>) {
-        let (entered, would) = self.shared.gate.enter_anyway();
-        if let Err(refused) = &would {
-            self.note_refusal(refused);
-        }
-        (self.admission(entered, Partition::NONE), would)
+    /// Whether the layers act on what is decided.
+    #[must_use]
+    #[inline]
+    pub fn mode(&self) -> Mode {
+        self.shared.mode.load()
+    }
+
+    /// Changes whether the layers act on what is decided, from the next request on.
+    pub fn set_mode(&self, mode: Mode) {
+        self.shared.mode.store(mode);
+    }
+
+    /// Serves a request that the limiter does not count, unless it drains.
+    #[cfg(feature = "layer")]
+    pub(crate) fn enter_uncounted(&self) -> Result<Permit, Refused> {
+        self.shared.uncounted.try_acquire()
+    }
+
+    /// An address that no other living limiter has.
+    #[cfg(feature = "layer")]
+    #[inline]
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
     }
 
     /// Reads the state of the limiter.
@@ -261,7 +285,7 @@ impl Limiter {
     ///
     /// A key that has no share of its own ([`LimiterBuilder::share`]) is hashed, with a seed of
     /// this process, into one of what is left of 1,023 partitions: of a hundred keys in use, about
-    /// five share theirs with another.
+    /// nine share theirs with another.
     #[must_use]
     pub fn partition(&self, key: &str) -> Partition {
         self.shared.partitions.find(key)
@@ -273,19 +297,18 @@ impl Limiter {
         self.shared.gate.inflight_of(partition)
     }
 
-    /// How much of what the limiter admits is in use, waiting requests included: 0 when idle, 1
-    /// when the limit is reached.
+    /// How hard the limiter is pressed: requests inside and waiting, against the limit.
     ///
     /// Meant for readiness probes, autoscalers and pools.
     #[must_use]
-    pub fn pressure(&self) -> f64 {
+    pub fn pressure(&self) -> Pressure {
         let gate = self.shared.gate.snapshot();
-        ((gate.inflight() + gate.queued()) as f64 / gate.limit().max(1) as f64).min(1.0)
+        Pressure::of(gate.inflight(), gate.queued(), gate.limit())
     }
 
-    /// How long a request is expected to take, behind so many others; zero before the first window.
-    fn expected_sojourn(&self, queued: usize) -> Duration {
-        let drain = self.expected_drain(queued + 1).min(3600.0);
+    /// How long a request is expected to take behind `ahead` waiters; zero before the first window.
+    fn expected_sojourn(&self, ahead: usize) -> Duration {
+        let drain = self.expected_drain(ahead + 1).min(3600.0);
         Duration::from_secs_f64(drain) + self.shared.accounting.typical()
     }
 
@@ -333,42 +356,69 @@ impl Limiter {
         self.shared.gate.set_waiting(max_queue, max_wait);
     }
 
+    /// Changes when the waiting room has stopped absorbing bursts, see [`LimiterBuilder::codel`].
+    pub fn set_codel(&self, codel: impl Into<Option<Codel>>) {
+        self.shared.gate.set_codel(codel.into());
+    }
+
+    /// Changes everything that can be changed while the limiter runs.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] as for [`set_bounds`](Self::set_bounds); nothing changes then.
+    pub fn reconfigure(&self, settings: LimiterSettings) -> Result<(), ConfigError> {
+        self.set_bounds(settings.bounds)?;
+        self.set_waiting(settings.max_queue, settings.max_wait);
+        self.set_mode(settings.mode);
+        Ok(())
+    }
+
     /// What the limiter has learned, for the next process to start with.
     #[must_use]
     pub fn saved_limit(&self) -> SavedLimit {
         let explanation = self.shared.windows.explain();
         let baseline = explanation.baseline.filter(|baseline| *baseline > 0.0);
         let baseline = baseline.and_then(|baseline| Duration::try_from_secs_f64(baseline).ok());
+        let baseline = baseline.filter(|baseline| !baseline.is_zero());
         SavedLimit::new(self.shared.windows.limit().max(1), baseline)
     }
 
-    /// Refuses everybody who comes from now on, and waits until nobody is inside any more.
+    /// Refuses new requests from now on, and waits until none is inside.
     ///
-    /// [`is_draining`](Self::is_draining) answers true before the first refusal. Whoever already
-    /// waits keeps its place. Call [`resume`](Self::resume) to admit again.
+    /// [`is_draining`](Self::is_draining) is true before the first refusal. Requests that already
+    /// wait keep their places, and requests that a [`Mode`] serves uncounted are waited for like the
+    /// others. Call [`resume`](Self::resume) to admit again.
     ///
     /// # Errors
     ///
-    /// [`DrainTimeout`] if requests are still inside after `deadline`. The limiter keeps refusing.
+    /// [`DrainError::Timeout`] if requests are still inside after `deadline`; the limiter keeps
+    /// refusing. [`DrainError::Resumed`] as soon as [`resume`](Self::resume) is called.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future stops the waiting, not the draining.
-    pub async fn drain(&self, deadline: Duration) -> Result<(), DrainTimeout> {
-        self.shared.gate.close();
-        let emptied = tokio::time::timeout(deadline, self.shared.gate.emptied()).await;
-        emptied.map_err(|_| DrainTimeout {
-            inflight: self.shared.gate.inflight(),
-            deadline,
-        })
+    pub async fn drain(&self, deadline: Duration) -> Result<(), DrainError> {
+        let shared = &self.shared;
+        shared.uncounted.close();
+        shared.gate.close();
+        let drained = async { shared.gate.drained().await && shared.uncounted.drained().await };
+        match tokio::time::timeout(deadline, drained).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(DrainError::Resumed),
+            Err(_) => Err(DrainError::Timeout {
+                inflight: shared.gate.inflight() + shared.uncounted.inflight(),
+                deadline,
+            }),
+        }
     }
 
-    /// Admits again after [`drain`](Self::drain).
+    /// Admits again after [`drain`](Self::drain), and ends a drain that still waits.
     pub fn resume(&self) {
         self.shared.gate.reopen();
+        self.shared.uncounted.reopen();
     }
 
-    /// Whether the limiter was told to drain. A readiness probe answers its negation.
+    /// Whether the limiter drains. A readiness probe returns its negation.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.shared.gate.is_closed()
@@ -459,9 +509,7 @@ impl fmt::Debug for Limiter {
 pub struct LimiterBuilder {
     law: Option<Box<dyn Limit>>,
     warm_start: Option<SavedLimit>,
-    bounds: RangeInclusive<usize>,
-    max_queue: Option<usize>,
-    max_wait: Duration,
+    settings: LimiterSettings,
     codel: Option<Codel>,
     shares: Vec<(Box<str>, f64)>,
     downstream: Option<Box<Downstream>>,
@@ -473,16 +521,13 @@ impl fmt::Debug for LimiterBuilder {
         f.debug_struct("LimiterBuilder")
             .field("name", &self.name)
             .field("law", &self.law)
-            .field("bounds", &self.bounds)
+            .field("settings", &self.settings)
             .field("shares", &self.shares)
             .finish_non_exhaustive()
     }
 }
 
 impl LimiterBuilder {
-    /// Wide enough for one process, and low enough that a runaway law cannot exhaust its memory.
-    const DEFAULT_BOUNDS: RangeInclusive<usize> = 1..=16_384;
-
     /// Sets the control law. Defaults to [`Knee`].
     pub fn law(mut self, law: impl Limit + 'static) -> Self {
         self.law = Some(Box::new(law));
@@ -499,19 +544,31 @@ impl LimiterBuilder {
 
     /// Sets the least and the greatest limit. Defaults to 1 and 16,384.
     pub const fn bounds(mut self, bounds: RangeInclusive<usize>) -> Self {
-        self.bounds = bounds;
+        self.settings.bounds = bounds;
         self
     }
 
     /// Sets how many requests may wait; zero sheds at once. Defaults to the limit in force.
     pub const fn max_queue(mut self, requests: usize) -> Self {
-        self.max_queue = Some(requests);
+        self.settings.max_queue = Some(requests);
         self
     }
 
     /// Sets how long a request waits at most. Defaults to one second.
     pub const fn max_wait(mut self, wait: Duration) -> Self {
-        self.max_wait = wait;
+        self.settings.max_wait = wait;
+        self
+    }
+
+    /// Sets whether the layers act on what is decided. Defaults to [`Mode::Enforce`].
+    pub const fn mode(mut self, mode: Mode) -> Self {
+        self.settings.mode = mode;
+        self
+    }
+
+    /// Sets bounds, waiting and mode to those of `settings`. Defaults to [`LimiterSettings::new`].
+    pub fn settings(mut self, settings: LimiterSettings) -> Self {
+        self.settings = settings;
         self
     }
 
@@ -547,10 +604,11 @@ impl LimiterBuilder {
     /// Sheds requests that something they depend on would only keep waiting, such as a pool of
     /// connections, before they line up there.
     ///
-    /// `pressure` is asked for each request: 0 for idle, ½ for all in use, 1 for a line as long as
-    /// what is in use, as `Autotuned::pressure` of `pool-autotune` answers. Requests are refused as
+    /// `pressure` is called for each request, and returns a [`Pressure`] or a number of its scale:
+    /// 0 for idle, ½ for all in use, 1 for a queue as long as what is in use, as
+    /// `Autotuned::pressure` of `pool-autotune` returns. Requests are refused as
     /// [`RefusedReason::Downstream`], the least important first: `Background` from ½ on,
-    /// `Sheddable` from ¾, `Default` from 1; `Critical` never. Defaults to nothing.
+    /// `Sheddable` from ¾, `Default` from 1; `Critical` never. Defaults to none.
     ///
     /// Only for limiters whose requests all depend on it: give others a limiter of their own.
     ///
@@ -563,8 +621,11 @@ impl LimiterBuilder {
     /// let limiter = Limiter::builder().downstream(move || pool.pressure()).build()?;
     /// # Ok::<(), tower_capacity::ConfigError>(())
     /// ```
-    pub fn downstream(mut self, pressure: impl Fn() -> f64 + Send + Sync + 'static) -> Self {
-        self.downstream = Some(Box::new(pressure));
+    pub fn downstream<P: Into<Pressure>>(
+        mut self,
+        pressure: impl Fn() -> P + Send + Sync + 'static,
+    ) -> Self {
+        self.downstream = Some(Box::new(move || pressure().into()));
         self
     }
 
@@ -582,13 +643,13 @@ impl LimiterBuilder {
     /// was set starts outside them or is to start warm, or if shares are not possible. The default law starts at the
     /// nearest bound instead.
     pub fn build(mut self) -> Result<Limiter, ConfigError> {
-        check_bounds(&self.bounds)?;
+        check_bounds(&self.settings.bounds)?;
         check_shares(&self.shares)?;
         let law = match self.law.take() {
-            Some(law) if !self.bounds.contains(&law.initial()) => {
+            Some(law) if !self.settings.bounds.contains(&law.initial()) => {
                 return Err(ConfigError::InitialOutOfBounds {
                     initial: law.initial(),
-                    bounds: self.bounds,
+                    bounds: self.settings.bounds,
                 });
             }
             Some(law) if self.warm_start.is_some() => {
@@ -723,7 +784,8 @@ impl fmt::Display for ConfigError {
             Self::Share { key, share } => write!(
                 f,
                 "a share of {share} for {key:?} is not possible: expected shares above 0, each \
-                 key once, and a sum of at most 1"
+                 key once, a sum of at most 1, and at most {} keys",
+                Partition::MAX
             ),
         }
     }
@@ -731,32 +793,34 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Requests were still inside when the deadline of a drain had passed.
+/// A drain ended before the limiter was empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrainTimeout {
-    inflight: usize,
-    deadline: Duration,
+#[non_exhaustive]
+pub enum DrainError {
+    /// Requests were still inside when the deadline had passed. The limiter keeps refusing.
+    #[non_exhaustive]
+    Timeout {
+        /// Requests that were still inside.
+        inflight: usize,
+        /// How long the drain waited for them.
+        deadline: Duration,
+    },
+    /// [`Limiter::resume`] was called. The limiter admits again.
+    Resumed,
 }
 
-impl DrainTimeout {
-    /// Requests that were still inside.
-    #[must_use]
-    pub const fn inflight(&self) -> usize {
-        self.inflight
-    }
-}
-
-impl fmt::Display for DrainTimeout {
+impl fmt::Display for DrainError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} requests still inside after {:?}",
-            self.inflight, self.deadline
-        )
+        match self {
+            Self::Timeout { inflight, deadline } => {
+                write!(f, "{inflight} requests still inside after {deadline:?}")
+            }
+            Self::Resumed => f.write_str("resumed before all requests had left"),
+        }
     }
 }
 
-impl std::error::Error for DrainTimeout {}
+impl std::error::Error for DrainError {}
 
 pin_project! {
     /// Future of [`Limiter::admit`].

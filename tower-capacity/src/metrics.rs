@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::gate::RefusedReason;
 
-/// The names of the metrics, each with the label `limiter` (the name given to the limiter).
+/// The names of the metrics. Those of a limiter have the label `limiter` (the name given to it).
 pub mod names {
     /// Gauge: requests allowed inside.
     pub const LIMIT: &str = "tower_capacity_limit";
@@ -20,29 +20,27 @@ pub mod names {
     /// absent for laws that keep none.
     pub const BASELINE: &str = "tower_capacity_baseline_seconds";
     /// Counter of requests, by `decision` (`admitted`, `shed`) and `reason` (`none`, or a
-    /// [`RefusedReason`](crate::gate::RefusedReason) in snake case).
+    /// [`RefusedReason`](crate::gate::RefusedReason) in snake case). In
+    /// [`Mode::Shadow`](crate::Mode), what would have been decided.
     pub const REQUESTS: &str = "tower_capacity_requests_total";
     /// Histogram: how long requests waited, in seconds, of those that had to.
     pub const WAIT: &str = "tower_capacity_wait_seconds";
-    /// Counter of a client's requests, by `throttle` (the name given to the throttler), `decision`
-    /// (`sent`, `shed`) and `reason` (`none`, `adaptive`, `paused`).
+    /// Counter of a client's requests, by `throttle` (the name given to the throttler) and
+    /// `decision` (`sent`, `shed`).
     #[cfg(feature = "client")]
     pub const THROTTLE_REQUESTS: &str = "tower_capacity_throttle_requests_total";
     /// Counter of what became of requests that a client sent, by `throttle` and `answer`
-    /// (`accepted`, `rejected`, `none`).
+    /// (`accepted`, `rejected`, `limited`, `none`).
     #[cfg(feature = "client")]
     pub const THROTTLE_ANSWERS: &str = "tower_capacity_throttle_answers_total";
-    /// Gauge: probability with which a client refuses a request, by `throttle`.
-    #[cfg(feature = "client")]
-    pub const THROTTLE_PROBABILITY: &str = "tower_capacity_throttle_probability";
     /// Counter of retries that were asked of a budget, by `budget` (its name) and `decision`
     /// (`allowed`, `denied`).
     #[cfg(feature = "client")]
     pub const THROTTLE_RETRIES: &str = "tower_capacity_throttle_retries_total";
 }
 
-/// Upper bounds of the buckets for [`names::WAIT`], in seconds: from a tenth of CoDel's target of
-/// 5 ms up to the longest wait by default, about two to a doubling.
+/// Upper bounds of the buckets for [`names::WAIT`], in seconds: from half a millisecond to the
+/// longest wait by default, about two to a doubling.
 pub const WAIT_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.002, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0,
 ];
@@ -101,17 +99,12 @@ pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
         describe_counter!(
             names::THROTTLE_REQUESTS,
             Unit::Count,
-            "Requests of a client by decision and reason"
+            "Requests of a client by decision"
         );
         describe_counter!(
             names::THROTTLE_ANSWERS,
             Unit::Count,
             "What became of requests that a client sent"
-        );
-        describe_gauge!(
-            names::THROTTLE_PROBABILITY,
-            Unit::Count,
-            "Probability with which a client refuses a request, 0 to 1"
         );
         describe_counter!(
             names::THROTTLE_RETRIES,
@@ -186,12 +179,14 @@ impl Metrics {
         })
     }
 
+    #[inline]
     pub(crate) fn admitted(&self) {
         let handles = self.handles();
         handles.admitted.increment(1);
         handles.inflight.increment(1.0);
     }
 
+    #[inline]
     pub(crate) fn left(&self) {
         self.handles().inflight.decrement(1.0);
     }
@@ -236,8 +231,10 @@ impl Metrics {
         Self {}
     }
 
+    #[inline]
     pub(crate) const fn admitted(&self) {}
 
+    #[inline]
     pub(crate) const fn left(&self) {}
 
     pub(crate) const fn shed(&self, _reason: RefusedReason) {}
@@ -261,10 +258,10 @@ pub(crate) use self::client::{BudgetMetrics, ThrottleMetrics};
 mod client {
     use std::{fmt, sync::OnceLock};
 
-    use metrics::{Counter, Gauge, counter, gauge};
+    use metrics::{Counter, counter};
 
     use super::names;
-    use crate::throttle::{Answer, ThrottledReason};
+    use crate::throttle::Answer;
 
     #[derive(Debug)]
     pub(crate) struct ThrottleMetrics {
@@ -274,12 +271,11 @@ mod client {
 
     struct ThrottleHandles {
         sent: Counter,
-        adaptive: Counter,
-        paused: Counter,
+        shed: Counter,
         accepted: Counter,
         rejected: Counter,
+        limited: Counter,
         unanswered: Counter,
-        probability: Gauge,
     }
 
     impl fmt::Debug for ThrottleHandles {
@@ -299,10 +295,10 @@ mod client {
         fn handles(&self) -> &ThrottleHandles {
             self.handles.get_or_init(|| {
                 let name = &self.throttle;
-                let requests = |decision: &'static str, reason: &'static str| {
+                let requests = |decision: &'static str| {
                     counter!(
                         names::THROTTLE_REQUESTS,
-                        "throttle" => name.clone(), "decision" => decision, "reason" => reason
+                        "throttle" => name.clone(), "decision" => decision
                     )
                 };
                 let answers = |answer: &'static str| {
@@ -312,13 +308,12 @@ mod client {
                     )
                 };
                 ThrottleHandles {
-                    sent: requests("sent", "none"),
-                    adaptive: requests("shed", ThrottledReason::Adaptive.as_str()),
-                    paused: requests("shed", ThrottledReason::Paused.as_str()),
+                    sent: requests("sent"),
+                    shed: requests("shed"),
                     accepted: answers("accepted"),
                     rejected: answers("rejected"),
+                    limited: answers("limited"),
                     unanswered: answers("none"),
-                    probability: gauge!(names::THROTTLE_PROBABILITY, "throttle" => name.clone()),
                 }
             })
         }
@@ -327,13 +322,8 @@ mod client {
             self.handles().sent.increment(1);
         }
 
-        pub(crate) fn shed(&self, reason: ThrottledReason) {
-            let handles = self.handles();
-            match reason {
-                ThrottledReason::Adaptive => &handles.adaptive,
-                ThrottledReason::Paused => &handles.paused,
-            }
-            .increment(1);
+        pub(crate) fn shed(&self) {
+            self.handles().shed.increment(1);
         }
 
         pub(crate) fn answered(&self, answer: Option<Answer>) {
@@ -341,13 +331,10 @@ mod client {
             match answer {
                 Some(Answer::Accepted) => &handles.accepted,
                 Some(Answer::Rejected(_)) => &handles.rejected,
+                Some(Answer::Limited(_)) => &handles.limited,
                 None => &handles.unanswered,
             }
             .increment(1);
-        }
-
-        pub(crate) fn probability(&self, probability: f64) {
-            self.handles().probability.set(probability);
         }
     }
 
@@ -404,7 +391,7 @@ mod client {
     reason = "the same calls, with nothing behind them"
 )]
 mod client {
-    use crate::throttle::{Answer, ThrottledReason};
+    use crate::throttle::Answer;
 
     #[derive(Debug)]
     pub(crate) struct ThrottleMetrics {}
@@ -416,11 +403,9 @@ mod client {
 
         pub(crate) const fn sent(&self) {}
 
-        pub(crate) const fn shed(&self, _reason: ThrottledReason) {}
+        pub(crate) const fn shed(&self) {}
 
         pub(crate) const fn answered(&self, _answer: Option<Answer>) {}
-
-        pub(crate) const fn probability(&self, _probability: f64) {}
     }
 
     #[derive(Debug)]

@@ -1,11 +1,17 @@
-//! What a refused caller gets.
+//! The responses of refused requests.
 
-use std::{cell::Cell, fmt, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    HeaderValue, Method, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     request,
 };
 use http_body::Body;
@@ -17,22 +23,35 @@ use crate::{
 };
 
 /// Why a request was shed, and the numbers at that moment.
+///
+/// The layer puts it into the extensions of the refusal, for what stands around it: a log, a trace,
+/// an error rate, or another limiter, which does not take the refusal for a failure of its own.
+///
+/// ```
+/// use axum::response::Response;
+/// use tower_capacity::Shed;
+///
+/// fn is_failure(response: &Response) -> bool {
+///     response.status().is_server_error() && response.extensions().get::<Shed>().is_none()
+/// }
+/// # let _ = is_failure(&Response::default());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shed {
     refused: Refused,
 }
 
-/// Least time a shed caller is asked to stay away, in seconds. The header has whole ones and must
-/// not say 0.
-const MIN_RETRY_AFTER: f64 = 1.0;
-/// Most, whatever the estimate: capacity may come back at any time.
+/// Range from which the time to come back is drawn, in seconds, if what is ahead takes less: wide
+/// enough for whole seconds to tell callers apart, since that is all that HTTP can say.
+const SPREAD: f64 = 4.0;
+/// Longest time to come back, whatever the estimate: capacity may return at any time.
 const MAX_RETRY_AFTER: f64 = 10.0;
 
 impl Shed {
-    /// `drain` is how many seconds the requests inside and in line are expected to take.
+    /// `drain` is how many seconds the requests inside and waiting are expected to take.
     #[inline]
     pub(crate) fn new(mut refused: Refused, drain: f64) -> Self {
-        let retry_after = jitter(drain.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER / 2.0));
+        let retry_after = spread(drain, random());
         // At most ten seconds.
         refused.set_retry_after_millis((1e3 * retry_after) as u16);
         Self { refused }
@@ -68,9 +87,9 @@ impl Shed {
         self.refused.waited()
     }
 
-    /// When to come back: the time in which the requests ahead are expected to finish, at least
-    /// one second and at most ten, and up to twice that at random, so that callers who were shed
-    /// together do not return together.
+    /// When to come back: after the time in which the requests ahead are expected to finish, and
+    /// as much again at random, or four seconds if that is more, so that callers that were shed
+    /// together do not return together. At most ten seconds.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
         Duration::from_millis(self.refused.retry_after_millis() as u64)
@@ -83,36 +102,71 @@ impl fmt::Display for Shed {
     }
 }
 
-/// One to two times `least`, a different share at each call: the fractional parts of the multiples
-/// of the golden ratio, which spread more evenly than random numbers do (Weyl 1916).
-///
-/// Each thread draws its own, so that refusing does not make threads wait for each other.
+impl std::error::Error for Shed {}
+
+/// A time between `drain` and `drain + max(drain, SPREAD)` seconds. `random` is uniform in 0..1.
 #[inline]
-fn jitter(least: f64) -> f64 {
+fn spread(drain: f64, random: f64) -> f64 {
+    let least = drain.min(MAX_RETRY_AFTER / 2.0);
+    least + random * least.max(SPREAD)
+}
+
+/// Uniform in 0..1: the fractional parts of the multiples of the golden ratio, which spread more
+/// evenly than random numbers do (Weyl 1916), from a start that is random.
+///
+/// Each thread of each process has a sequence of its own, so that refusing does not make threads
+/// wait for each other, and no two tell their callers the same times.
+#[inline]
+fn random() -> f64 {
     thread_local! {
-        static SHARE: Cell<u64> = const { Cell::new(0) };
+        static SHARE: Cell<u64> = Cell::new(RandomState::new().hash_one(0));
     }
     let share = SHARE.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
     SHARE.set(share);
-    least + least * ((share >> 40) as f64 / (1_u64 << 24) as f64)
+    (share >> 40) as f64 / (1_u64 << 24) as f64
 }
 
-/// Answers a refused request. `T` says why it was refused.
+/// Makes the response of a refused request. `T` is the reason of the refusal.
 ///
-/// [`DefaultReject`] answers unless [`CapacityLayer::on_shed`](crate::CapacityLayer::on_shed) set
-/// a hook.
+/// [`DefaultReject`] unless [`CapacityLayer::on_shed`](crate::CapacityLayer::on_shed) or
+/// [`CapacityLayer::reject`](crate::CapacityLayer::reject) set another.
+///
+/// Whatever makes the response, the layer then adds the reason to its extensions, and takes the
+/// body away if the request was a `HEAD`.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{Response, StatusCode, request};
+/// use http_body_util::Full;
+/// use tower_capacity::{CapacityLayer, Reject, Shed, layer::CapacityBody};
+///
+/// #[derive(Clone)]
+/// struct Busy;
+///
+/// impl Reject<Full<Bytes>> for Busy {
+///     fn reject(&self, _shed: &Shed, _request: &request::Parts) -> Response<CapacityBody<Full<Bytes>>> {
+///         let mut response = Response::new(CapacityBody::unlimited(Full::from("busy")));
+///         *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+///         response
+///     }
+/// }
+///
+/// let layer = CapacityLayer::adaptive().reject(Busy);
+/// # let _ = layer;
+/// ```
 pub trait Reject<B: Body, T = Shed> {
-    /// Creates the answer. `request` is the head of the refused request.
+    /// Creates the response. `request` is the head of the refused request.
     fn reject(&self, refusal: &T, request: &request::Parts) -> Response<CapacityBody<B>>;
 }
 
-/// Answers gRPC requests with a trailers-only status, and others with 503.
+/// Refuses gRPC requests with a trailers-only status, and others with 503.
 ///
 /// - HTTP: `503 Service Unavailable`, `Retry-After` in whole seconds, rounded up, and one line of
-///   text.
+///   text. From a limiter that drains, also `Connection: close` over HTTP/1, so that the caller
+///   opens its next connection to another instance.
 /// - gRPC (`content-type: application/grpc*`): `grpc-status` 8 (`RESOURCE_EXHAUSTED`), or 14
 ///   (`UNAVAILABLE`) from a limiter that drains, `grpc-message`, and `grpc-retry-pushback-ms`
-///   (gRFC A6).
+///   (gRFC A6). The content type is that of the request for gRPC-Web.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct DefaultReject;
@@ -122,22 +176,43 @@ where
     B: Body,
     B::Data: From<Bytes>,
 {
+    #[inline]
     fn reject(&self, shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>> {
-        if !is_grpc(&request.headers) {
-            return reject_http(shed.retry_after(), || HTTP_BODY.into());
+        let drains = shed.reason() == RefusedReason::Closed;
+        if is_grpc(&request.headers) {
+            let (status, message) = match drains {
+                true => ("14", "draining"),
+                false => ("8", "overloaded"),
+            };
+            let pushback = shed.retry_after().as_millis() as u64;
+            return reject_grpc(request, status, message, HeaderValue::from(pushback));
         }
-        let (status, message) = match shed.reason() {
-            RefusedReason::Closed => ("14", "draining"),
-            _ => ("8", "overloaded"),
-        };
-        let pushback = shed.retry_after().as_millis() as u64;
-        reject_grpc(status, message, HeaderValue::from(pushback))
+        if drains {
+            return reject_draining(shed, request);
+        }
+        reject_http(shed.retry_after(), || OVERLOADED.into())
     }
 }
 
-const HTTP_BODY: Bytes = Bytes::from_static(b"overloaded, try again later\n");
+const OVERLOADED: Bytes = Bytes::from_static(b"overloaded, try again later\n");
+const DRAINING: Bytes = Bytes::from_static(b"shutting down, try another instance\n");
+
+#[cold]
+fn reject_draining<B>(shed: &Shed, request: &request::Parts) -> Response<CapacityBody<B>>
+where
+    B: Body,
+    B::Data: From<Bytes>,
+{
+    let mut response = reject_http(shed.retry_after(), || DRAINING.into());
+    if matches!(request.version, Version::HTTP_10 | Version::HTTP_11) {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    response
+}
 
 /// 503 with a line of text.
+#[inline]
 pub(crate) fn reject_http<B: Body>(
     retry_after: Duration,
     line: fn() -> B::Data,
@@ -145,8 +220,9 @@ pub(crate) fn reject_http<B: Body>(
     let mut response = Response::new(CapacityBody::refusal(line));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
-    headers.insert(RETRY_AFTER, whole_seconds(retry_after));
-    headers.insert(
+    headers.reserve(2);
+    headers.append(RETRY_AFTER, whole_seconds(retry_after));
+    headers.append(
         CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
@@ -155,30 +231,57 @@ pub(crate) fn reject_http<B: Body>(
 
 /// A trailers-only response.
 pub(crate) fn reject_grpc<B: Body>(
+    request: &request::Parts,
     status: &'static str,
     message: &'static str,
     pushback_ms: HeaderValue,
 ) -> Response<CapacityBody<B>> {
     let mut response = Response::new(CapacityBody::empty());
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let asked = request.headers.get(CONTENT_TYPE);
+    let content_type = match asked {
+        Some(web) if web.as_bytes().starts_with(b"application/grpc-web") => web.clone(),
+        _ => HeaderValue::from_static("application/grpc"),
+    };
+    headers.insert(CONTENT_TYPE, content_type);
     headers.insert("grpc-status", HeaderValue::from_static(status));
     headers.insert("grpc-message", HeaderValue::from_static(message));
     headers.insert("grpc-retry-pushback-ms", pushback_ms);
     response
 }
 
+/// Takes the body away from the response to a `HEAD`, which has none (RFC 9110 §9.3.2) and which
+/// HTTP/2 fails as a protocol error; its length stays in the header.
+#[inline]
+pub(crate) fn fit_to_method<B: Body>(method: &Method, response: &mut Response<CapacityBody<B>>) {
+    if *method == Method::HEAD {
+        take_body(response);
+    }
+}
+
+#[cold]
+fn take_body<B: Body>(response: &mut Response<CapacityBody<B>>) {
+    let body = std::mem::take(response.body_mut());
+    if let Some(length) = body.size_hint().exact()
+        && length > 0
+    {
+        let headers = response.headers_mut().entry(CONTENT_LENGTH);
+        headers.or_insert_with(|| HeaderValue::from(length));
+    }
+}
+
 /// Whole seconds, rounded up; those that occur without an allocation.
 fn whole_seconds(time: Duration) -> HeaderValue {
     const RENDERED: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
-    let seconds = time.as_nanos().div_ceil(1_000_000_000).max(1) as usize;
+    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    let seconds = seconds.max(1) as usize;
     RENDERED.get(seconds - 1).map_or_else(
         || HeaderValue::from(seconds),
         |rendered| HeaderValue::from_static(rendered),
     )
 }
 
-/// A hook that answers refused requests with the response type of the inner service.
+/// A hook that makes the responses of refused requests, with the body type of the inner service.
 pub struct ShedHook<B, T = Shed> {
     answer: Arc<Answer<B, T>>,
 }
@@ -234,13 +337,34 @@ mod tests {
     }
 
     #[test]
-    fn jitter_spreads_between_once_and_twice() {
-        let drawn: Vec<_> = (0..100).map(|_| jitter(2.0)).collect();
-        assert!(drawn.iter().all(|wait| (2.0..4.0).contains(wait)));
-        let early = drawn.iter().filter(|&&wait| wait < 3.0).count();
-        assert!(
-            (40..=60).contains(&early),
-            "{early} of 100 in the first half"
-        );
+    fn callers_shed_together_are_told_whole_seconds_that_differ() {
+        let told = |drain: f64| -> Vec<u64> {
+            let drawn = (0..4_000).map(|_| spread(drain, random()));
+            let seconds = drawn.map(|seconds| seconds.ceil().max(1.0) as usize);
+            let mut counts = vec![0; 11];
+            seconds.for_each(|seconds| counts[seconds] += 1);
+            counts
+        };
+        for drain in [0.0, 0.01] {
+            let counts = told(drain);
+            for second in 1..=4 {
+                let count = counts[second];
+                assert!((800..1_200).contains(&count), "{drain}: {counts:?}");
+            }
+        }
+        let counts = told(60.0);
+        assert_eq!(counts[..6].iter().sum::<u64>(), 0, "{counts:?}");
+        assert!(counts[6..].iter().all(|&count| count > 600), "{counts:?}");
+    }
+
+    #[test]
+    fn threads_draw_different_times() {
+        let draw = || [random(), random()];
+        let drawn: Vec<_> = (0..4)
+            .map(|_| std::thread::spawn(draw).join().unwrap())
+            .collect();
+        for (index, one) in drawn.iter().enumerate() {
+            assert!(!drawn[..index].contains(one), "{drawn:?}");
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::{error, fmt, str::FromStr, time::Duration};
 
 /// A limit that was found, and the service time without queueing that it was found with.
 ///
-/// A process that starts inside an overload has never seen its service healthy. One that starts
-/// with what the last one knew need not find out: write this down on shutdown, and give it to
+/// A process that starts inside an overload has never seen its service healthy, and can start
+/// with what the process before it knew: write this down on shutdown, and give it to
 /// [`LimiterBuilder::warm_start`](crate::LimiterBuilder::warm_start). It is one line of text.
 ///
 /// ```
@@ -45,17 +45,25 @@ impl SavedLimit {
     }
 }
 
-/// `limit=48 baseline_us=12500`, without the second part if there is no baseline.
+/// `limit=48 baseline_ns=12500000`, without the second part if there is no baseline.
 impl fmt::Display for SavedLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "limit={}", self.limit)?;
         match self.baseline {
-            Some(baseline) => write!(f, " baseline_us={}", baseline.as_micros()),
-            None => Ok(()),
+            Some(baseline) if !baseline.is_zero() => {
+                write!(f, " baseline_ns={}", nanos(baseline))
+            }
+            _ => Ok(()),
         }
     }
 }
 
+/// What a number of the text can hold: 584 years.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Reads what [`Display`](fmt::Display) writes, and microseconds (`baseline_us=12500`).
 impl FromStr for SavedLimit {
     type Err = ParseSavedLimitError;
 
@@ -67,6 +75,9 @@ impl FromStr for SavedLimit {
             let value: u64 = value.parse().map_err(|_| fail())?;
             match name {
                 "limit" if limit.is_none() && value > 0 => limit = usize::try_from(value).ok(),
+                "baseline_ns" if baseline.is_none() && value > 0 => {
+                    baseline = Some(Duration::from_nanos(value));
+                }
                 "baseline_us" if baseline.is_none() && value > 0 => {
                     baseline = Some(Duration::from_micros(value));
                 }
@@ -78,7 +89,7 @@ impl FromStr for SavedLimit {
     }
 }
 
-/// A text that is no [`SavedLimit`].
+/// A text cannot be read as a [`SavedLimit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseSavedLimitError(String);
 
@@ -86,8 +97,8 @@ impl fmt::Display for ParseSavedLimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "no saved limit: {:?}; expected `limit=48 baseline_us=12500`, both above 0, the second \
-             if there is one",
+            "invalid saved limit {:?}: expected `limit=48 baseline_ns=12500000`, both above 0, the \
+             second optional",
             self.0
         )
     }
@@ -104,13 +115,26 @@ mod tests {
         for saved in [
             SavedLimit::new(1, None),
             SavedLimit::new(48, Some(Duration::from_micros(12_500))),
+            SavedLimit::new(48, Some(Duration::from_nanos(298))),
         ] {
             assert_eq!(saved.to_string().parse(), Ok(saved));
         }
     }
 
     #[test]
-    fn what_is_no_saved_limit_is_refused_with_what_it_said() {
+    fn a_baseline_in_microseconds_is_read() {
+        let saved = SavedLimit::new(48, Some(Duration::from_micros(12_500)));
+        assert_eq!("limit=48 baseline_us=12500".parse(), Ok(saved));
+    }
+
+    #[test]
+    fn a_baseline_below_a_nanosecond_is_left_out() {
+        let saved = SavedLimit::new(48, Some(Duration::ZERO));
+        assert_eq!(saved.to_string(), "limit=48");
+    }
+
+    #[test]
+    fn an_invalid_text_is_refused_with_what_it_said() {
         for text in [
             "",
             "48",
@@ -119,6 +143,8 @@ mod tests {
             "limit=4 limit=5",
             "baseline_us=3",
             "limit=4 baseline_us=0",
+            "limit=4 baseline_ns=0",
+            "limit=4 baseline_ns=1 baseline_us=1",
             "limit=4 color=red",
             "limit=99999999999999999999",
         ] {

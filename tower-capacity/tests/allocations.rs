@@ -91,7 +91,7 @@ fn a_plain_request_allocates_nothing_admitted_or_shed() {
 }
 
 #[test]
-fn a_shed_request_allocates_only_the_headers_of_its_answer() {
+fn a_shed_request_allocates_only_the_headers_and_the_mark_of_its_response() {
     let limiter = Limiter::builder()
         .law(Fixed::new(1))
         .max_queue(0)
@@ -108,11 +108,13 @@ fn a_shed_request_allocates_only_the_headers_of_its_answer() {
                 .unwrap(),
         );
     });
-    let headers = allocations(|| {
-        let mut headers = http::HeaderMap::new();
+    let mark = allocations(|| {
+        let mut response = Response::new(());
+        let headers = response.headers_mut();
         headers.insert("retry-after", http::HeaderValue::from_static("1"));
         headers.insert("content-type", http::HeaderValue::from_static("text/plain"));
-        drop(headers);
+        response.extensions_mut().insert(7_u64);
+        drop(response);
     });
-    assert_eq!(shed, headers);
+    assert_eq!(shed, mark);
 }

@@ -328,3 +328,14 @@ async fn a_reserved_permit_is_for_the_critical_even_while_others_wait() {
     drop(held);
     drop(assert_ready_ok!(waiting.poll()));
 }
+
+#[tokio::test]
+async fn more_permits_than_a_gate_can_count_leave_its_other_counts_alone() {
+    let gate = gate(1, 4);
+    let permits: Vec<_> = (0..Gate::MAX_LIMIT + 3)
+        .map(|_| gate.acquire_anyway().0)
+        .collect();
+    assert_eq!((gate.inflight(), gate.queued()), (Gate::MAX_LIMIT, 0));
+    drop(permits);
+    assert_eq!((gate.inflight(), gate.limit(), gate.queued()), (0, 1, 0));
+}

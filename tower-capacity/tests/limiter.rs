@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 use tower_capacity::{
-    ConfigError, Limiter, LimiterBuilder, LimiterSnapshot, Outcome, Priority, SavedLimit,
+    Admission, Admit, ConfigError, Limiter, LimiterBuilder, LimiterSettings, LimiterSnapshot, Mode,
+    Outcome, Pressure, Priority, SavedLimit,
     gate::{Ask, Gate, RefusedReason},
     limit::{Aimd, Fixed, Knee, Limit, Window},
 };
@@ -239,13 +240,20 @@ async fn new_bounds_move_the_limit_at_once_and_are_explained() {
 }
 
 #[tokio::test]
-async fn pressure_is_the_share_of_the_limit_in_use() {
+async fn pressure_is_a_half_when_the_limit_is_reached_and_one_behind_a_queue_as_long() {
     let limiter = Limiter::builder().law(Fixed::new(4)).build().unwrap();
-    assert_eq!(limiter.pressure(), 0.0);
+    assert_eq!(limiter.pressure(), Pressure::IDLE);
     let _one = limiter.try_admit().unwrap();
-    assert_eq!(limiter.pressure(), 0.25);
+    assert_eq!(limiter.pressure().value(), 0.125);
     let _rest: Vec<_> = (0..3).map(|_| limiter.try_admit().unwrap()).collect();
-    assert_eq!(limiter.pressure(), 1.0);
+    assert_eq!(limiter.pressure(), Pressure::ALL_IN_USE);
+    let mut waiting: Vec<_> = (0..4)
+        .map(|_| tokio_test::task::spawn(limiter.admit()))
+        .collect();
+    for waiter in &mut waiting {
+        tokio_test::assert_pending!(waiter.poll());
+    }
+    assert_eq!(limiter.pressure().value(), 1.0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -258,7 +266,8 @@ async fn a_request_whose_turn_would_come_too_late_is_refused_at_once() {
     one_by_one(&limiter, 32, 10 * MS).await;
     let ask = |left: u32| Ask::new().time_left(left * MS);
     let free = limiter.admit_with(ask(1)).await;
-    let held = free.expect("whoever need not wait is admitted, however little time it has left");
+    let held =
+        free.expect("a request that does not wait is admitted, however little time it has left");
     let start = Instant::now();
     // 10 ms for the one inside, 10 ms of its own.
     let refused = limiter.admit_with(ask(19)).await.unwrap_err();
@@ -283,6 +292,128 @@ async fn critical_requests_pass_those_that_wait_and_matter_less() {
     let mut waiting = tokio_test::task::spawn(limiter.admit_with(ask));
     tokio_test::assert_pending!(waiting.poll());
     assert!(limiter.try_admit_as(Priority::Critical).is_ok());
+}
+
+/// A limiter of ten permits that one request leaves every 10 ms, all of them held by
+/// one tenant.
+async fn busy(tenant: &str) -> (Limiter, Vec<Admission>) {
+    let limiter = Limiter::builder()
+        .law(Fixed::new(10))
+        .max_queue(100)
+        .codel(None)
+        .build()
+        .unwrap();
+    for _ in 0..30 {
+        let mut admissions: Vec<_> = (0..10).map(|_| limiter.try_admit().unwrap()).collect();
+        advance(100 * MS).await;
+        admissions
+            .iter_mut()
+            .for_each(|a| a.complete(Outcome::Success));
+    }
+    let throughput = window(&limiter).throughput();
+    assert!((95.0..105.0).contains(&throughput), "{throughput}/s");
+    let ask = Ask::new().partition(limiter.partition(tenant));
+    let admissions = (0..10).map(|_| limiter.try_admit_with(ask).unwrap());
+    let admissions = admissions.collect();
+    (limiter, admissions)
+}
+
+/// Requests that stand in the waiting room.
+fn queue(limiter: &Limiter, ask: Ask, count: usize) -> Vec<tokio_test::task::Spawn<Admit>> {
+    let admits = (0..count).map(|_| tokio_test::task::spawn(limiter.admit_with(ask)));
+    let mut waiting: Vec<_> = admits.collect();
+    for waiter in &mut waiting {
+        tokio_test::assert_pending!(waiter.poll());
+    }
+    waiting
+}
+
+/// Whether the limiter expects a request to be in time.
+fn may_wait(limiter: &Limiter, ask: Ask) -> bool {
+    let mut admit = tokio_test::task::spawn(limiter.admit_with(ask));
+    match admit.poll() {
+        std::task::Poll::Pending => true,
+        std::task::Poll::Ready(Err(refused)) => {
+            assert_eq!(refused.reason(), RefusedReason::Deadline);
+            false
+        }
+        std::task::Poll::Ready(Ok(_)) => panic!("all permits are out"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_counts_only_the_waiters_that_go_first() {
+    let (limiter, _inside) = busy("greedy").await;
+    let of_tenant = Ask::new().partition(limiter.partition("greedy"));
+    let background = of_tenant.priority(Priority::Background);
+    let _waiting = queue(&limiter, background, 20);
+    // 10 ms until the next permit and 100 ms of its own; behind all twenty, 210 ms more.
+    let left = |ask: Ask, millis: u32| may_wait(&limiter, ask.time_left(millis * MS));
+    let critical = of_tenant.priority(Priority::Critical);
+    assert!(left(critical, 120));
+    assert!(!left(critical, 105));
+    assert!(!left(background, 300));
+    assert!(left(background, 320));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_of_an_entitled_partition_is_not_behind_the_queue_of_another() {
+    let (limiter, _inside) = busy("greedy").await;
+    let of = |tenant| Ask::new().partition(limiter.partition(tenant));
+    let _waiting = queue(&limiter, of("greedy"), 20);
+    let left = |ask: Ask, millis: u32| may_wait(&limiter, ask.time_left(millis * MS));
+    assert!(left(of("polite"), 120));
+    assert!(!left(of("greedy"), 300));
+    assert!(left(of("greedy"), 320));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_class_has_free_permits_is_admitted_however_little_time_it_has_left() {
+    let limiter = Limiter::builder()
+        .law(Fixed::new(20))
+        .max_queue(100)
+        .build()
+        .unwrap();
+    one_by_one(&limiter, 32, 10 * MS).await;
+    let background = Ask::new().priority(Priority::Background);
+    let _inside: Vec<_> = (0..15)
+        .map(|_| limiter.try_admit_with(background).unwrap())
+        .collect();
+    let _waiting = queue(&limiter, background, 10);
+    let ask = Ask::new().priority(Priority::Critical).time_left(MS);
+    assert!(limiter.admit_with(ask).await.is_ok());
+}
+
+#[test]
+fn settings_are_changed_all_at_once_or_not_at_all() {
+    let limiter = Limiter::builder()
+        .settings(LimiterSettings::new().bounds(5..=50))
+        .build()
+        .unwrap();
+    assert_eq!(limiter.snapshot().bounds(), 5..=50);
+    let settings = LimiterSettings::new().bounds(1..=10).mode(Mode::Shadow);
+    limiter.reconfigure(settings.clone()).unwrap();
+    assert_eq!(
+        (limiter.snapshot().limit(), limiter.mode()),
+        (10, Mode::Shadow)
+    );
+    let invalid = settings.bounds(0..=2).mode(Mode::Off);
+    limiter.reconfigure(invalid).unwrap_err();
+    assert_eq!(
+        (limiter.snapshot().bounds(), limiter.mode()),
+        (1..=10, Mode::Shadow)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_saved_limit_of_a_fast_service_is_read_again() {
+    let limiter = Limiter::adaptive();
+    for _ in 0..4_000 {
+        one_by_one(&limiter, 1, Duration::from_nanos(300)).await;
+        advance(MS).await;
+    }
+    let saved = limiter.saved_limit();
+    assert_eq!(saved.to_string().parse(), Ok(saved));
 }
 
 /// A law that answers what it is told to.

@@ -91,7 +91,7 @@ struct Shared {
     partitions: Partitions,
     /// Touched only by those who wait, and by those who return a permit while somebody waits.
     room: Mutex<Room>,
-    /// Told when a closed gate has emptied.
+    /// Notified when a closed gate is empty or opens again.
     emptied: Notify,
 }
 
@@ -345,25 +345,26 @@ impl Gate {
         Acquire::new(self.clone(), ask)
     }
 
-    /// Enters whatever the limit says, and says what [`try_acquire`](Self::try_acquire) would
-    /// have answered.
+    /// Enters whatever the limit says, and returns what [`try_acquire`](Self::try_acquire) would
+    /// have returned too.
     ///
-    /// For shadow mode, and for work that must never be refused but has to be counted. The
-    /// surplus is a debt like that of a lowered limit.
+    /// For work that must never be refused but has to be counted. The surplus is a debt like that
+    /// of a lowered limit. Beyond [`MAX_LIMIT`](Self::MAX_LIMIT) requests inside, the permit is not
+    /// counted.
     pub fn acquire_anyway(&self) -> (Permit, Result<(), Refused>) {
-        let (entered, would) = self.enter_anyway();
-        (Permit::new(self.clone(), entered, Partition::NONE), would)
-    }
-
-    /// As [`acquire_anyway`](Self::acquire_anyway), for an owner that returns the permit itself.
-    pub(crate) fn enter_anyway(&self) -> (GateSnapshot, Result<(), Refused>) {
-        match self.shared.try_enter(Priority::Default, Partition::NONE) {
-            Ok(word) => (GateSnapshot(word), Ok(())),
-            Err(refusing) => (
-                GateSnapshot(self.shared.word.enter()),
-                Err(Refused::now(refusing, RefusedReason::Full)),
-            ),
-        }
+        let (priority, partition) = (Priority::Default, Partition::NONE);
+        let refusing = match self.shared.try_enter(priority, partition) {
+            Ok(word) => {
+                let permit = Permit::new(self.clone(), GateSnapshot(word), partition);
+                return (permit, Ok(()));
+            }
+            Err(word) => word,
+        };
+        let permit = match self.shared.word.enter() {
+            Ok(word) => Permit::new(self.clone(), GateSnapshot(word), partition),
+            Err(word) => Permit::uncounted(self.clone(), GateSnapshot(word)),
+        };
+        (permit, Err(Refused::now(refusing, RefusedReason::Full)))
     }
 
     /// Enters as [`try_acquire_as`](Self::try_acquire_as) does, for an owner of the gate that returns the
@@ -401,6 +402,23 @@ impl Gate {
         };
         let no_place = longest == 0 || word.queued() >= longest && is_full();
         (no_place || word.is_closed()).then(|| Refused::now(word, RefusedReason::QueueFull))
+    }
+
+    /// How many waiters a request would wait behind; `None` if it would not have to wait.
+    #[cfg(not(loom))]
+    pub(crate) fn ahead_of(&self, ask: &Ask) -> Option<usize> {
+        let shared = &self.shared;
+        let word = shared.word.load();
+        let has_room = word.has_room(shared.class(ask.priority));
+        if word.queued() == 0 {
+            return (!has_room).then_some(0);
+        }
+        let room = lock(&shared.room);
+        let first = room.queue.first_class();
+        if has_room && first.is_none_or(|first| first < ask.priority) {
+            return None;
+        }
+        Some(room.queue.ahead_of(ask.line(), word, &shared.partitions))
     }
 
     /// Returns what [`enter`](Self::enter) and its kin gave.
@@ -445,6 +463,7 @@ impl Gate {
     /// Admits again after [`close`](Self::close).
     pub fn reopen(&self) {
         self.shared.word.reopen();
+        self.shared.emptied.notify_waiters();
     }
 
     /// Whether the gate was closed.
@@ -453,22 +472,37 @@ impl Gate {
         self.shared.word.load().is_closed()
     }
 
-    /// Waits until the gate is closed, nobody is inside and nobody waits.
+    /// Waits until the gate is closed, no request is inside and none waits.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future has no effect on the gate.
     pub async fn emptied(&self) {
+        self.settled(|word| (word.is_closed() && word.is_idle()).then_some(()))
+            .await;
+    }
+
+    /// Waits until a closed gate is empty, or is open again: `false`.
+    #[cfg(not(loom))]
+    pub(crate) async fn drained(&self) -> bool {
+        self.settled(|word| match word.is_closed() {
+            true => word.is_idle().then_some(true),
+            false => Some(false),
+        })
+        .await
+    }
+
+    /// Waits for what changes when a gate closes, opens or empties.
+    async fn settled<T>(&self, read: impl Fn(Word) -> Option<T>) -> T {
         loop {
-            let emptied = self.shared.emptied.notified();
-            tokio::pin!(emptied);
-            // Registered before the look, so that the last one out cannot slip between the two.
-            emptied.as_mut().enable();
-            let word = self.shared.word.load();
-            if word.is_closed() && word.is_idle() {
-                return;
+            let changed = self.shared.emptied.notified();
+            tokio::pin!(changed);
+            // Registered before the load, so that no change falls between the two.
+            changed.as_mut().enable();
+            if let Some(read) = read(self.shared.word.load()) {
+                return read;
             }
-            emptied.await;
+            changed.await;
         }
     }
 
@@ -506,6 +540,7 @@ impl Gate {
 
     /// Reads limit, inflight and queue in one moment.
     #[must_use]
+    #[inline]
     pub fn snapshot(&self) -> GateSnapshot {
         GateSnapshot(self.shared.word.load())
     }
@@ -664,16 +699,6 @@ impl GateSnapshot {
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.0.is_closed()
-    }
-
-    /// Whether a newcomer of this class has to wait.
-    #[cfg(not(loom))]
-    pub(crate) const fn makes_wait(&self, priority: Priority) -> bool {
-        self.queued() > 0
-            || !self.0.has_room(Class {
-                priority,
-                reserved: 0,
-            })
     }
 
     fn fields(self, f: &mut fmt::DebugStruct<'_, '_>) -> fmt::Result {

@@ -6,12 +6,13 @@ use super::{Gate, GateSnapshot, Partition};
 
 /// The right of one request to be inside a [`Gate`].
 ///
-/// Dropping it returns it: to the next in line, unless the limit was lowered meanwhile.
+/// Dropping it returns it, to the next waiter unless the limit was lowered meanwhile.
 #[must_use = "dropping a permit returns it"]
 pub struct Permit {
     gate: Gate,
     entered: GateSnapshot,
     partition: Partition,
+    is_counted: bool,
 }
 
 impl Permit {
@@ -20,6 +21,17 @@ impl Permit {
             gate,
             entered,
             partition,
+            is_counted: true,
+        }
+    }
+
+    /// A permit of a gate that cannot count one more.
+    pub(super) const fn uncounted(gate: Gate, entered: GateSnapshot) -> Self {
+        Self {
+            gate,
+            entered,
+            partition: Partition::NONE,
+            is_counted: false,
         }
     }
 
@@ -38,7 +50,9 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.shared.leave(self.partition);
+        if self.is_counted {
+            self.gate.shared.leave(self.partition);
+        }
     }
 }
 

@@ -46,6 +46,7 @@ struct PartitionRoom {
 struct Line {
     front: Option<usize>,
     back: Option<usize>,
+    len: usize,
     judgement: Judgement,
 }
 
@@ -181,6 +182,7 @@ impl Queue {
             None => end.front = Some(key),
         }
         end.back = Some(key);
+        end.len += 1;
         key
     }
 
@@ -300,6 +302,36 @@ impl Queue {
                 .any(|other| *other != newcomer.partition)
     }
 
+    /// How many waiters are to be admitted before a newcomer, by the order of [`next`](Self::next).
+    #[cfg(not(loom))]
+    pub(super) fn ahead_of(&self, newcomer: LineKey, word: Word, partitions: &Partitions) -> usize {
+        let is_known = self.waiting.contains(&newcomer.partition);
+        let is_new = !is_known && partitions.inflight(newcomer.partition, word) == 0;
+        let newcomers = self.newcomers(word, partitions) + usize::from(is_new);
+        // What a partition may still be given before those beyond their guarantee.
+        let entitled = |partition: Partition| {
+            let standing = partitions.standing(partition, word, newcomers);
+            (standing.guarantee - standing.inflight as f64)
+                .max(0.0)
+                .ceil() as usize
+        };
+        let own = self.rooms.get(newcomer.partition.index());
+        let own_queued = own.map_or(0, |room| room.len);
+        let is_entitled = own_queued < entitled(newcomer.partition);
+        let ahead = |partition: &Partition| {
+            let room = &self.rooms[partition.index()];
+            let as_important = room.waiting_from(newcomer.priority);
+            if *partition == newcomer.partition {
+                return as_important;
+            }
+            match is_entitled {
+                true => as_important.min(entitled(*partition)),
+                false => as_important.max(room.len.min(entitled(*partition))),
+            }
+        };
+        self.waiting.iter().map(ahead).sum()
+    }
+
     /// Says what the waiter is to do, and remembers whom to wake if it still stands in line.
     ///
     /// Answers the waker that is no longer needed, to be dropped outside the lock: dropping it may
@@ -357,6 +389,7 @@ impl Queue {
             Some(next) => self.waiters[next].previous = previous,
             None => line.back = previous,
         }
+        line.len -= 1;
         self.by_class[key.priority.rank()] -= 1;
         room.len -= 1;
         if room.len == 0 {
@@ -366,6 +399,13 @@ impl Queue {
 }
 
 impl PartitionRoom {
+    /// How many wait in this class and those above it.
+    #[cfg(not(loom))]
+    fn waiting_from(&self, priority: Priority) -> usize {
+        let lines = &self.lines[..=priority.rank()];
+        lines.iter().map(|line| line.len).sum()
+    }
+
     fn first_class(&self) -> Option<Priority> {
         let mut classes = Priority::ALL.into_iter();
         classes.find(|class| self.lines[class.rank()].front.is_some())

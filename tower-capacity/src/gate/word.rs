@@ -32,28 +32,34 @@ pub(super) struct Class {
 pub(super) struct Word(u64);
 
 impl Word {
+    #[inline]
     pub(super) const fn inflight(self) -> usize {
         (self.0 & MASK) as usize
     }
 
+    #[inline]
     pub(super) const fn queued(self) -> usize {
         (self.0 >> BITS & MASK) as usize
     }
 
+    #[inline]
     pub(super) const fn limit(self) -> usize {
         (self.0 >> LIMIT_SHIFT & MASK) as usize
     }
 
+    #[inline]
     pub(super) const fn is_closed(self) -> bool {
         self.0 & CLOSED != 0
     }
 
     /// Whether a permit is free for this class.
+    #[inline]
     pub(super) const fn has_room(self, class: Class) -> bool {
         self.inflight() < class.priority.room_in(self.limit(), class.reserved)
     }
 
-    /// Whether a newcomer may enter: a permit is free and nobody stands in line for one.
+    /// Whether a newcomer may enter: a permit is free and no waiter is to have it.
+    #[inline]
     const fn admits_newcomer(self, class: Class) -> bool {
         self.has_room(class) && self.queued() == 0 && !self.is_closed()
     }
@@ -83,6 +89,7 @@ impl AtomicWord {
         Self(AtomicU64::new((limit as u64) << LIMIT_SHIFT))
     }
 
+    #[inline]
     pub(super) fn load(&self) -> Word {
         Word(self.0.load(Ordering::Acquire))
     }
@@ -104,9 +111,9 @@ impl AtomicWord {
         })
     }
 
-    /// Enters whatever the limit says.
-    pub(super) fn enter(&self) -> Word {
-        Word(self.0.fetch_add(INFLIGHT, Ordering::AcqRel) + INFLIGHT)
+    /// Enters whatever the limit says, unless one more inside could not be counted.
+    pub(super) fn enter(&self) -> Result<Word, Word> {
+        self.update(|word| (word.inflight() < MAX).then_some(Word(word.0.wrapping_add(INFLIGHT))))
     }
 
     /// Leaves and answers the word as it then stood.

@@ -4,7 +4,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, request};
 
-use crate::{Limiter, Priority, classify::is_grpc, gate::Ask};
+use crate::{
+    Limiter, Priority,
+    classify::is_grpc,
+    gate::{Ask, Partition},
+};
 
 /// How a layer reads requests; a copy costs nothing by default.
 #[derive(Clone, Default)]
@@ -16,7 +20,23 @@ pub(super) struct RequestConfig {
 }
 
 type Read<T> = Arc<dyn Fn(&request::Parts) -> T + Send + Sync>;
-type ReadKey = Arc<dyn for<'a> Fn(&'a request::Parts) -> Option<&'a str> + Send + Sync>;
+type Borrow = dyn for<'a> Fn(&'a request::Parts) -> Option<&'a str> + Send + Sync;
+
+/// Reads the key of a partition.
+#[derive(Clone)]
+pub(super) enum ReadKey {
+    Borrowed(Arc<Borrow>),
+    Computed(Read<Option<String>>),
+}
+
+impl ReadKey {
+    fn partition(&self, request: &request::Parts, limiter: &Limiter) -> Option<Partition> {
+        match self {
+            Self::Borrowed(read) => Some(limiter.partition(read(request)?)),
+            Self::Computed(read) => Some(limiter.partition(&read(request)?)),
+        }
+    }
+}
 
 impl RequestConfig {
     /// Whether there is anything to read; without, requests are not taken apart.
@@ -33,9 +53,9 @@ impl RequestConfig {
 
     pub(super) fn ask(&self, request: &request::Parts, limiter: &Limiter) -> Ask {
         let mut ask = Ask::new();
-        let read = self.partition.as_ref();
-        if let Some(key) = read.and_then(|partition| partition(request)) {
-            ask = ask.partition(limiter.partition(key));
+        let key = self.partition.as_ref();
+        if let Some(partition) = key.and_then(|key| key.partition(request, limiter)) {
+            ask = ask.partition(partition);
         }
         if let Some(priority) = &self.priority {
             ask = ask.priority(priority(request));

@@ -8,7 +8,7 @@ use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::upgrade::Held;
+use super::held::Held;
 use crate::{Outcome, classify::by_grpc_status};
 
 pin_project! {
@@ -16,7 +16,8 @@ pin_project! {
     /// permit, or the body of a refusal.
     ///
     /// The permit returns when the body ends, fails or is dropped. Responses that passed a
-    /// client's throttle have such a body too, without a permit.
+    /// client's throttle have such a body too, without a permit. A [`Reject`](crate::Reject) of
+    /// your own makes one with [`unlimited`](Self::unlimited) or [`empty`](Self::empty).
     pub struct CapacityBody<B>
     where
         B: Body,
@@ -30,7 +31,7 @@ pin_project! {
     #[project = KindProjection]
     enum Kind<B, D> {
         Inner { #[pin] body: B, held: Held },
-        // Made when it is asked for: data itself would make every body as large as a refusal.
+        // A function, since data would make every body as large as that of a refusal.
         Refusal { data: Option<fn() -> D> },
     }
 }
@@ -43,7 +44,8 @@ impl<B: Body> CapacityBody<B> {
     }
 
     /// A body without a permit.
-    pub(crate) const fn unlimited(body: B) -> Self {
+    #[must_use]
+    pub const fn unlimited(body: B) -> Self {
         Self::new(body, Held::NOTHING)
     }
 
@@ -53,7 +55,9 @@ impl<B: Body> CapacityBody<B> {
         }
     }
 
-    pub(crate) const fn empty() -> Self {
+    /// A body without data and without a permit.
+    #[must_use]
+    pub const fn empty() -> Self {
         Self {
             kind: Kind::Refusal { data: None },
         }
@@ -109,7 +113,7 @@ impl<B: Body> Body for CapacityBody<B> {
     }
 }
 
-/// The body of a refusal to nobody in particular: empty, without a permit.
+/// Without data and without a permit.
 impl<B: Body> Default for CapacityBody<B> {
     fn default() -> Self {
         Self::empty()

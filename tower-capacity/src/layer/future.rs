@@ -7,17 +7,22 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
     CapacityBody, UpgradePermit,
+    held::Held,
     layer::{Config, ResponseConfig},
-    upgrade::{Held, asks_for_upgrade},
+    nesting::Inside,
 };
-use crate::{Admission, Admit, Outcome, classify::by_status, reject::Reject};
+use crate::{
+    Admit, Outcome,
+    classify::by_status,
+    reject::{Reject, Shed},
+};
 
 pin_project! {
     /// Future of [`Capacity`](crate::Capacity).
@@ -40,8 +45,8 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<S, R, F, ReqBody, B> {
-        /// In the waiting room. Apart, so that a request that need not wait does not move the
-        /// place for one.
+        /// In the waiting room. Boxed, so that a request that does not wait is not moved with room
+        /// for that.
         Waiting { waiting: Pin<Box<Waiting<S, R, ReqBody>>> },
         /// Inside, unless bypassed.
         Running { #[pin] future: F, held: Held, response: Option<Arc<ResponseConfig>> },
@@ -63,7 +68,8 @@ struct Inner<S, ReqBody> {
     /// The inner service that was polled ready.
     service: S,
     request: Request<ReqBody>,
-    upgrade: Option<UpgradePermit>,
+    /// Of the connection that the request wants upgraded, if such are counted apart.
+    apart: Option<UpgradePermit>,
 }
 
 impl<S, R, ReqBody, ResBody> CapacityFuture<S, R, ReqBody, ResBody>
@@ -71,10 +77,6 @@ where
     S: Service<Request<ReqBody>>,
     ResBody: Body,
 {
-    pub(super) const fn bypassed(future: S::Future) -> Self {
-        Self::running(future, Held::NOTHING, None)
-    }
-
     #[inline]
     pub(super) const fn running(
         future: S::Future,
@@ -93,12 +95,12 @@ where
     pub(super) fn admitted(
         service: &mut S,
         request: Request<ReqBody>,
-        admission: Admission,
-        upgrade: Option<UpgradePermit>,
+        held: Held,
+        apart: Option<UpgradePermit>,
         config: &Config<R>,
     ) -> Self {
         Self {
-            state: start(service, request, admission, upgrade, config),
+            state: start(service, request, held, apart, config),
         }
     }
 
@@ -106,7 +108,7 @@ where
         service: S,
         request: Request<ReqBody>,
         admit: Admit,
-        upgrade: Option<UpgradePermit>,
+        apart: Option<UpgradePermit>,
         config: Arc<Config<R>>,
     ) -> Self {
         let waiting = Box::pin(Waiting {
@@ -114,7 +116,7 @@ where
             inner: Some(Inner {
                 service,
                 request,
-                upgrade,
+                apart,
             }),
             config,
         });
@@ -136,22 +138,32 @@ where
 fn start<S, R, ReqBody, B>(
     service: &mut S,
     mut request: Request<ReqBody>,
-    admission: Admission,
-    upgrade: Option<UpgradePermit>,
+    mut held: Held,
+    apart: Option<UpgradePermit>,
     config: &Config<R>,
 ) -> State<S, R, S::Future, ReqBody, B>
 where
     S: Service<Request<ReqBody>>,
 {
-    let held = if upgrade.is_some() || asks_for_upgrade(&request) {
-        Held::shared(admission, upgrade, &mut request)
-    } else {
-        Held::Alone(admission)
+    let (method, headers) = (request.method(), request.headers());
+    if apart.is_some() || config.is_upgrade(method, request.version(), headers) {
+        let is_connect = *method == Method::CONNECT;
+        let outer = request.extensions_mut().remove::<UpgradePermit>();
+        let permit;
+        (held, permit) = held.shared(apart, is_connect, outer);
+        request.extensions_mut().insert(permit);
+    }
+    let response = match held.is_nothing() {
+        true => None,
+        false => config.response.clone(),
     };
+    let inside = Inside::of(held.counted_by());
+    let future = service.call(request);
+    drop(inside);
     State::Running {
-        future: service.call(request),
+        future,
         held,
-        response: config.response.clone(),
+        response,
     }
 }
 
@@ -163,46 +175,78 @@ where
 {
     type Output = Result<Response<CapacityBody<ResBody>>, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        const POLLED_AGAIN: &str = "`CapacityFuture` polled after it had answered";
         let mut state = self.project().state;
-        loop {
-            match state.as_mut().project() {
-                StateProjection::Waiting { waiting } => {
-                    let waiting = waiting.as_mut().project();
-                    let admitted = ready!(waiting.admit.poll(cx));
-                    let Inner {
-                        mut service,
-                        request,
-                        upgrade,
-                    } = waiting.inner.take().expect(POLLED_AGAIN);
-                    let config = &**waiting.config;
-                    match admitted {
-                        Ok(admission) => {
-                            let running = start(&mut service, request, admission, upgrade, config);
-                            state.set(running);
-                        }
-                        Err(refused) => return Poll::Ready(Ok(config.answer(refused, request))),
-                    }
-                }
-                StateProjection::Running {
-                    future,
-                    held,
-                    response,
-                } => {
-                    let result = ready!(future.poll(cx));
-                    let held = mem::replace(held, Held::NOTHING);
-                    return Poll::Ready(finish(result, held, response.as_deref()));
-                }
-                StateProjection::Refused { response } => {
-                    return Poll::Ready(Ok(response.take().expect(POLLED_AGAIN)));
-                }
-            }
+        if !matches!(*state, State::Running { .. })
+            && let Some(response) = ready!(enter(state.as_mut(), cx))
+        {
+            return Poll::Ready(Ok(response));
         }
+        let StateProjection::Running {
+            future,
+            held,
+            response,
+        } = state.project()
+        else {
+            unreachable!("`enter` leaves the request running or returns its response")
+        };
+        held.poll_place(cx);
+        let inside = Inside::of(held.counted_by());
+        let result = ready!(future.poll(cx));
+        drop(inside);
+        let held = mem::replace(held, Held::NOTHING);
+        Poll::Ready(finish(result, held, response.as_deref()))
     }
 }
 
-/// Says how the request ended, and passes the permit on to the body.
+type StateOf<S, R, ReqBody, ResBody> =
+    State<S, R, <S as Service<Request<ReqBody>>>::Future, ReqBody, CapacityBody<ResBody>>;
+
+/// Waits until the request runs (`None`) or is refused.
+#[cold]
+#[inline(never)]
+fn enter<S, R, ReqBody, ResBody>(
+    mut state: Pin<&mut StateOf<S, R, ReqBody, ResBody>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Response<CapacityBody<ResBody>>>>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body,
+    R: Reject<ResBody>,
+{
+    const POLLED_AGAIN: &str = "`CapacityFuture` polled after completion";
+    let running = match state.as_mut().project() {
+        StateProjection::Waiting { waiting } => {
+            let waiting = waiting.as_mut().project();
+            let admitted = ready!(waiting.admit.poll(cx));
+            let Inner {
+                mut service,
+                request,
+                apart,
+            } = waiting.inner.take().expect(POLLED_AGAIN);
+            let config = &**waiting.config;
+            match admitted {
+                Ok(admission) => {
+                    let held = Held::Alone(admission);
+                    start(&mut service, request, held, apart, config)
+                }
+                Err(refused) => {
+                    let (parts, _body) = request.into_parts();
+                    return Poll::Ready(Some(config.refuse(refused, &parts)));
+                }
+            }
+        }
+        StateProjection::Refused { response } => {
+            return Poll::Ready(Some(response.take().expect(POLLED_AGAIN)));
+        }
+        StateProjection::Running { .. } => return Poll::Ready(None),
+    };
+    state.set(running);
+    Poll::Ready(None)
+}
+
+/// Records how the request ended, and passes the permit on to the body.
 #[inline]
 fn finish<B: Body, E>(
     result: Result<Response<B>, E>,
@@ -216,18 +260,19 @@ fn finish<B: Body, E>(
             return Err(error);
         }
     };
-    let Some(config) = config else {
-        held.complete(by_status(response.status(), response.headers()));
-        held.answered(response.status());
-        return Ok(response.map(|body| CapacityBody::new(body, held)));
-    };
     let (parts, body) = response.into_parts();
-    held.complete(match &config.classify {
-        Some(classify) => classify(&parts),
-        None => by_status(parts.status, &parts.headers),
-    });
+    // What a limiter further in refuses says nothing about this one.
+    let outcome = if parts.extensions.get::<Shed>().is_some() {
+        Outcome::Ignored
+    } else {
+        match config.and_then(|config| config.classify.as_ref()) {
+            Some(classify) => classify(&parts),
+            None => by_status(parts.status, &parts.headers),
+        }
+    };
+    held.complete(outcome);
     held.answered(parts.status);
-    if config.release_on_headers {
+    if config.is_some_and(|config| config.release_on_headers) {
         held = Held::NOTHING;
     }
     Ok(Response::from_parts(parts, CapacityBody::new(body, held)))

@@ -3,9 +3,13 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{Response, request, response};
 use tower_layer::Layer;
 
-use super::{Capacity, ask::RequestConfig};
+use super::{
+    Capacity,
+    ask::{ReadKey, RequestConfig},
+    upgrade::Protocols,
+};
 use crate::{
-    Limiter, Outcome, Priority,
+    Limiter, Mode, Outcome, Priority,
     reject::{DefaultReject, Shed, ShedHook},
 };
 
@@ -23,7 +27,8 @@ use crate::{
 ///     .route("/readyz", get(move || async move { (!limiter.is_draining()).to_string() }));
 /// ```
 ///
-/// `R` answers refused requests; see [`on_shed`](Self::on_shed).
+/// `R` makes the responses of refused requests; see [`on_shed`](Self::on_shed). Needs a runtime with
+/// tokio's timers: see [where it goes](super#where-it-goes).
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct CapacityLayer<R = DefaultReject> {
@@ -35,9 +40,12 @@ pub struct CapacityLayer<R = DefaultReject> {
 pub(super) struct Config<R> {
     pub(super) limiter: Limiter,
     pub(super) upgrades: Option<Limiter>,
+    /// `None`: WebSockets.
+    pub(super) protocols: Option<Protocols>,
     pub(super) reject: R,
     pub(super) request: RequestConfig,
-    pub(super) shadow: bool,
+    /// Whether requests are admitted without being read; set when the layer is applied.
+    pub(super) reads_nothing: bool,
     /// `None`: nothing that differs from the defaults, and nothing to copy for each request.
     pub(super) response: Option<Arc<ResponseConfig>>,
 }
@@ -57,15 +65,22 @@ impl CapacityLayer {
         Self::new(Limiter::adaptive())
     }
 
+    /// Like [`adaptive`](Self::adaptive), with a name for metrics and events: two limiters of one
+    /// process need two names.
+    pub fn named(name: &str) -> Self {
+        Self::new(Limiter::named(name))
+    }
+
     /// Creates a layer around a limiter. Layers around clones of one limiter share its limit.
     pub fn new(limiter: Limiter) -> Self {
         Self {
             config: Config {
                 limiter,
                 upgrades: None,
+                protocols: None,
                 reject: DefaultReject,
                 request: RequestConfig::default(),
-                shadow: false,
+                reads_nothing: false,
                 response: None,
             },
         }
@@ -119,7 +134,7 @@ impl<R> CapacityLayer<R> {
     /// Keys in use are guaranteed equal parts of the limit, or the
     /// [shares](crate::LimiterBuilder::share) that the limiter was built with, and may fill what
     /// others leave idle; see [`Partition`](crate::gate::Partition). Requests without a key
-    /// together count as one. Whoever may write the key chooses whose share it uses: read it from
+    /// together count as one. A caller that writes the key chooses whose share it uses: read it from
     /// what the service has verified.
     ///
     /// Needs a waiting room: a request within its guarantee that finds the limit used up by others
@@ -136,12 +151,12 @@ impl<R> CapacityLayer<R> {
         mut self,
         key: impl for<'a> Fn(&'a request::Parts) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        self.config.request.partition = Some(Arc::new(key));
+        self.config.request.partition = Some(ReadKey::Borrowed(Arc::new(key)));
         self
     }
 
-    /// Says for how long the answer to a request is worth anything: it waits no longer, and is
-    /// refused at once if its turn would come too late.
+    /// Says for how long the response to a request is worth anything: the request waits no longer,
+    /// and is refused at once if the waiters that go before it take longer.
     ///
     /// Defaults to the `grpc-timeout` of gRPC requests, and to forever for others.
     pub fn time_left(
@@ -152,13 +167,36 @@ impl<R> CapacityLayer<R> {
         self
     }
 
-    /// Decides, counts and explains, but admits every request.
+    /// Says whose request it is by a key that has to be computed, such as the claim of a token or
+    /// the prefix of an address. Otherwise like [`partition`](Self::partition), which a key that
+    /// stands in the request costs no allocation.
+    ///
+    /// ```
+    /// use http::header::HOST;
+    /// use tower_capacity::CapacityLayer;
+    ///
+    /// let layer = CapacityLayer::adaptive()
+    ///     .partition_by(|request| Some(request.headers.get(HOST)?.to_str().ok()?.to_lowercase()));
+    /// # let app: axum::Router = axum::Router::new().layer(layer);
+    /// ```
+    pub fn partition_by(
+        mut self,
+        key: impl Fn(&request::Parts) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.config.request.partition = Some(ReadKey::Computed(Arc::new(key)));
+        self
+    }
+
+    /// Decides, counts and explains, but serves every request: sets the [mode](Limiter::set_mode)
+    /// of the limiter to [`Mode::Shadow`], or to [`Mode::Enforce`].
     ///
     /// Requests that would have been shed are counted as such in metrics and in
-    /// [`LimiterSnapshot::refusals`](crate::LimiterSnapshot::refusals). Nothing waits.
-    /// Defaults to off.
-    pub const fn shadow(mut self, shadow: bool) -> Self {
-        self.config.shadow = shadow;
+    /// [`LimiterSnapshot::refusals`](crate::LimiterSnapshot::refusals). Defaults to off.
+    pub fn shadow(self, shadow: bool) -> Self {
+        self.config.limiter.set_mode(match shadow {
+            true => Mode::Shadow,
+            false => Mode::Enforce,
+        });
         self
     }
 
@@ -174,11 +212,11 @@ impl<R> CapacityLayer<R> {
     /// Counts upgraded connections, WebSockets above all, with a limiter of their own, so that they
     /// do not use up the limit on requests.
     ///
-    /// A handshake is a request like any other until it is answered. It also needs a permit of
-    /// `limiter`, and is refused at once without one: room comes when a socket closes, which is
-    /// nothing to wait for. When the answer upgrades the connection, the permit of the request
-    /// returns, and that of the socket stays out as long as the handler keeps its
-    /// [`UpgradePermit`](crate::UpgradePermit).
+    /// A handshake is a request like any other until its response. It also needs a permit of
+    /// `limiter`, and is refused at once without one, since sockets may stay open for days. When the
+    /// response upgrades the connection, the permit of the request returns, and that of the socket
+    /// stays out as long as the handler keeps its [`UpgradePermit`](crate::UpgradePermit), which also
+    /// says which requests ask for an upgrade.
     ///
     /// The two limiters drain apart. [`drain`](Limiter::drain) on the limiter of requests refuses
     /// new handshakes too, but does not wait for sockets, which may stay open for days; to wait for
@@ -201,9 +239,26 @@ impl<R> CapacityLayer<R> {
         self
     }
 
+    /// Names the protocols of an `Upgrade` header that make a connection that lasts, and so a
+    /// request that asks for an upgrade: see [`UpgradePermit`](crate::UpgradePermit).
+    ///
+    /// Defaults to `websocket`. `CONNECT` counts in any case.
+    ///
+    /// ```
+    /// use tower_capacity::CapacityLayer;
+    ///
+    /// let layer = CapacityLayer::adaptive().upgrade_protocols(["websocket", "spdy"]);
+    /// # let app: axum::Router = axum::Router::new().layer(layer);
+    /// ```
+    pub fn upgrade_protocols<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        self.config.protocols = Some(names.into_iter().map(Box::from).collect());
+        self
+    }
+
     /// Says what a response means for the limit. Defaults to [`by_status`](crate::by_status).
     ///
-    /// A gRPC status that arrives in trailers is read in any case.
+    /// A gRPC status that arrives in trailers is read in any case. A refusal of a limiter further
+    /// in is [`Ignored`](Outcome::Ignored) in any case.
     pub fn classify(
         mut self,
         classify: impl Fn(&response::Parts) -> Outcome + Send + Sync + 'static,
@@ -212,8 +267,8 @@ impl<R> CapacityLayer<R> {
         self
     }
 
-    /// Answers refused requests with `hook`, which gets the reason, the numbers and the head of
-    /// the request, and answers with the body type of the inner service.
+    /// Makes the responses of refused requests with `hook`, which gets the reason, the numbers and
+    /// the head of the request, and returns a response with the body type of the inner service.
     ///
     /// Defaults to [`DefaultReject`]. With a hook there is no bound on the body's data type.
     ///
@@ -234,21 +289,29 @@ impl<R> CapacityLayer<R> {
         self,
         hook: impl Fn(&Shed, &request::Parts) -> Response<B> + Send + Sync + 'static,
     ) -> CapacityLayer<ShedHook<B>> {
+        self.reject(ShedHook::new(hook))
+    }
+
+    /// Makes the responses of refused requests with a [`Reject`](crate::Reject) of your own, for one
+    /// that needs a type: [`on_shed`](Self::on_shed) takes a closure.
+    pub fn reject<T>(self, reject: T) -> CapacityLayer<T> {
         let Config {
             limiter,
             upgrades,
+            protocols,
             reject: _,
             request,
-            shadow,
+            reads_nothing,
             response,
         } = self.config;
         CapacityLayer {
             config: Config {
                 limiter,
                 upgrades,
-                reject: ShedHook::new(hook),
+                protocols,
+                reject,
                 request,
-                shadow,
+                reads_nothing,
                 response,
             },
         }
@@ -259,7 +322,16 @@ impl<S, R: Clone> Layer<S> for CapacityLayer<R> {
     type Service = Capacity<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Capacity::new(inner, Arc::new(self.config.clone()))
+        Capacity::new(inner, Arc::new(self.config.shared()))
+    }
+}
+
+impl<R: Clone> Config<R> {
+    pub(super) fn shared(&self) -> Self {
+        Self {
+            reads_nothing: self.upgrades.is_none() && !self.request.reads(),
+            ..self.clone()
+        }
     }
 }
 
@@ -285,7 +357,6 @@ impl<R: fmt::Debug> fmt::Debug for Config<R> {
             .field("upgrades", &self.upgrades)
             .field("reject", &self.reject)
             .field("request", &self.request)
-            .field("shadow", &self.shadow)
             .field("response", &self.response)
             .finish()
     }

@@ -1,7 +1,7 @@
 //! The variant for services that do not speak HTTP.
 
 use std::{
-    fmt,
+    error, fmt,
     future::Future,
     mem,
     pin::Pin,
@@ -12,12 +12,16 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::service::shed_by;
-use crate::{Admission, Admit, Limiter, Outcome, gate::Ask, reject::Shed};
+use super::{
+    held::Held,
+    nesting::{self, Inside},
+    service::shed_by,
+};
+use crate::{Admit, Limiter, Mode, Outcome, gate::Ask, reject::Shed};
 
 /// Layer that applies [`PlainCapacity`]: the limit for services of any request and response.
 ///
-/// [`CapacityLayer`](crate::CapacityLayer) answers refused requests in HTTP or gRPC. A service that
+/// [`CapacityLayer`](crate::CapacityLayer) refuses requests in HTTP or gRPC. A service that
 /// speaks neither, such as a client of a database or of a message broker, has no response to
 /// refuse with: here a refusal is the error [`CapacityError::Shed`]. The permit returns when the
 /// inner future is done.
@@ -51,6 +55,11 @@ impl PlainCapacityLayer {
     /// Creates a layer that needs no numbers, around [`Limiter::adaptive`].
     pub fn adaptive() -> Self {
         Self::new(Limiter::adaptive())
+    }
+
+    /// Like [`adaptive`](Self::adaptive), with a name for metrics and events.
+    pub fn named(name: &str) -> Self {
+        Self::new(Limiter::named(name))
     }
 
     /// Creates a layer around a limiter. Layers around clones of one limiter share its limit.
@@ -141,7 +150,7 @@ pub trait AskOf<Request> {
     fn ask(&self, request: &Request) -> Ask;
 }
 
-/// Requests that all matter the same and have all the time in the world.
+/// Requests that all matter the same and have no deadline.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Alike;
@@ -188,7 +197,7 @@ impl<T, E, F: Fn(&Result<T, E>) -> Outcome> ClassifyResult<T, E> for F {
     }
 }
 
-/// Service that admits requests within an adaptive limit, and answers the rest with an error.
+/// Service that admits requests within an adaptive limit, and fails the rest.
 ///
 /// Made by [`PlainCapacityLayer`].
 #[derive(Clone, Debug)]
@@ -215,17 +224,27 @@ impl<S, C, A> PlainCapacity<S, C, A> {
         self.inner
     }
 
-    /// Waits for a permit, if whoever refused one might still give it.
-    fn wait<Request>(&mut self, request: Request, ask: Ask) -> PlainCapacityFuture<S, C, Request>
+    /// Refuses a request that found no permit, unless it may wait for one.
+    #[inline]
+    fn refuse<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
     where
         S: Service<Request> + Clone,
-        C: Clone,
     {
         let (priority, partition, _) = ask.parts();
-        if let Some(refused) = self.limiter.turn_away(priority, partition) {
-            let shed = shed_by(&self.limiter, refused);
-            return PlainCapacityFuture::new(State::Refused { shed }, self.classify.clone());
+        match self.limiter.turn_away(priority, partition) {
+            Some(refused) => State::Refused {
+                shed: shed_by(&self.limiter, refused),
+            },
+            None => self.wait(request, ask),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
+    where
+        S: Service<Request> + Clone,
+    {
         // The instance that was polled ready goes into the future, not a clone of it.
         let clone = self.inner.clone();
         let waiting = Box::pin(Waiting {
@@ -233,39 +252,71 @@ impl<S, C, A> PlainCapacity<S, C, A> {
             inner: Some((mem::replace(&mut self.inner, clone), request)),
             limiter: self.limiter.clone(),
         });
-        PlainCapacityFuture::new(State::Waiting { waiting }, self.classify.clone())
+        State::Waiting { waiting }
+    }
+
+    /// Serves a request whose limiter is not enforced, or that a layer further out counts.
+    #[cold]
+    #[inline(never)]
+    fn pass<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
+    where
+        S: Service<Request>,
+    {
+        let limiter = &self.limiter;
+        let held = if nesting::is_counted_by(limiter.id()) {
+            Ok(Held::NOTHING)
+        } else if limiter.mode() == Mode::Shadow {
+            Held::shadow(limiter, ask)
+        } else {
+            Held::uncounted(limiter)
+        };
+        match held {
+            Ok(held) => {
+                let inside = Inside::of(held.counted_by());
+                let future = self.inner.call(request);
+                drop(inside);
+                State::Running { future, held }
+            }
+            Err(refused) => State::Refused {
+                shed: shed_by(limiter, refused),
+            },
+        }
     }
 }
 
 impl<S, C, A, Request> Service<Request> for PlainCapacity<S, C, A>
 where
     S: Service<Request> + Clone,
+    S::Error: Into<BoxError>,
     C: ClassifyResult<S::Response, S::Error> + Clone,
     A: AskOf<Request>,
 {
     type Response = S::Response;
-    type Error = CapacityError<S::Error>;
+    type Error = CapacityError;
     type Future = PlainCapacityFuture<S, C, Request>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx).map_err(CapacityError::Service)
+        self.inner.poll_ready(cx).map_err(CapacityError::service)
     }
 
     #[inline]
     fn call(&mut self, request: Request) -> Self::Future {
         let ask = self.asks.ask(&request);
         let (priority, partition, _) = ask.parts();
-        match self.limiter.try_enter(priority, partition) {
-            Some(admission) => PlainCapacityFuture::new(
-                State::Running {
-                    future: self.inner.call(request),
-                    admission: Some(admission),
-                },
-                self.classify.clone(),
-            ),
-            None => self.wait(request, ask),
-        }
+        let limiter = &self.limiter;
+        let state = if limiter.mode() != Mode::Enforce || nesting::is_counted_by(limiter.id()) {
+            self.pass(request, ask)
+        } else if let Some(admission) = limiter.try_enter(priority, partition) {
+            let inside = Inside::of(limiter.id());
+            let future = self.inner.call(request);
+            drop(inside);
+            let held = Held::Alone(admission);
+            State::Running { future, held }
+        } else {
+            self.refuse(request, ask)
+        };
+        PlainCapacityFuture::new(state, self.classify.clone())
     }
 }
 
@@ -290,10 +341,10 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<S, F, Request> {
-        /// In the waiting room. Apart, so that a request that need not wait does not move the
-        /// place for one.
+        /// In the waiting room. Boxed, so that a request that does not wait is not moved with room
+        /// for that.
         Waiting { waiting: Pin<Box<Waiting<S, Request>>> },
-        Running { #[pin] future: F, admission: Option<Admission> },
+        Running { #[pin] future: F, held: Held },
         Refused { shed: Shed },
     }
 }
@@ -321,46 +372,62 @@ where
 impl<S, C, Request> Future for PlainCapacityFuture<S, C, Request>
 where
     S: Service<Request>,
+    S::Error: Into<BoxError>,
     C: ClassifyResult<S::Response, S::Error>,
 {
-    type Output = Result<S::Response, CapacityError<S::Error>>;
+    type Output = Result<S::Response, CapacityError>;
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut state = this.state;
-        loop {
-            match state.as_mut().project() {
-                StateProjection::Running { future, admission } => {
-                    let result = ready!(future.poll(cx));
-                    if let Some(mut admission) = admission.take() {
-                        admission.complete(this.classify.outcome(&result));
-                    }
-                    return Poll::Ready(result.map_err(CapacityError::Service));
-                }
-                StateProjection::Waiting { waiting } => {
-                    let waiting = waiting.as_mut().project();
-                    let admitted = ready!(waiting.admit.poll(cx));
-                    let (mut service, request) = waiting
-                        .inner
-                        .take()
-                        .expect("`PlainCapacityFuture` polled after it had answered");
-                    match admitted {
-                        Ok(admission) => {
-                            let future = service.call(request);
-                            let admission = Some(admission);
-                            state.set(State::Running { future, admission });
-                        }
-                        Err(refused) => {
-                            let shed = shed_by(waiting.limiter, refused);
-                            return Poll::Ready(Err(CapacityError::Shed(shed)));
-                        }
-                    }
-                }
-                StateProjection::Refused { shed } => {
-                    return Poll::Ready(Err(CapacityError::Shed(*shed)));
-                }
-            }
+        match &*state {
+            State::Running { .. } => {}
+            State::Refused { shed } => return Poll::Ready(Err(CapacityError::Shed(*shed))),
+            State::Waiting { .. } => ready!(enter(state.as_mut(), cx)?),
+        }
+        let StateProjection::Running { future, held } = state.project() else {
+            unreachable!("`enter` leaves the request running or returns why not")
+        };
+        held.poll_place(cx);
+        let inside = Inside::of(held.counted_by());
+        let result = ready!(future.poll(cx));
+        drop(inside);
+        // In place: taken out first, it would be moved for nothing.
+        held.complete(this.classify.outcome(&result));
+        *held = Held::NOTHING;
+        Poll::Ready(result.map_err(CapacityError::service))
+    }
+}
+
+/// Waits until the request runs.
+#[cold]
+#[inline(never)]
+fn enter<S: Service<Request>, Request>(
+    mut state: Pin<&mut State<S, S::Future, Request>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), CapacityError>> {
+    let StateProjection::Waiting { waiting } = state.as_mut().project() else {
+        return Poll::Ready(Ok(()));
+    };
+    let waiting = waiting.as_mut().project();
+    let admitted = ready!(waiting.admit.poll(cx));
+    let (mut service, request) = waiting
+        .inner
+        .take()
+        .expect("`PlainCapacityFuture` polled after completion");
+    match admitted {
+        Ok(admission) => {
+            let held = Held::Alone(admission);
+            let inside = Inside::of(held.counted_by());
+            let future = service.call(request);
+            drop(inside);
+            state.set(State::Running { future, held });
+            Poll::Ready(Ok(()))
+        }
+        Err(refused) => {
+            let shed = shed_by(waiting.limiter, refused);
+            Poll::Ready(Err(CapacityError::Shed(shed)))
         }
     }
 }
@@ -381,20 +448,52 @@ where
     }
 }
 
+/// An error of any service, as tower's own middlewares have it.
+pub type BoxError = Box<dyn error::Error + Send + Sync>;
+
 /// What went wrong in a [`PlainCapacity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// The error of the inner service is boxed, so that this layer can stand between tower's own
+/// middlewares, whose error is a `BoxError`, which is no [`Error`](error::Error) itself. A layer
+/// whose neighbour wants a `BoxError` and nothing else, such as
+/// `reqwest::ClientBuilder::connector_layer`, stands under a `map_err`:
+///
+/// ```
+/// use std::{convert::Infallible, time::Duration};
+/// use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+/// use tower_capacity::PlainCapacityLayer;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// let service = ServiceBuilder::new()
+///     .timeout(Duration::from_secs(5))
+///     .map_err(BoxError::from)
+///     .layer(PlainCapacityLayer::adaptive())
+///     .timeout(Duration::from_secs(1))
+///     .service(service_fn(async |number: u32| Ok::<_, Infallible>(2 * number)));
+/// assert_eq!(service.oneshot(21).await?, 42);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
 #[expect(
     clippy::exhaustive_enums,
-    reason = "there is no third side to an error"
+    reason = "either the limiter refused or the service failed"
 )]
-pub enum CapacityError<E> {
-    /// The limiter refused the request; the inner service never saw it.
+pub enum CapacityError {
+    /// The limiter refused the request; the inner service was not called.
     Shed(Shed),
     /// The inner service failed.
-    Service(E),
+    Service(BoxError),
 }
 
-impl<E: fmt::Display> fmt::Display for CapacityError<E> {
+impl CapacityError {
+    fn service(error: impl Into<BoxError>) -> Self {
+        Self::Service(error.into())
+    }
+}
+
+impl fmt::Display for CapacityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shed(shed) => write!(f, "shed: {shed}"),
@@ -403,11 +502,12 @@ impl<E: fmt::Display> fmt::Display for CapacityError<E> {
     }
 }
 
-impl<E: std::error::Error> std::error::Error for CapacityError<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+/// The source is the [`Shed`], or the error of the service.
+impl error::Error for CapacityError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
-            Self::Shed(_) => None,
-            Self::Service(error) => error.source(),
+            Self::Shed(shed) => Some(shed),
+            Self::Service(error) => Some(&**error),
         }
     }
 }

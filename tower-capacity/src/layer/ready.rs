@@ -16,10 +16,10 @@ use tokio::task::AbortHandle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{CapacityBody, CapacityFuture, CapacityLayer, layer::Config};
+use super::{CapacityBody, CapacityFuture, CapacityLayer, held::Held, layer::Config, nesting};
 use crate::{
-    Admission, Admit, Limiter,
-    gate::{Ask, Partition, Priority, Refused},
+    Admission, Admit, Limiter, LimiterBuilder, Mode,
+    gate::{Ask, Partition, Priority, Refused, RefusedReason},
     reject::{DefaultReject, Reject},
     sync::lock,
 };
@@ -31,12 +31,12 @@ use crate::{
 /// wants to know *before* it has a request whether it could send it: this layer admits in
 /// `poll_ready`, and holds the permit until `call`.
 ///
-/// Only for stacks in which whoever is told "ready" calls: a handle that is polled ready and put
-/// aside keeps a permit from the others, until it is dropped or its
-/// [`idle_timeout`](Self::idle_timeout) has passed; one that is put aside while it waits keeps its
-/// place in line. Never under a server, which polls a clone for each connection.
+/// Only for stacks in which a handle that is ready is called: one that is put aside keeps a permit
+/// from the others, until it is dropped or its [`idle_timeout`](Self::idle_timeout) has passed; one
+/// that is put aside while it waits keeps its place in the queue. Never under a server, which polls
+/// a clone for each connection.
 ///
-/// Whoever waits has the default priority and no deadline: there is no request yet to tell them.
+/// A waiting handle has the default priority and no deadline, since there is no request yet.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,23 +57,37 @@ pub struct ReadyCapacityLayer<R = DefaultReject> {
 }
 
 impl ReadyCapacityLayer {
-    /// Creates a layer that needs no numbers: an adaptive limit for which everybody waits as long
-    /// as it takes, and nobody is refused.
+    /// Creates a layer that needs no numbers: an adaptive limit for which every call waits as long
+    /// as it takes, and none is refused.
     pub fn adaptive() -> Self {
-        let limiter = Limiter::builder()
+        Self::waiting(Limiter::builder())
+    }
+
+    /// Like [`adaptive`](Self::adaptive), with a name for metrics and events.
+    pub fn named(name: &str) -> Self {
+        Self::waiting(Limiter::builder().name(name))
+    }
+
+    fn waiting(builder: LimiterBuilder) -> Self {
+        let limiter = builder
             .max_queue(usize::MAX)
             .max_wait(Duration::MAX)
+            .codel(None)
             .build()
-            .expect("the default bounds are possible");
+            .expect("the default bounds are valid");
         Self::new(limiter)
     }
 
     /// Creates a layer around a limiter, whose waiting room is where `poll_ready` waits.
     ///
     /// If the room is full, the wait is over or the limiter drains, the service is ready all the
-    /// same, and its next call is answered as refused. For a wait without bound set
-    /// [`max_queue`](crate::LimiterBuilder::max_queue) to `usize::MAX` and
-    /// [`max_wait`](crate::LimiterBuilder::max_wait) to `Duration::MAX`.
+    /// same, and its next call is refused, unless readiness is polled again before and a permit is
+    /// free by then. For a wait without bound set
+    /// [`max_queue`](LimiterBuilder::max_queue) to `usize::MAX`,
+    /// [`max_wait`](LimiterBuilder::max_wait) to `Duration::MAX` and
+    /// [`codel`](LimiterBuilder::codel) to `None`.
+    ///
+    /// In [`Mode::Shadow`](crate::Mode) readiness does not wait, and only refusals are counted.
     pub fn new(limiter: Limiter) -> Self {
         Self::from_layer(CapacityLayer::new(limiter))
     }
@@ -96,7 +110,7 @@ impl<R> ReadyCapacityLayer<R> {
         self.layer.limiter()
     }
 
-    /// Gives the permit of a service back that was ready for so long and has not been called.
+    /// Returns the permit of a service that has been ready for `timeout` and was not called.
     ///
     /// The call that comes later needs a permit after all: it waits for one in its future. Needs a
     /// tokio runtime, and spawns a task for each permit. Defaults to none.
@@ -112,7 +126,7 @@ impl<S, R: Clone> Layer<S> for ReadyCapacityLayer<R> {
     fn layer(&self, inner: S) -> Self::Service {
         ReadyCapacity {
             inner,
-            config: Arc::new(self.layer.config.clone()),
+            config: Arc::new(self.layer.config.shared()),
             idle_timeout: self.idle_timeout,
             readiness: Readiness::Idle,
             admit: None,
@@ -137,12 +151,15 @@ enum Readiness {
     Idle,
     Waiting,
     Admitted(Admission),
-    /// As `Admitted`, until the time is up.
+    /// Like `Admitted`, until the time is up.
     Lent(Lent),
+    /// Served by a mode that does not enforce, or counted by a layer further out.
+    Passed(Held),
+    /// Until readiness is polled again.
     Refused(Refused),
 }
 
-/// A permit that returns by itself if nobody picks it up.
+/// A permit that returns by itself if no call uses it in time.
 #[derive(Debug)]
 struct Lent {
     admission: Arc<Mutex<Option<Admission>>>,
@@ -195,31 +212,13 @@ impl<S, R> ReadyCapacity<S, R> {
     }
 
     fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Readiness::Lent(lent) = &self.readiness
-            && lent.is_back()
-        {
-            self.readiness = Readiness::Idle;
-        }
-        if matches!(self.readiness, Readiness::Idle) {
-            let limiter = &self.config.limiter;
-            if self.config.shadow {
-                self.readiness = self.admitted(limiter.admit_anyway().0);
-                return Poll::Ready(());
-            }
-            match limiter.try_enter(Priority::Default, Partition::NONE) {
-                Some(admission) => self.readiness = self.admitted(admission),
-                None => match limiter.turn_away(Priority::Default, Partition::NONE) {
-                    Some(refused) => self.readiness = Readiness::Refused(refused),
-                    None => {
-                        let admit = limiter.admit();
-                        match &mut self.admit {
-                            Some(slot) => slot.set(Some(admit)),
-                            None => self.admit = Some(Box::pin(Some(admit))),
-                        }
-                        self.readiness = Readiness::Waiting;
-                    }
-                },
-            }
+        let ask_again = match &self.readiness {
+            Readiness::Lent(lent) => lent.is_back(),
+            Readiness::Idle | Readiness::Refused(_) => true,
+            Readiness::Waiting | Readiness::Admitted(_) | Readiness::Passed(_) => false,
+        };
+        if ask_again {
+            self.readiness = self.ask();
         }
         if matches!(self.readiness, Readiness::Waiting)
             && let Some(slot) = &mut self.admit
@@ -233,6 +232,46 @@ impl<S, R> ReadyCapacity<S, R> {
             };
         }
         Poll::Ready(())
+    }
+
+    fn ask(&mut self) -> Readiness {
+        let limiter = &self.config.limiter;
+        if nesting::is_counted_by(limiter.id()) {
+            return Readiness::Passed(Held::NOTHING);
+        }
+        let passed = match limiter.mode() {
+            Mode::Enforce => None,
+            Mode::Shadow => Some(self.pass_in_shadow()),
+            Mode::Off => Some(Held::uncounted(limiter)),
+        };
+        match passed {
+            Some(Ok(held)) => return Readiness::Passed(held),
+            Some(Err(refused)) => return Readiness::Refused(refused),
+            None => {}
+        }
+        if let Some(admission) = limiter.try_enter(Priority::Default, Partition::NONE) {
+            return self.admitted(admission);
+        }
+        if let Some(refused) = limiter.turn_away(Priority::Default, Partition::NONE) {
+            return Readiness::Refused(refused);
+        }
+        let admit = limiter.admit();
+        match &mut self.admit {
+            Some(slot) => slot.set(Some(admit)),
+            None => self.admit = Some(Box::pin(Some(admit))),
+        }
+        Readiness::Waiting
+    }
+
+    fn pass_in_shadow(&self) -> Result<Held, Refused> {
+        let limiter = &self.config.limiter;
+        if let Some(admission) = limiter.try_enter(Priority::Default, Partition::NONE) {
+            return Ok(Held::Alone(admission));
+        }
+        match limiter.turn_away(Priority::Default, Partition::NONE) {
+            Some(refused) if refused.reason() == RefusedReason::Closed => Err(refused),
+            _ => Held::uncounted(limiter),
+        }
     }
 
     fn admitted(&self, admission: Admission) -> Readiness {
@@ -275,25 +314,26 @@ where
 
     /// # Panics
     ///
-    /// If `poll_ready` has not answered that the service is ready.
+    /// If `poll_ready` has not returned that the service is ready.
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let (parts, body) = request.into_parts();
-        let bypasses = self.config.request.bypasses(&parts);
-        let request = Request::from_parts(parts, body);
         let config = &self.config;
-        let admission = match mem::replace(&mut self.readiness, Readiness::Idle) {
+        let (parts, body) = request.into_parts();
+        let bypasses = config.request.bypasses(&parts);
+        let held = match mem::replace(&mut self.readiness, Readiness::Idle) {
             Readiness::Idle | Readiness::Waiting => {
                 panic!("`ReadyCapacity` called without `poll_ready` having been ready")
             }
-            _ if bypasses => return CapacityFuture::bypassed(self.inner.call(request)),
+            _ if bypasses => Some(Held::NOTHING),
             Readiness::Refused(refused) => {
-                return CapacityFuture::refused(config.answer(refused, request));
+                return CapacityFuture::refused(config.refuse(refused, &parts));
             }
-            Readiness::Admitted(admission) => Some(admission),
-            Readiness::Lent(lent) => lent.take(),
+            Readiness::Admitted(admission) => Some(Held::Alone(admission)),
+            Readiness::Passed(held) => Some(held),
+            Readiness::Lent(lent) => lent.take().map(Held::Alone),
         };
-        if let Some(admission) = admission {
-            return CapacityFuture::admitted(&mut self.inner, request, admission, None, config);
+        let request = Request::from_parts(parts, body);
+        if let Some(held) = held {
+            return CapacityFuture::admitted(&mut self.inner, request, held, None, config);
         }
         // The instance that was polled ready goes into the future, not a clone of it.
         let clone = self.inner.clone();

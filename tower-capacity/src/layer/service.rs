@@ -1,22 +1,24 @@
 use std::{
     fmt, mem,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, Method, Request, Response, Version, request};
 use http_body::Body;
 use tower_service::Service;
 
 use super::{
     CapacityBody, CapacityFuture, UpgradePermit,
+    held::{Held, Slot},
     layer::Config,
-    upgrade::{Held, asks_for_upgrade},
+    nesting::{self, Inside},
+    upgrade::asks_for_upgrade,
 };
 use crate::{
-    Limiter, Priority,
-    gate::{Ask, Partition, Refused},
-    reject::{Reject, Shed},
+    Limiter, Mode, Priority,
+    gate::{Ask, Partition, Refused, RefusedReason},
+    reject::{Reject, Shed, fit_to_method},
 };
 
 /// Service that admits requests within an adaptive limit, and sheds the rest.
@@ -71,24 +73,26 @@ where
     #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let config = &self.config;
-        if !config.is_plain() || asks_for_upgrade(&request) {
-            return self.call_configured(request);
+        if !config.is_usual(&request) {
+            return self.call_unusual(request);
         }
-        match config.limiter.try_enter(Priority::Default, Partition::NONE) {
-            Some(admission) => CapacityFuture::running(
-                self.inner.call(request),
-                Held::Alone(admission),
-                config.response.clone(),
-            ),
-            None => self.wait(request, Ask::new(), None),
+        // Most requests; each is moved once, into the inner service.
+        if let Some(admission) = (config.limiter).try_enter(Priority::Default, Partition::NONE) {
+            let inside = Inside::of(config.limiter.id());
+            let future = self.inner.call(request);
+            drop(inside);
+            let response = config.response.clone();
+            return CapacityFuture::running(future, Held::Alone(admission), response);
         }
+        self.call_refused(request)
     }
 }
 
 impl<S, R> Capacity<S, R> {
-    /// Admits a request that has to be read first.
+    /// Refuses a request that found no permit, unless it may wait for one.
+    #[cold]
     #[inline(never)]
-    fn call_configured<ReqBody, ResBody>(
+    fn call_refused<ReqBody, ResBody>(
         &mut self,
         request: Request<ReqBody>,
     ) -> CapacityFuture<S, R, ReqBody, ResBody>
@@ -98,88 +102,153 @@ impl<S, R> Capacity<S, R> {
         R: Reject<ResBody>,
     {
         let config = &self.config;
-        let (parts, body) = request.into_parts();
-        if config.request.bypasses(&parts) {
-            let request = Request::from_parts(parts, body);
-            return CapacityFuture::bypassed(self.inner.call(request));
-        }
-        let ask = config.request.ask(&parts, &config.limiter);
-        let request = Request::from_parts(parts, body);
-        let upgrade = match config.admit_upgrade(&request) {
-            Ok(upgrade) => upgrade,
-            Err(shed) => return CapacityFuture::refused(config.reject(&shed, request)),
+        let limiter = &config.limiter;
+        let Some(refused) = limiter.turn_away(Priority::Default, Partition::NONE) else {
+            let ask = (config.request).with_grpc_timeout(Ask::new(), request.headers());
+            return self.wait(request, ask, None);
         };
-        if config.shadow {
-            let (admission, _would) = config.limiter.admit_anyway();
-            return CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config);
-        }
-        let (priority, partition, _) = ask.parts();
-        match config.limiter.try_enter(priority, partition) {
-            Some(admission) => {
-                CapacityFuture::admitted(&mut self.inner, request, admission, upgrade, config)
-            }
-            None => self.wait(request, ask, upgrade),
-        }
+        let (parts, _body) = request.into_parts();
+        CapacityFuture::refused(config.refuse(refused, &parts))
     }
 
-    /// Waits for a permit, if whoever refused one might still give it.
-    #[cold]
+    /// Waits for a permit.
     fn wait<ReqBody, ResBody>(
         &mut self,
         request: Request<ReqBody>,
         ask: Ask,
-        upgrade: Option<UpgradePermit>,
+        apart: Option<UpgradePermit>,
     ) -> CapacityFuture<S, R, ReqBody, ResBody>
     where
         S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
         ResBody: Body,
         R: Reject<ResBody>,
     {
-        let config = &self.config;
-        let (priority, partition, _) = ask.parts();
-        if let Some(refused) = config.limiter.turn_away(priority, partition) {
-            return CapacityFuture::refused(config.answer(refused, request));
-        }
         // The instance that was polled ready goes into the future, not a clone of it.
         let clone = self.inner.clone();
         let ready = mem::replace(&mut self.inner, clone);
-        let ask = config.request.with_grpc_timeout(ask, request.headers());
-        let admit = config.limiter.admit_with(ask);
-        CapacityFuture::waiting(ready, request, admit, upgrade, Arc::clone(config))
+        let admit = self.config.limiter.admit_with(ask);
+        CapacityFuture::waiting(ready, request, admit, apart, Arc::clone(&self.config))
+    }
+
+    /// Serves a request that has to be read first.
+    #[cold]
+    #[inline(never)]
+    fn call_unusual<ReqBody, ResBody>(
+        &mut self,
+        request: Request<ReqBody>,
+    ) -> CapacityFuture<S, R, ReqBody, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+        ResBody: Body,
+        R: Reject<ResBody>,
+    {
+        let (parts, body) = request.into_parts();
+        match self.config.admit(&parts) {
+            Entry::Admitted(held, apart) => {
+                let request = Request::from_parts(parts, body);
+                CapacityFuture::admitted(&mut self.inner, request, held, apart, &self.config)
+            }
+            Entry::Refused(shed) => CapacityFuture::refused(self.config.reject(&shed, &parts)),
+            Entry::MayWait(ask, apart) => self.wait(Request::from_parts(parts, body), ask, apart),
+        }
     }
 }
 
+/// What becomes of a request. Each with the permit of the connection that it wants upgraded, if
+/// such are counted apart.
+enum Entry {
+    Admitted(Held, Option<UpgradePermit>),
+    Refused(Shed),
+    MayWait(Ask, Option<UpgradePermit>),
+}
+
 impl<R> Config<R> {
-    /// Whether every request asks for the same, and nothing needs to be read of it.
+    /// Whether nothing of the request has to be read, and the limiter decides alone.
     #[inline]
-    fn is_plain(&self) -> bool {
-        !self.shadow && self.upgrades.is_none() && !self.request.reads()
+    fn is_usual<B>(&self, request: &Request<B>) -> bool {
+        self.reads_nothing
+            && self.limiter.mode() == Mode::Enforce
+            && !self.is_upgrade(request.method(), request.version(), request.headers())
+            && !nesting::is_counted_by(self.limiter.id())
+    }
+
+    fn admit(&self, request: &request::Parts) -> Entry {
+        let limiter = &self.limiter;
+        if nesting::is_counted_by(limiter.id()) || self.request.bypasses(request) {
+            return Entry::Admitted(Held::NOTHING, None);
+        }
+        let mode = limiter.mode();
+        let apart = match self.admit_upgrade(request, mode) {
+            Ok(apart) => apart,
+            Err(shed) => return Entry::Refused(shed),
+        };
+        if mode == Mode::Off {
+            return match Held::uncounted(limiter) {
+                Ok(held) => Entry::Admitted(held, apart),
+                Err(refused) => Entry::Refused(shed_by(limiter, refused)),
+            };
+        }
+        let ask = self.request.ask(request, limiter);
+        if mode == Mode::Shadow {
+            let ask = self.request.with_grpc_timeout(ask, &request.headers);
+            return match Held::shadow(limiter, ask) {
+                Ok(held) => Entry::Admitted(held, apart),
+                Err(refused) => Entry::Refused(shed_by(limiter, refused)),
+            };
+        }
+        let (priority, partition, _) = ask.parts();
+        if let Some(admission) = limiter.try_enter(priority, partition) {
+            return Entry::Admitted(Held::Alone(admission), apart);
+        }
+        match limiter.turn_away(priority, partition) {
+            Some(refused) => Entry::Refused(shed_by(limiter, refused)),
+            None => {
+                let ask = self.request.with_grpc_timeout(ask, &request.headers);
+                Entry::MayWait(ask, apart)
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_upgrade(
+        &self,
+        method: &Method,
+        version: Version,
+        headers: &HeaderMap,
+    ) -> bool {
+        asks_for_upgrade(method, version, headers, self.protocols.as_ref())
     }
 
     /// Admits the connection that the request wants upgraded, if such are counted apart.
-    fn admit_upgrade<B>(&self, request: &Request<B>) -> Result<Option<UpgradePermit>, Shed> {
+    fn admit_upgrade(
+        &self,
+        request: &request::Parts,
+        mode: Mode,
+    ) -> Result<Option<UpgradePermit>, Shed> {
         let Some(upgrades) = &self.upgrades else {
             return Ok(None);
         };
-        if !asks_for_upgrade(request) {
+        if !self.is_upgrade(&request.method, request.version, &request.headers) {
             return Ok(None);
         }
-        let admitted = if self.shadow {
-            Ok(upgrades.admit_anyway().0)
-        } else {
-            upgrades.try_admit()
+        let slot = match upgrades.try_admit() {
+            Ok(admission) => Slot::from(admission),
+            Err(refused) if mode == Mode::Enforce || refused.reason() == RefusedReason::Closed => {
+                return Err(shed_by(upgrades, refused));
+            }
+            Err(_) => upgrades
+                .enter_uncounted()
+                .map_or_else(|_| Slot::default(), Slot::from),
         };
-        match admitted {
-            Ok(admission) => Ok(Some(UpgradePermit::new(admission))),
-            Err(refused) => Err(shed_by(upgrades, refused)),
-        }
+        Ok(Some(UpgradePermit::new(Arc::new(Mutex::new(slot)))))
     }
 
-    /// Answers a request that was refused.
-    pub(super) fn answer<ReqBody, ResBody>(
+    /// Refuses a request.
+    #[inline]
+    pub(super) fn refuse<ResBody>(
         &self,
         refused: Refused,
-        request: Request<ReqBody>,
+        request: &request::Parts,
     ) -> Response<CapacityBody<ResBody>>
     where
         ResBody: Body,
@@ -188,17 +257,20 @@ impl<R> Config<R> {
         self.reject(&shed_by(&self.limiter, refused), request)
     }
 
-    fn reject<ReqBody, ResBody>(
+    #[inline]
+    fn reject<ResBody>(
         &self,
         shed: &Shed,
-        request: Request<ReqBody>,
+        request: &request::Parts,
     ) -> Response<CapacityBody<ResBody>>
     where
         ResBody: Body,
         R: Reject<ResBody>,
     {
-        let (parts, _body) = request.into_parts();
-        self.reject.reject(shed, &parts)
+        let mut response = self.reject.reject(shed, request);
+        fit_to_method(&request.method, &mut response);
+        response.extensions_mut().insert(*shed);
+        response
     }
 }
 

@@ -4,22 +4,30 @@ use std::{
 };
 
 use http::{
-    Method, Request, StatusCode, Version,
+    HeaderMap, HeaderName, Method, Version,
     header::{CONNECTION, UPGRADE},
 };
 
-use crate::{Admission, Outcome, sync::lock};
+use super::held::Slot;
+use crate::{Outcome, sync::lock};
 
 /// The permit of a request that asks for an upgrade, for the task that serves the upgraded
 /// connection.
 ///
 /// A WebSocket's response body ends when the handshake does, and the permit with it. The layer
-/// therefore puts this guard into the extensions of every request that asks for an upgrade (an
-/// `Upgrade` header, or an extended `CONNECT`); as long as one clone of it lives, the permit is
-/// out. A handler that ignores it returns the permit with the handshake.
+/// therefore puts this guard into the extensions of every request that asks for an upgrade; as long
+/// as one clone of it lives, the permit is out. A handler that ignores it returns the permit with
+/// the handshake.
+///
+/// A request asks for an upgrade if its method is `CONNECT`, over any version of HTTP (RFC 8441 and
+/// RFC 9220 for WebSockets), or if its `Connection` header names `upgrade` and its `Upgrade` header
+/// names `websocket` or one of the
+/// [`upgrade_protocols`](crate::CapacityLayer::upgrade_protocols) of the layer. Any other `Upgrade`,
+/// such as `h2c`, may be ignored by a server (RFC 9110 §7.8), and such a request is like any other.
 ///
 /// It is the permit of the request, unless upgraded connections have a limiter of their own: see
-/// [`CapacityLayer::upgrades`](crate::CapacityLayer::upgrades).
+/// [`CapacityLayer::upgrades`](crate::CapacityLayer::upgrades). Behind several layers it holds the
+/// permits of all of them; of a request that bypassed the layer it holds nothing.
 ///
 /// ```
 /// use axum::{Extension, extract::ws::WebSocketUpgrade, response::Response};
@@ -39,7 +47,25 @@ use crate::{Admission, Outcome, sync::lock};
 /// ```
 #[derive(Clone)]
 pub struct UpgradePermit {
-    admission: Arc<Mutex<Admission>>,
+    slot: Arc<Mutex<Slot>>,
+    /// That of the layers further out.
+    outer: Option<Arc<Self>>,
+}
+
+impl UpgradePermit {
+    pub(super) fn new(slot: Arc<Mutex<Slot>>) -> Self {
+        Self { slot, outer: None }
+    }
+
+    /// Holds the permits of the layers further out too.
+    pub(super) fn within(mut self, outer: Option<Self>) -> Self {
+        self.outer = outer.map(Arc::new);
+        self
+    }
+
+    pub(super) fn complete(&self, outcome: Outcome) {
+        lock(&self.slot).complete(outcome);
+    }
 }
 
 impl fmt::Debug for UpgradePermit {
@@ -48,100 +74,94 @@ impl fmt::Debug for UpgradePermit {
     }
 }
 
-/// What a request holds on its way through the layer. Two words, since it moves with each response.
-#[derive(Debug)]
-pub(super) enum Held {
-    /// The permit of a request that asks for no upgrade.
-    Alone(Admission),
-    /// Nothing, or what a request holds that asks for an upgrade.
-    Other(Option<Box<Upgrade>>),
-}
-
-#[derive(Debug)]
-pub(super) struct Upgrade {
-    /// That of the request, unless its handler shares it.
-    admission: Option<Admission>,
-    /// The permit that the handler shares: that of the request, or that of the connection if such
-    /// have a limiter of their own.
-    permit: UpgradePermit,
-    is_connect: bool,
-}
-
-impl Held {
-    /// What a request holds that bypassed the limiter.
-    pub(super) const NOTHING: Self = Self::Other(None);
-
-    /// Shares a permit with the handler of a request that asks for an upgrade: its own, or that of
-    /// the limiter of upgraded connections.
-    pub(super) fn shared<B>(
-        admission: Admission,
-        apart: Option<UpgradePermit>,
-        request: &mut Request<B>,
-    ) -> Self {
-        let (admission, permit) = match apart {
-            Some(permit) => (Some(admission), permit),
-            None => (None, UpgradePermit::new(admission)),
-        };
-        request.extensions_mut().insert(permit.clone());
-        Self::Other(Some(Box::new(Upgrade {
-            admission,
-            permit,
-            is_connect: request.method() == Method::CONNECT,
-        })))
-    }
-
-    pub(super) const fn is_nothing(&self) -> bool {
-        matches!(self, Self::Other(None))
-    }
-
-    #[inline]
-    pub(super) fn complete(&mut self, outcome: Outcome) {
-        match self {
-            Self::Alone(admission) => admission.complete(outcome),
-            Self::Other(None) => {}
-            Self::Other(Some(upgrade)) => {
-                if let Some(admission) = &mut upgrade.admission {
-                    admission.complete(outcome);
-                }
-                upgrade.permit.complete(outcome);
-            }
-        }
-    }
-
-    /// Returns the permit of a request whose answer has `status`, if that upgrades the connection
-    /// and the connection is counted apart.
-    #[inline]
-    pub(super) fn answered(&mut self, status: StatusCode) {
-        if let Self::Other(Some(upgrade)) = self
-            && (status == StatusCode::SWITCHING_PROTOCOLS
-                || upgrade.is_connect && status.is_success())
-        {
-            upgrade.admission = None;
-        }
-    }
-}
-
-impl UpgradePermit {
-    pub(super) fn new(admission: Admission) -> Self {
-        Self {
-            admission: Arc::new(Mutex::new(admission)),
-        }
-    }
-
-    fn complete(&self, outcome: Outcome) {
-        lock(&self.admission).complete(outcome);
-    }
-}
+/// Which protocols of an `Upgrade` header make a connection that lasts.
+pub(super) type Protocols = Arc<[Box<str>]>;
 
 /// Whether the caller wants to go on with another protocol on this connection or stream.
-pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
-    match request.version() {
-        // RFC 9110 section 7.8: the header counts only if `Connection` names it.
-        Version::HTTP_11 | Version::HTTP_10 => {
-            let headers = request.headers();
-            headers.contains_key(UPGRADE) && headers.contains_key(CONNECTION)
+#[inline]
+pub(super) fn asks_for_upgrade(
+    method: &Method,
+    version: Version,
+    headers: &HeaderMap,
+    protocols: Option<&Protocols>,
+) -> bool {
+    *method == Method::CONNECT
+        || headers.contains_key(UPGRADE) && names_protocol(version, headers, protocols)
+}
+
+/// Whether `Upgrade` names one of the protocols, and `Connection` names `Upgrade` (RFC 9110 §7.8:
+/// other versions than 1.1 have no such header).
+#[cold]
+fn names_protocol(version: Version, headers: &HeaderMap, protocols: Option<&Protocols>) -> bool {
+    let is_counted = |offered: &str| {
+        let (name, _version) = offered.split_once('/').unwrap_or((offered, ""));
+        match protocols {
+            Some(protocols) => protocols.iter().any(|p| p.eq_ignore_ascii_case(name)),
+            None => name.eq_ignore_ascii_case("websocket"),
         }
-        // RFC 8441 and RFC 9220: WebSockets over HTTP/2 and HTTP/3.
-        _ => request.method() == Method::CONNECT,
+    };
+    version == Version::HTTP_11
+        && list(headers, CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"))
+        && list(headers, UPGRADE).any(is_counted)
+}
+
+/// The members of a list that may be spread over several fields.
+fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter();
+    let values = values.filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn asks(request: http::request::Builder, protocols: Option<&Protocols>) -> bool {
+        let request = request.body(()).unwrap();
+        let (method, headers) = (request.method(), request.headers());
+        asks_for_upgrade(method, request.version(), headers, protocols)
+    }
+
+    fn upgrade(connection: &str, protocol: &str) -> http::request::Builder {
+        Request::builder()
+            .header("connection", connection)
+            .header("upgrade", protocol)
+    }
+
+    #[test]
+    fn a_websocket_asks_for_an_upgrade_where_connection_names_it() {
+        assert!(asks(upgrade("Upgrade", "websocket"), None));
+        assert!(asks(upgrade("keep-alive, upgrade", "WebSocket"), None));
+        assert!(asks(upgrade("upgrade", "h2c, websocket"), None));
+        assert!(!asks(upgrade("close", "websocket"), None));
+        assert!(!asks(
+            upgrade("upgrade", "websocket").version(Version::HTTP_10),
+            None
+        ));
+        let without = Request::builder().header("upgrade", "websocket");
+        assert!(!asks(without, None));
+    }
+
+    #[test]
+    fn h2c_and_unknown_protocols_ask_for_nothing() {
+        assert!(!asks(upgrade("Upgrade, HTTP2-Settings", "h2c"), None));
+        assert!(!asks(upgrade("upgrade", "foo"), None));
+    }
+
+    #[test]
+    fn named_protocols_replace_the_default() {
+        let protocols: Protocols = Arc::new(["SPDY".into()]);
+        assert!(asks(upgrade("upgrade", "spdy/3.1"), Some(&protocols)));
+        assert!(!asks(upgrade("upgrade", "websocket"), Some(&protocols)));
+    }
+
+    #[test]
+    fn connect_asks_for_an_upgrade_in_every_version() {
+        for version in [Version::HTTP_11, Version::HTTP_2, Version::HTTP_3] {
+            let connect = Request::connect("example.com:443").version(version);
+            assert!(asks(connect, None), "{version:?}");
+        }
     }
 }

@@ -15,22 +15,39 @@ use crate::classify::is_grpc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Answer {
-    /// It did, however it ended.
+    /// It was accepted, however it ended.
     Accepted,
-    /// It did not, and had this to say about trying again.
+    /// The backend had no capacity for it.
     Rejected(RetryAdvice),
+    /// The caller, or the key that the backend counts it under, has used up a quota. This says
+    /// nothing about what the backend has capacity for.
+    Limited(RetryAdvice),
 }
 
-/// What a backend that rejects a request says about trying again.
+/// What a backend that refuses a request says about trying *that request* again (RFC 9110 §10.2.3,
+/// gRFC A6). It says nothing about other requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RetryAdvice {
     /// Nothing.
     Untold,
-    /// Not before so much time has passed.
+    /// Not before this time has passed, at most [`LONGEST`](Self::LONGEST).
     After(Duration),
-    /// Not at all.
+    /// Not at all, or later than a caller can wait.
     Never,
+}
+
+impl RetryAdvice {
+    /// The longest wait that is passed on: one minute. Longer ones become
+    /// [`Never`](Self::Never), so that no backend can keep a retry policy waiting for hours.
+    pub const LONGEST: Duration = Duration::from_secs(60);
+
+    fn after(wait: Duration) -> Self {
+        if wait > Self::LONGEST {
+            return Self::Never;
+        }
+        Self::After(wait)
+    }
 }
 
 impl Answer {
@@ -38,13 +55,15 @@ impl Answer {
     ///
     /// | response | answer |
     /// |---|---|
-    /// | 429, 503 | rejected |
-    /// | 502, 504 | rejected: a gateway's word for a backend that cannot be reached |
-    /// | gRPC, trailers-only, status 8 (`RESOURCE_EXHAUSTED`) or 14 (`UNAVAILABLE`) | rejected |
-    /// | any that this client gave itself ([`Throttled`]) | rejected, never to be retried |
+    /// | 503 | rejected |
+    /// | 502, 504 | rejected: a gateway that cannot reach the backend |
+    /// | 429 | limited |
+    /// | gRPC, trailers-only, status 8 (`RESOURCE_EXHAUSTED`) with a `google.rpc.QuotaFailure` in its details | limited |
+    /// | gRPC, trailers-only, status 8 otherwise, or 14 (`UNAVAILABLE`) | rejected |
+    /// | any that this client made itself ([`Throttled`]) | rejected, never to be retried |
     /// | anything else | accepted |
     ///
-    /// The advice of a rejection is in `Retry-After` (RFC 9110 §10.2.3: seconds, or a date, which
+    /// The advice of a refusal is in `Retry-After` (RFC 9110 §10.2.3: seconds, or a date, which
     /// is compared with the response's own `Date`), and in gRPC in `grpc-retry-pushback-ms`
     /// (gRFC A6: negative or unreadable means never).
     ///
@@ -56,11 +75,21 @@ impl Answer {
         Self::read(response.status(), response.headers(), own)
     }
 
-    /// Reads the head of a response, as [`of`](Self::of) does.
+    /// Reads the head of a response, like [`of`](Self::of).
     #[must_use]
     pub fn of_parts(parts: &response::Parts) -> Self {
         let own = parts.extensions.get::<Throttled>();
         Self::read(parts.status, &parts.headers, own)
+    }
+
+    /// What a retry policy has to know: the advice of a refusal, `None` if there is nothing to
+    /// retry.
+    #[must_use]
+    pub const fn advice(self) -> Option<RetryAdvice> {
+        match self {
+            Self::Accepted => None,
+            Self::Rejected(advice) | Self::Limited(advice) => Some(advice),
+        }
     }
 
     fn read(status: StatusCode, headers: &HeaderMap, own: Option<&Throttled>) -> Self {
@@ -69,13 +98,14 @@ impl Answer {
         }
         if is_grpc(headers) {
             return match headers.get("grpc-status").map(|status| status.as_bytes()) {
+                Some(b"8") if is_quota_failure(headers) => Self::Limited(pushback(headers)),
                 Some(b"8" | b"14") => Self::Rejected(pushback(headers)),
                 _ => Self::Accepted,
             };
         }
         match status {
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
+            StatusCode::TOO_MANY_REQUESTS => Self::Limited(retry_after(headers)),
+            StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT => Self::Rejected(retry_after(headers)),
             _ => Self::Accepted,
@@ -92,11 +122,46 @@ fn pushback(headers: &HeaderMap) -> RetryAdvice {
     millis
         .and_then(|ms| u64::try_from(ms).ok())
         .map_or(RetryAdvice::Never, |ms| {
-            RetryAdvice::After(Duration::from_millis(ms))
+            RetryAdvice::after(Duration::from_millis(ms))
         })
 }
 
-/// What cannot be read is ignored, as RFC 9110 demands of unknown fields.
+/// Whether the details of a gRPC status, a base64-encoded `google.rpc.Status`, hold a
+/// `google.rpc.QuotaFailure`. The name of the type stands in them as it is.
+fn is_quota_failure(headers: &HeaderMap) -> bool {
+    const TYPE: &[u8] = b"google.rpc.QuotaFailure";
+    headers.get("grpc-status-details-bin").is_some_and(|value| {
+        let details = from_base64(value.as_bytes());
+        details.windows(TYPE.len()).any(|name| name == TYPE)
+    })
+}
+
+/// Decodes up to the first byte that is not of the alphabet, such as padding.
+fn from_base64(text: &[u8]) -> Vec<u8> {
+    let digit = |byte: &u8| {
+        Some(u32::from(match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        }))
+    };
+    let mut decoded = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut filled) = (0_u32, 0);
+    for six in text.iter().map_while(digit) {
+        bits = bits << 6 | six;
+        filled += 6;
+        if filled >= 8 {
+            filled -= 8;
+            decoded.push((bits >> filled) as u8);
+        }
+    }
+    decoded
+}
+
+/// A value that cannot be read is ignored, as RFC 9110 demands of unknown fields.
 fn retry_after(headers: &HeaderMap) -> RetryAdvice {
     let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
     let Some(value) = text(RETRY_AFTER) else {
@@ -104,14 +169,14 @@ fn retry_after(headers: &HeaderMap) -> RetryAdvice {
     };
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // Too large a number is still a very long time.
-        return RetryAdvice::After(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+        return RetryAdvice::after(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let Ok(at) = httpdate::parse_http_date(value) else {
         return RetryAdvice::Untold;
     };
     let server_time = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
     let now = server_time.unwrap_or_else(SystemTime::now);
-    RetryAdvice::After(at.duration_since(now).unwrap_or_default())
+    RetryAdvice::after(at.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -141,9 +206,10 @@ mod tests {
         for status in [200, 304, 400, 404, 408, 500, 501] {
             assert_eq!(answer(status, &[("retry-after", "5")]), Answer::Accepted);
         }
-        for status in [429, 502, 503, 504] {
+        for status in [502, 503, 504] {
             assert_eq!(answer(status, &[]), UNTOLD, "{status}");
         }
+        assert_eq!(answer(429, &[]), Answer::Limited(RetryAdvice::Untold));
     }
 
     #[test]
@@ -154,13 +220,15 @@ mod tests {
         assert_eq!(told("0"), after(0));
         assert_eq!(told("-7"), UNTOLD);
         assert_eq!(told("soon"), UNTOLD);
-        let forever = Answer::Rejected(RetryAdvice::After(Duration::from_secs(u64::MAX)));
-        assert_eq!(told("99999999999999999999999"), forever);
+        assert_eq!(told("60"), after(60_000));
+        for too_long in ["61", "3600", "99999999999999999999999"] {
+            assert_eq!(told(too_long), NEVER, "{too_long}");
+        }
         // Without the server's own time the date is compared with ours.
         assert_eq!(told("Wed, 21 Oct 2015 07:28:00 GMT"), after(0));
         let date = ("date", "Wed, 21 Oct 2015 07:27:30 GMT");
         let until = ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT");
-        assert_eq!(answer(429, &[until, date]), after(30_000));
+        assert_eq!(answer(503, &[until, date]), after(30_000));
     }
 
     #[test]
@@ -180,6 +248,31 @@ mod tests {
         assert_eq!(told("14", "99999999999"), NEVER);
         assert_eq!(told("0", "1500"), Answer::Accepted);
         assert_eq!(told("4", "1500"), Answer::Accepted);
+    }
+
+    #[test]
+    fn a_quota_in_the_details_of_a_grpc_status_is_the_callers_and_not_the_backends() {
+        let details = |text: &str| {
+            let headers = [
+                ("content-type", "application/grpc"),
+                ("grpc-status", "8"),
+                ("grpc-status-details-bin", text),
+            ];
+            answer(200, &headers)
+        };
+        let limited = Answer::Limited(RetryAdvice::Untold);
+        // "type.googleapis.com/google.rpc.QuotaFailure", at each offset of a group of three bytes.
+        for text in [
+            "dHlwZS5nb29nbGVhcGlzLmNvbS9nb29nbGUucnBjLlF1b3RhRmFpbHVyZQ==",
+            "IHR5cGUuZ29vZ2xlYXBpcy5jb20vZ29vZ2xlLnJwYy5RdW90YUZhaWx1cmU",
+            "ICB0eXBlLmdvb2dsZWFwaXMuY29tL2dvb2dsZS5ycGMuUXVvdGFGYWlsdXJl",
+        ] {
+            assert_eq!(details(text), limited, "{text}");
+        }
+        // "type.googleapis.com/google.rpc.RetryInfo", and nothing.
+        let retry_info = "dHlwZS5nb29nbGVhcGlzLmNvbS9nb29nbGUucnBjLlJldHJ5SW5mbw==";
+        assert_eq!(details(retry_info), UNTOLD);
+        assert_eq!(details(""), UNTOLD);
     }
 
     #[test]

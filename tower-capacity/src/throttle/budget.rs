@@ -7,7 +7,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    config::{ThrottleConfigError, check_window},
+    config::{ThrottleConfigError, check_duration},
     counts::Counts,
 };
 use crate::{metrics::BudgetMetrics, sync::lock};
@@ -38,7 +38,7 @@ use crate::{metrics::BudgetMetrics, sync::lock};
 /// use tower::retry::Policy;
 /// use tower_capacity::throttle::{Answer, RetryAdvice, RetryBudget};
 ///
-/// /// Retries rejected requests up to twice.
+/// /// Retries refused requests up to twice, each time after a minute at most.
 /// #[derive(Clone)]
 /// struct RetryRejected {
 ///     budget: RetryBudget,
@@ -56,9 +56,7 @@ use crate::{metrics::BudgetMetrics, sync::lock};
 ///         if self.retries == 0 {
 ///             self.budget.deposit();
 ///         }
-///         let Answer::Rejected(advice) = Answer::of(result.as_ref().ok()?) else {
-///             return None;
-///         };
+///         let advice = Answer::of(result.as_ref().ok()?).advice()?;
 ///         self.retries += 1;
 ///         let wait = match advice {
 ///             RetryAdvice::After(wait) => wait,
@@ -118,7 +116,7 @@ impl RetryBudget {
         lock(&self.shared.balance).deposit(Instant::now());
     }
 
-    /// Takes a retry out of the budget, and answers whether there was one.
+    /// Takes a retry out of the budget, and returns whether there was one.
     #[must_use]
     pub fn withdraw(&self) -> bool {
         let withdrawn = lock(&self.shared.balance).withdraw(Instant::now());
@@ -214,7 +212,7 @@ impl RetryBudgetConfig {
                 expected: "a finite number of at least 0",
             });
         }
-        check_window(self.window)
+        check_duration("window", self.window)
     }
 }
 
@@ -330,11 +328,11 @@ mod tests {
         let says = |config| RetryBudget::new(config).unwrap_err().to_string();
         assert_eq!(
             says(RetryBudgetConfig::new().ratio(-0.1)),
-            "ratio -0.1 is not possible: expected a finite number of at least 0"
+            "ratio -0.1 is out of range: expected a finite number of at least 0"
         );
         assert_eq!(
             says(RetryBudgetConfig::new().window(Duration::from_millis(10))),
-            "window 10ms is not possible: expected one second to one hour"
+            "window 10ms is out of range: expected one second to one hour"
         );
     }
 }

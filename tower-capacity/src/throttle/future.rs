@@ -18,7 +18,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it before the answer cancels the inner call; the request counts as not accepted
+    /// Dropping it before the response cancels the inner call; the request counts as not accepted
     /// (see [`Attempt`]).
     #[must_use = "futures do nothing unless polled"]
     pub struct ThrottleFuture<F, B>
@@ -75,7 +75,7 @@ where
             StateProjection::Refused { response } => {
                 let response = response.take();
                 Poll::Ready(Ok(
-                    response.expect("`ThrottleFuture` polled after it had answered")
+                    response.expect("`ThrottleFuture` polled after completion")
                 ))
             }
             StateProjection::Sent {
@@ -83,7 +83,7 @@ where
                 attempt,
                 classify,
             } => {
-                // An attempt that is dropped with an error counts as not accepted.
+                // Dropped with an error, the attempt counts as not accepted.
                 let result = ready!(future.poll(cx));
                 let attempt = attempt.take();
                 let mut response = result?;

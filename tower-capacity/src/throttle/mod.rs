@@ -1,10 +1,10 @@
-//! The client's side: asking less of a backend that rejects.
+//! The client's side: sparing a backend that accepts nothing.
 //!
-//! A backend that sheds still pays for every request that it refuses, and a client that retries
-//! makes it pay more. [`ThrottleLayer`] goes around the client that calls it and counts what the
-//! backend accepts; once it rejects more than half, the client refuses a share of its own requests
-//! before they are sent, so that the backend sees about twice what it accepts, whatever is asked
-//! for. The algorithm and its constants are those of [`AdaptiveThrottle`].
+//! A backend that rejects still pays for every request, and a client that retries makes it pay
+//! more. [`ThrottleLayer`] goes around the client that calls it. Once the backend has accepted
+//! nothing for a while, the client sends a tenth of its requests, and at least one a second, until
+//! one is accepted again. A backend that accepts some requests and rejects others is sent them all,
+//! since the client cannot know which it will accept: see [`AdaptiveThrottle`].
 //!
 //! ```
 //! use std::convert::Infallible;
@@ -28,7 +28,7 @@
 //! let response = client.ready().await?.call(Request::new(())).await?;
 //! match response.extensions().get::<Throttled>() {
 //!     Some(throttled) => println!("never sent: {throttled}"),
-//!     None => println!("the backend answered {}", response.status()),
+//!     None => println!("the backend responded {}", response.status()),
 //! }
 //! # Ok(())
 //! # }
@@ -37,19 +37,22 @@
 //! - **One layer for each backend.** What it counts lives in the layer and is shared by all its
 //!   services, clones and connections: a layer around a client that talks to several backends
 //!   would throttle them all for the fault of one.
-//! - **A request that is not sent is answered**, not failed: the error type is the inner one. The
-//!   answer is what a server that sheds would have said (503, or a trailers-only gRPC status 14),
+//! - **A request that is not sent gets a response**, not an error: the error type is the inner
+//!   one. It is that of a server that is not available (503, or a trailers-only gRPC status 14),
 //!   marked with a [`Throttled`] in its extensions and the header [`THROTTLED_HEADER`], so that
-//!   callers can tell. [`ThrottleLayer::on_shed`] answers in other words.
-//! - **It leaves a backend alone when told to.** A rejection with `Retry-After` (seconds or a date)
-//!   or `grpc-retry-pushback-ms` pauses the client for so long, at most
-//!   [`ThrottleConfig::max_pause`].
+//!   callers can tell. [`ThrottleLayer::on_shed`] makes another.
+//! - **It costs no goodput.** What it withholds would have been rejected, for one client or a
+//!   hundred, and what happens to requests of one path (or [`key`](ThrottleLayer::key)) says
+//!   nothing about others. Quotas (429) do not count at all.
+//! - **`Retry-After` and `grpc-retry-pushback-ms` are about repeating that request** (RFC 9110
+//!   §10.2.3, gRFC A6), and no reason not to send others. They are for the retry policy:
+//!   [`RetryAdvice`].
 //! - **Nothing waits and nothing is held.** Admission happens in `call`, without a permit.
 //! - **Retries have a budget**, asked by the retry policy: see [`RetryBudget`]. Put the retries
 //!   *around* the throttle, so that each attempt is counted.
 //!
-//! How it differs from a circuit breaker: it has no states, and never stops asking altogether, so
-//! that it finds out by itself that the backend is back.
+//! How it differs from a circuit breaker: it never stops asking, needs no trial period, and one
+//! request that is accepted ends it.
 
 mod adaptive;
 mod answer;
@@ -70,6 +73,6 @@ pub use self::{
     future::ThrottleFuture,
     layer::ThrottleLayer,
     service::Throttle,
-    throttled::{THROTTLED_HEADER, Throttled, ThrottledReason},
+    throttled::{THROTTLED_HEADER, Throttled},
     throttler::{Attempt, ThrottleSnapshot, Throttler},
 };

@@ -13,7 +13,7 @@ use crate::{
     reject::{DefaultReject, Reject},
 };
 
-/// Service that refuses requests to a backend that rejects too many.
+/// Service that withholds requests from a backend that accepts none.
 ///
 /// Made by [`ThrottleLayer`](super::ThrottleLayer). See the [module docs](super).
 #[derive(Debug)]
@@ -68,12 +68,10 @@ where
         let (parts, body) = request.into_parts();
         let attempt = if config.bypasses(&parts) {
             None
-        } else if config.shadow {
-            Some(config.throttler.admit_anyway().0)
         } else {
-            match config.throttler.admit() {
+            match config.admit(&parts) {
                 Ok(attempt) => Some(attempt),
-                Err(throttled) => return ThrottleFuture::refused(config.answer(throttled, &parts)),
+                Err(throttled) => return ThrottleFuture::refused(config.refuse(throttled, &parts)),
             }
         };
         let future = self.inner.call(Request::from_parts(parts, body));

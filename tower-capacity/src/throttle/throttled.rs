@@ -10,119 +10,63 @@ use crate::{
     reject::{DefaultReject, Reject, reject_grpc, reject_http},
 };
 
-/// Marks an answer to a request that this client refused itself; its value is the reason.
+/// Marks the response to a request that this client did not send; its value is `adaptive`.
 ///
-/// In a gRPC answer it is part of the status's metadata. An answer of the backend never has it, as
-/// long as nobody forwards such answers.
+/// In a gRPC response it is part of the status's metadata. A response of the backend has it only if
+/// a backend forwards such responses.
 pub const THROTTLED_HEADER: HeaderName = HeaderName::from_static("x-throttled");
 
-/// Why a request was not sent, and the numbers at that moment.
+/// Why a request was not sent: the backend has accepted nothing for a while.
 ///
-/// It is in the extensions of the answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// It is in the extensions of the response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Throttled {
-    reason: ThrottledReason,
+    rejections: u64,
+    lasts: Duration,
     retry_after: Duration,
-    probability: f64,
-    requests: u64,
-    accepts: u64,
 }
 
 impl Throttled {
-    pub(super) const fn new(
-        reason: ThrottledReason,
-        retry_after: Duration,
-        probability: f64,
-        requests: u64,
-        accepts: u64,
-    ) -> Self {
+    pub(super) const fn new(rejections: u64, lasts: Duration, retry_after: Duration) -> Self {
         Self {
-            reason,
+            rejections,
+            lasts,
             retry_after,
-            probability,
-            requests,
-            accepts,
         }
     }
 
-    /// Why.
+    /// Requests of this kind that the backend has rejected since it last accepted one.
     #[must_use]
-    pub const fn reason(&self) -> ThrottledReason {
-        self.reason
+    pub const fn rejections(&self) -> u64 {
+        self.rejections
     }
 
-    /// When to ask again: what is left of a pause, else one second.
+    /// How long it has accepted none.
+    #[must_use]
+    pub const fn lasts(&self) -> Duration {
+        self.lasts
+    }
+
+    /// When to ask again.
     #[must_use]
     pub const fn retry_after(&self) -> Duration {
         self.retry_after
-    }
-
-    /// Probability with which requests were refused.
-    #[must_use]
-    pub const fn probability(&self) -> f64 {
-        self.probability
-    }
-
-    /// Requests in the window.
-    #[must_use]
-    pub const fn requests(&self) -> u64 {
-        self.requests
-    }
-
-    /// Requests in the window that the backend accepted.
-    #[must_use]
-    pub const fn accepts(&self) -> u64 {
-        self.accepts
     }
 }
 
 impl fmt::Display for Throttled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.reason {
-            ThrottledReason::Adaptive => write!(
-                f,
-                "the backend accepted {} of {} requests",
-                self.accepts, self.requests
-            ),
-            ThrottledReason::Paused => write!(
-                f,
-                "the backend asked to be left alone for another {:?}",
-                self.retry_after
-            ),
-        }
+        write!(
+            f,
+            "the backend accepted none of {} requests in {:?}",
+            self.rejections, self.lasts
+        )
     }
 }
 
 impl std::error::Error for Throttled {}
 
-/// Why a request was not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ThrottledReason {
-    /// The backend rejects too much of what it is sent.
-    Adaptive,
-    /// The backend has asked not to be sent anything.
-    Paused,
-}
-
-impl ThrottledReason {
-    /// The reason as it stands in metrics, events and [`THROTTLED_HEADER`].
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Adaptive => "adaptive",
-            Self::Paused => "paused",
-        }
-    }
-}
-
-impl fmt::Display for ThrottledReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Answers as a server that sheds, for requests that were not even sent.
+/// Responds like a server that is not available, to requests that were not sent.
 ///
 /// - HTTP: `503 Service Unavailable`, `Retry-After` in whole seconds, rounded up, and one line of
 ///   text.
@@ -135,11 +79,8 @@ where
 {
     fn reject(&self, throttled: &Throttled, request: &request::Parts) -> Response<CapacityBody<B>> {
         if is_grpc(&request.headers) {
-            let message = match throttled.reason {
-                ThrottledReason::Adaptive => "not sent: the backend rejects requests",
-                ThrottledReason::Paused => "not sent: the backend asked for a pause",
-            };
-            reject_grpc("14", message, HeaderValue::from_static("-1"))
+            let message = "not sent: the backend rejects requests";
+            reject_grpc(request, "14", message, HeaderValue::from_static("-1"))
         } else {
             reject_http(throttled.retry_after, || HTTP_BODY.into())
         }

@@ -10,22 +10,19 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{
-    AdaptiveThrottle, Answer, RetryAdvice, ThrottleConfig, ThrottleConfigError, Throttled,
-};
+use super::{AdaptiveThrottle, Answer, ThrottleConfig, ThrottleConfigError, Throttled};
 use crate::{metrics::ThrottleMetrics, sync::lock};
 
 /// Decides which requests to one backend are sent.
 ///
 /// Cloning is cheap and gives another handle to the same throttler: keep one beside the
-/// [`ThrottleLayer`](super::ThrottleLayer) that uses it, to watch it, to pause it and to change its
-/// settings. It works without the layer too, for clients that do not speak HTTP:
+/// [`ThrottleLayer`](super::ThrottleLayer) that uses it, to watch it and to change its settings. It works without the layer too, for clients that do not speak HTTP:
 ///
 /// ```
 /// use tower_capacity::throttle::{Answer, Throttler};
 ///
 /// let throttler = Throttler::default();
-/// match throttler.admit() {
+/// match throttler.admit(None) {
 ///     Ok(attempt) => {
 ///         // … send it …
 ///         attempt.answered(Answer::Accepted);
@@ -41,6 +38,7 @@ pub struct Throttler {
 
 struct Shared {
     state: Mutex<State>,
+    hasher: RandomState,
     /// State of a SplitMix64 generator.
     random: AtomicU64,
     metrics: ThrottleMetrics,
@@ -48,9 +46,28 @@ struct Shared {
 }
 
 struct State {
-    throttle: AdaptiveThrottle,
-    /// When the first of the requests was refused that are refused at present, and the last.
-    refusing: Option<(Instant, Instant)>,
+    /// For each kind of request; one until the first key is used.
+    throttles: Vec<AdaptiveThrottle>,
+    totals: Totals,
+    /// When the first and the last request was withheld of those that are withheld at present.
+    withholding: Option<(Instant, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    accepts: u64,
+    rejections: u64,
+    withheld: u64,
+}
+
+/// Kinds that are told apart, besides requests without a key.
+const KINDS: usize = 1_024;
+
+/// What is published once the lock is released, since a subscriber may call back.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Starts(Throttled),
+    Over(Duration),
 }
 
 impl Throttler {
@@ -64,9 +81,11 @@ impl Throttler {
         Ok(Self {
             shared: Arc::new(Shared {
                 state: Mutex::new(State {
-                    throttle: AdaptiveThrottle::new(config)?,
-                    refusing: None,
+                    throttles: vec![AdaptiveThrottle::new(config)?],
+                    totals: Totals::default(),
+                    withholding: None,
                 }),
+                hasher: RandomState::new(),
                 // Each process draws numbers of its own.
                 random: AtomicU64::new(RandomState::new().hash_one(0)),
                 metrics: ThrottleMetrics::new(&name),
@@ -75,62 +94,55 @@ impl Throttler {
         })
     }
 
-    /// Decides whether a request is sent. Say what became of it with [`Attempt::answered`].
+    /// Decides whether a request is sent. Report its response with [`Attempt::answered`].
+    ///
+    /// `key` says of what kind it is: see [`ThrottleLayer::key`](super::ThrottleLayer::key).
     ///
     /// # Errors
     ///
-    /// [`Throttled`] if it is not to be sent, with the reason.
-    pub fn admit(&self) -> Result<Attempt, Throttled> {
-        let random = self.random();
-        let now = Instant::now();
+    /// [`Throttled`] if it is not to be sent.
+    pub fn admit(&self, key: Option<&str>) -> Result<Attempt, Throttled> {
+        let (random, now, kind) = (self.random(), Instant::now(), self.kind(key));
         let mut state = lock(&self.shared.state);
-        let decided = state.throttle.admit(now, random);
-        self.note(&mut state, now, &decided);
-        decided.map(|()| self.attempt())
+        let decided = state.throttle(kind).admit(now, random);
+        let turn = state.note(now, &decided);
+        drop(state);
+        self.publish_decision(&decided, turn);
+        decided.map(|()| self.attempt(kind))
     }
 
-    /// Sends whatever [`admit`](Self::admit) would say, counts what it would have decided, and says
-    /// so: for shadow mode.
-    pub fn admit_anyway(&self) -> (Attempt, Result<(), Throttled>) {
-        let random = self.random();
-        let now = Instant::now();
+    /// Sends whatever [`admit`](Self::admit) would return, and counts and returns that too: for
+    /// shadow mode.
+    pub fn admit_anyway(&self, key: Option<&str>) -> (Attempt, Result<(), Throttled>) {
+        let (random, now, kind) = (self.random(), Instant::now(), self.kind(key));
         let mut state = lock(&self.shared.state);
-        let would = state.throttle.consider(now, random);
-        self.note(&mut state, now, &would);
-        (self.attempt(), would)
+        let would = state.throttle(kind).consider(now, random);
+        let turn = state.note(now, &would);
+        drop(state);
+        self.publish_decision(&would, turn);
+        (self.attempt(kind), would)
     }
 
-    /// Sends nothing for `pause`, or for [`ThrottleConfig::max_pause`] if that is less. A pause
-    /// that ends later stands.
-    ///
-    /// Rejections that ask for a pause are obeyed without it; this is for backends that ask in
-    /// their own way.
-    pub fn pause(&self, pause: Duration) {
-        lock(&self.shared.state)
-            .throttle
-            .pause(Instant::now(), pause);
-    }
-
-    /// Changes the settings but the name. What was counted stays, unless the window changes; so
-    /// does a pause.
+    /// Changes the settings except the name. What was counted stays.
     ///
     /// # Errors
     ///
     /// [`ThrottleConfigError`] names the setting that is out of its range; nothing changes then.
     pub fn reconfigure(&self, config: ThrottleConfig) -> Result<(), ThrottleConfigError> {
-        lock(&self.shared.state).throttle.reconfigure(config)
+        config.check()?;
+        let mut state = lock(&self.shared.state);
+        let mut throttles = state.throttles.iter_mut();
+        throttles.try_for_each(|throttle| throttle.reconfigure(config.clone()))
     }
 
     /// Reads the state of the throttler.
     #[must_use]
     pub fn snapshot(&self) -> ThrottleSnapshot {
         let now = Instant::now();
-        let throttle = &mut lock(&self.shared.state).throttle;
+        let state = lock(&self.shared.state);
         ThrottleSnapshot {
-            requests: throttle.requests(now),
-            accepts: throttle.accepts(now),
-            probability: throttle.probability(now),
-            paused_for: throttle.paused_for(now),
+            totals: state.totals,
+            withholding: state.withholding_kinds(now),
         }
     }
 
@@ -140,9 +152,16 @@ impl Throttler {
         &self.shared.name
     }
 
-    fn attempt(&self) -> Attempt {
+    fn kind(&self, key: Option<&str>) -> usize {
+        key.map_or(0, |key| {
+            1 + self.shared.hasher.hash_one(key) as usize % KINDS
+        })
+    }
+
+    fn attempt(&self, kind: usize) -> Attempt {
         Attempt {
             throttler: self.clone(),
+            kind,
             answered: false,
         }
     }
@@ -157,72 +176,106 @@ impl Throttler {
         (z >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    fn note(&self, state: &mut State, now: Instant, decided: &Result<(), Throttled>) {
-        let Err(throttled) = decided else {
-            self.shared.metrics.sent();
-            return;
-        };
-        self.shared.metrics.shed(throttled.reason());
-        self.shared.metrics.probability(throttled.probability());
-        #[cfg(feature = "tracing")]
-        tracing::trace!(
-            throttle = self.name(),
-            reason = throttled.reason().as_str(),
-            probability = throttled.probability(),
-            "not sent"
-        );
-        if state.refusing.is_none() {
-            #[cfg(feature = "tracing")]
-            tracing::warn!(
-                throttle = self.name(),
-                reason = throttled.reason().as_str(),
-                requests = throttled.requests(),
-                accepts = throttled.accepts(),
-                "the backend rejects requests: throttling starts"
-            );
-        }
-        let since = state.refusing.map_or(now, |(since, _)| since);
-        state.refusing = Some((since, now));
-    }
-
-    fn record(&self, answer: Option<Answer>) {
+    fn record(&self, kind: usize, answer: Option<Answer>) {
         let now = Instant::now();
         let mut state = lock(&self.shared.state);
-        let accepted = matches!(answer, Some(Answer::Accepted));
-        state.throttle.record(now, accepted);
-        if let Some(Answer::Rejected(RetryAdvice::After(pause))) = answer {
-            state.throttle.pause(now, pause);
-            #[cfg(feature = "tracing")]
-            tracing::debug!(
-                throttle = self.name(),
-                asked_seconds = pause.as_secs_f64(),
-                paused_seconds = state
-                    .throttle
-                    .paused_for(now)
-                    .map(|left| left.as_secs_f64()),
-                "the backend asked for a pause"
-            );
-        }
-        let probability = state.throttle.probability(now);
+        let turn = state.record(kind, now, answer);
+        drop(state);
         self.shared.metrics.answered(answer);
-        self.shared.metrics.probability(probability);
-        if let Some((_since, last)) = state.refusing
-            && probability == 0.0
-            && state.throttle.paused_for(now).is_none()
-            && now.saturating_duration_since(last) >= CALM
-        {
-            #[cfg(feature = "tracing")]
-            tracing::warn!(
-                throttle = self.name(),
-                lasted_seconds = last.saturating_duration_since(_since).as_secs_f64(),
-                "the backend accepts requests: throttling is over"
-            );
-            state.refusing = None;
+        self.publish_turn(turn);
+    }
+
+    fn publish_decision(&self, decided: &Result<(), Throttled>, turn: Option<Turn>) {
+        match decided {
+            Ok(()) => self.shared.metrics.sent(),
+            Err(_throttled) => {
+                self.shared.metrics.shed();
+                #[cfg(feature = "tracing")]
+                tracing::trace!(
+                    throttle = self.name(),
+                    rejections = _throttled.rejections(),
+                    "not sent"
+                );
+            }
+        }
+        self.publish_turn(turn);
+    }
+
+    #[cfg_attr(
+        not(feature = "tracing"),
+        expect(clippy::unused_self, reason = "nothing is published")
+    )]
+    fn publish_turn(&self, turn: Option<Turn>) {
+        match turn {
+            None => {}
+            Some(Turn::Starts(_throttled)) => {
+                #[cfg(feature = "tracing")]
+                tracing::warn!(
+                    throttle = self.name(),
+                    rejections = _throttled.rejections(),
+                    lasts_seconds = _throttled.lasts().as_secs_f64(),
+                    "the backend accepts nothing: throttling starts"
+                );
+            }
+            Some(Turn::Over(_lasted)) => {
+                #[cfg(feature = "tracing")]
+                tracing::warn!(
+                    throttle = self.name(),
+                    lasted_seconds = _lasted.as_secs_f64(),
+                    "the backend accepts requests: throttling is over"
+                );
+            }
         }
     }
 }
 
-/// Throttling is over after this long without a refusal.
+impl State {
+    fn throttle(&mut self, kind: usize) -> &mut AdaptiveThrottle {
+        if kind >= self.throttles.len() {
+            let unused = AdaptiveThrottle::from_checked(self.throttles[0].config().clone());
+            self.throttles.resize(KINDS + 1, unused);
+        }
+        &mut self.throttles[kind]
+    }
+
+    fn withholding_kinds(&self, now: Instant) -> usize {
+        let throttles = self.throttles.iter();
+        throttles
+            .filter(|throttle| throttle.is_withholding(now))
+            .count()
+    }
+
+    fn note(&mut self, now: Instant, decided: &Result<(), Throttled>) -> Option<Turn> {
+        let throttled = (*decided).err()?;
+        self.totals.withheld += 1;
+        let since = self.withholding.map(|(since, _)| since);
+        self.withholding = Some((since.unwrap_or(now), now));
+        since.is_none().then_some(Turn::Starts(throttled))
+    }
+
+    fn record(&mut self, kind: usize, now: Instant, answer: Option<Answer>) -> Option<Turn> {
+        let accepted = match answer {
+            Some(Answer::Limited(_)) => return None,
+            Some(Answer::Accepted) => true,
+            Some(Answer::Rejected(_)) | None => false,
+        };
+        self.throttle(kind).record(now, accepted);
+        if !accepted {
+            self.totals.rejections += 1;
+            return None;
+        }
+        self.totals.accepts += 1;
+        let (since, last) = self.withholding?;
+        let is_calm = now.saturating_duration_since(last) >= CALM;
+        if !is_calm || self.withholding_kinds(now) > 0 {
+            return None;
+        }
+        self.withholding = None;
+        Some(Turn::Over(last.saturating_duration_since(since)))
+    }
+}
+
+/// Throttling is over after this long without a request that was withheld.
 const CALM: Duration = Duration::from_secs(1);
 
 /// With the settings of [`ThrottleConfig::new`].
@@ -243,63 +296,62 @@ impl fmt::Debug for Throttler {
 
 /// One request on its way to the backend.
 ///
-/// One that is dropped without an answer counts as not accepted: a caller that stops waiting has
-/// most often run out of time. Up to half of them may do so before anything is refused (with the
-/// default [`ThrottleConfig::multiplier`]), which leaves room for hedged requests.
+/// Dropped without [`answered`](Self::answered), it counts as not accepted: a caller that stops
+/// waiting has most often run out of time.
 #[derive(Debug)]
 #[must_use = "an attempt that is dropped counts as not accepted"]
 pub struct Attempt {
     throttler: Throttler,
+    kind: usize,
     answered: bool,
 }
 
 impl Attempt {
-    /// Says what the backend answered. A rejection that asks for a pause pauses the throttler.
+    /// Records the response of the backend.
     pub fn answered(mut self, answer: Answer) {
         self.answered = true;
-        self.throttler.record(Some(answer));
+        self.throttler.record(self.kind, Some(answer));
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.answered {
-            self.throttler.record(None);
+            self.throttler.record(self.kind, None);
         }
     }
 }
 
 /// The state of a [`Throttler`] at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThrottleSnapshot {
-    requests: u64,
-    accepts: u64,
-    probability: f64,
-    paused_for: Option<Duration>,
+    totals: Totals,
+    withholding: usize,
 }
 
 impl ThrottleSnapshot {
-    /// Requests in the window: answered, failed and refused by chance.
-    #[must_use]
-    pub const fn requests(&self) -> u64 {
-        self.requests
-    }
-
-    /// Requests in the window that the backend accepted.
+    /// Requests that the backend has accepted.
     #[must_use]
     pub const fn accepts(&self) -> u64 {
-        self.accepts
+        self.totals.accepts
     }
 
-    /// Probability with which a request is refused.
+    /// Requests that the backend has rejected, or that failed.
     #[must_use]
-    pub const fn probability(&self) -> f64 {
-        self.probability
+    pub const fn rejections(&self) -> u64 {
+        self.totals.rejections
     }
 
-    /// What is left of a pause that the backend has asked for.
+    /// Requests that were not sent, or would not have been in shadow mode.
     #[must_use]
-    pub const fn paused_for(&self) -> Option<Duration> {
-        self.paused_for
+    pub const fn withheld(&self) -> u64 {
+        self.totals.withheld
+    }
+
+    /// Kinds of requests that are withheld at present, see
+    /// [`ThrottleLayer::key`](super::ThrottleLayer::key).
+    #[must_use]
+    pub const fn withholding_kinds(&self) -> usize {
+        self.withholding
     }
 }

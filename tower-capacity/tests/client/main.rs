@@ -2,7 +2,9 @@
 #![cfg(not(loom))]
 
 mod ready;
+mod situations;
 mod support;
+mod throttle_events;
 mod throttle_layer;
 mod throttle_metrics;
 mod throttle_servers;

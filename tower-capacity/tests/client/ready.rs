@@ -101,6 +101,45 @@ async fn a_wait_that_is_over_answers_the_call_with_a_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_is_forgotten_when_readiness_is_polled_again() {
+    let limiter = fixed(1).max_queue(0).build().unwrap();
+    let layer = ReadyCapacityLayer::new(limiter.clone());
+    let (mut first, _second, mut handle) = pair(&layer);
+    let held = limiter.try_admit().unwrap();
+    first.ready().await.unwrap();
+    drop(held);
+    advance(Duration::from_secs(3600)).await;
+    first.ready().await.unwrap();
+    let mut response = task::spawn(first.call(Request::new(())));
+    assert_pending!(response.poll());
+    let (_request, send) = handle.next_request().await.unwrap();
+    send.send_response(Response::new(Full::default()));
+    assert_eq!(assert_ready_ok!(response.poll()).status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_refused_by_the_adaptive_layer_however_long_the_queue() {
+    let layer = ReadyCapacityLayer::adaptive();
+    let work = tower::service_fn(async |_: Request<()>| {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let calls = (0..200).map(|_| {
+        let mut service = layer.layer(work);
+        tokio::spawn(async move {
+            for _ in 0..5 {
+                let response = service.ready().await.unwrap().call(Request::new(()));
+                assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+            }
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    assert_eq!(layer.limiter().snapshot().completions(), 1_000);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_handle_gives_its_permit_back_and_waits_when_it_is_called_after_all() {
     let limiter = fixed(1).build().unwrap();
     let layer = ReadyCapacityLayer::new(limiter).idle_timeout(Duration::from_secs(5));

@@ -22,7 +22,7 @@ use tower_capacity::{
     DefaultReject,
     throttle::{
         Answer, RetryAdvice, RetryBudget, RetryBudgetConfig, THROTTLED_HEADER, Throttle,
-        ThrottleConfig, ThrottleLayer, Throttled, ThrottledReason, Throttler,
+        ThrottleConfig, ThrottleLayer, Throttled, Throttler,
     },
 };
 use tower_test::mock;
@@ -80,18 +80,22 @@ impl Service<Request<()>> for Backend {
     }
 }
 
-/// Refuses whatever it may, so that nothing is left to chance.
+/// A throttler that sends next to nothing to paths in which all was rejected.
 fn strict() -> Throttler {
-    Throttler::new(ThrottleConfig::new().padding(1.0).max_probability(1.0)).unwrap()
+    Throttler::new(ThrottleConfig::new().share(0.0)).unwrap()
 }
 
-/// A throttler whose backend has rejected so much that nearly nothing is sent.
-fn desperate() -> Throttler {
+/// A throttler whose backend has accepted nothing for ten seconds, and that has just sent what it
+/// sends each second.
+async fn desperate() -> Throttler {
     let throttler = strict();
-    for _ in 0..200_000 {
-        let (attempt, _would) = throttler.admit_anyway();
+    for _ in 0..=100 {
+        let (attempt, _would) = throttler.admit_anyway(Some("/"));
         attempt.answered(Answer::Rejected(RetryAdvice::Untold));
+        advance(Duration::from_millis(100)).await;
     }
+    let probe = throttler.admit(Some("/")).unwrap();
+    probe.answered(Answer::Rejected(RetryAdvice::Untold));
     throttler
 }
 
@@ -112,18 +116,18 @@ where
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_not_sent_is_answered_and_marked() {
     let backend = Backend::status(200);
-    let mut service = ThrottleLayer::new(desperate()).layer(backend.clone());
+    let mut service = ThrottleLayer::new(desperate().await).layer(backend.clone());
     let response = call(&mut service).await;
     assert_eq!(backend.sent(), 0);
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(response.headers()["retry-after"], "1");
     assert_eq!(response.headers()[THROTTLED_HEADER], "adaptive");
     let throttled = response.extensions().get::<Throttled>().unwrap();
-    assert_eq!(throttled.reason(), ThrottledReason::Adaptive);
+    assert_eq!(throttled.rejections(), 102);
     assert_eq!(
         Answer::of(&response),
         Answer::Rejected(RetryAdvice::Never),
-        "nobody retries it"
+        "it is not to be retried"
     );
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "not sent: the backend is overloaded\n");
@@ -131,7 +135,7 @@ async fn a_request_that_is_not_sent_is_answered_and_marked() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grpc_request_that_is_not_sent_gets_a_trailers_only_status() {
-    let mut service = ThrottleLayer::new(desperate()).layer(Backend::status(200));
+    let mut service = ThrottleLayer::new(desperate().await).layer(Backend::status(200));
     let request = Request::builder()
         .header("content-type", "application/grpc")
         .body(())
@@ -154,46 +158,30 @@ async fn the_layer_has_one_throttler_however_often_it_is_applied() {
         call(&mut first.clone()).await;
         call(&mut second).await;
     }
-    assert_eq!(layer.throttler().snapshot().requests(), 6);
+    assert_eq!(layer.throttler().snapshot().rejections(), 6);
     call(&mut first).await;
-    assert_eq!(layer.throttler().snapshot().requests(), 7);
+    assert_eq!(layer.throttler().snapshot().rejections(), 7);
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_pauses_the_client_for_so_long() {
-    let backend = Backend::rejecting_with("retry-after", "7");
-    let layer = ThrottleLayer::adaptive();
-    let mut service = layer.layer(backend.clone());
-    call(&mut service).await;
-    advance(Duration::from_millis(4_500)).await;
-    let response = call(&mut service).await;
-    assert_eq!(response.headers()["retry-after"], "3", "2.5 s, rounded up");
-    assert_eq!(response.headers()[THROTTLED_HEADER], "paused");
-    assert_eq!(backend.sent(), 1);
-    advance(Duration::from_millis(2_500)).await;
-    let paused = layer.throttler().snapshot().paused_for();
-    assert_eq!(paused, None);
+async fn retry_after_of_one_request_silences_no_other() {
+    for (name, value) in [
+        ("retry-after", "7"),
+        ("retry-after", "3600"),
+        ("retry-after", "Wed, 21 Oct 2115 08:28:00 GMT"),
+    ] {
+        let backend = Backend::rejecting_with(name, value);
+        let mut service = ThrottleLayer::adaptive().layer(backend.clone());
+        for _ in 0..20 {
+            call(&mut service).await;
+        }
+        assert_eq!(backend.sent(), 20, "{name}: {value}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_date_in_retry_after_pauses_and_an_hour_is_cut_to_a_minute() {
-    let backend = Backend::new(|| {
-        Response::builder()
-            .status(429)
-            .header("date", "Wed, 21 Oct 2015 07:28:00 GMT")
-            .header("retry-after", "Wed, 21 Oct 2015 08:28:00 GMT")
-            .body(Body::default())
-            .unwrap()
-    });
-    let layer = ThrottleLayer::adaptive();
-    call(&mut layer.layer(backend)).await;
-    let paused = layer.throttler().snapshot().paused_for();
-    assert_eq!(paused, Some(Duration::from_secs(60)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn grpc_pushback_pauses_and_a_negative_one_does_not() {
-    for (pushback, paused) in [("250", Some(Duration::from_millis(250))), ("-1", None)] {
+async fn grpc_pushback_of_one_call_silences_no_other() {
+    for pushback in ["250", "3600000", "-1"] {
         let backend = Backend::new(move || {
             Response::builder()
                 .header("content-type", "application/grpc")
@@ -203,29 +191,87 @@ async fn grpc_pushback_pauses_and_a_negative_one_does_not() {
                 .unwrap()
         });
         let layer = ThrottleLayer::adaptive();
-        call(&mut layer.layer(backend)).await;
-        let snapshot = layer.throttler().snapshot();
-        assert_eq!(snapshot.paused_for(), paused, "{pushback}");
-        assert_eq!((snapshot.requests(), snapshot.accepts()), (1, 0));
+        for _ in 0..20 {
+            call(&mut layer.layer(backend.clone())).await;
+        }
+        assert_eq!(backend.sent(), 20, "{pushback}");
+        assert_eq!(layer.throttler().snapshot().rejections(), 20);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bypassed_request_is_sent_during_a_pause_and_not_counted() {
+async fn a_quota_that_is_used_up_withholds_nothing_however_long() {
+    let backend = Backend::status(429);
+    let layer = ThrottleLayer::new(strict());
+    let mut service = layer.layer(backend.clone());
+    for _ in 0..1_000 {
+        call(&mut service).await;
+        advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(backend.sent(), 1_000);
+    let snapshot = layer.throttler().snapshot();
+    assert_eq!((snapshot.accepts(), snapshot.rejections()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_is_rejected_silences_no_other_and_neither_does_a_key() {
+    let ask = |path: &str, tenant: &str| {
+        let request = Request::builder().uri(path).header("x-tenant", tenant);
+        request.body(()).unwrap()
+    };
     let backend = Backend::status(200);
-    let layer = ThrottleLayer::adaptive().bypass(|_request| true);
-    layer.throttler().pause(Duration::from_secs(10));
+    let layer = ThrottleLayer::new(desperate().await);
+    let mut service = layer.layer(backend.clone());
+    service.call(ask("/", "a")).await.unwrap();
+    assert_eq!(backend.sent(), 0);
+    service.call(ask("/other", "a")).await.unwrap();
+    assert_eq!(backend.sent(), 1);
+
+    let by_tenant = ThrottleLayer::new(strict())
+        .key(|request| Some(request.headers.get("x-tenant")?.to_str().ok()?.to_owned()))
+        .classify(|response| match response.status {
+            StatusCode::IM_A_TEAPOT => Answer::Rejected(RetryAdvice::Untold),
+            _ => Answer::Accepted,
+        });
+    let (teapot, backend) = (Backend::status(418), Backend::status(200));
+    for _ in 0..=100 {
+        let mut rejected = by_tenant.layer(teapot.clone());
+        rejected.call(ask("/", "greedy")).await.unwrap();
+        advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(by_tenant.throttler().snapshot().withholding_kinds(), 1);
+    let mut service = by_tenant.layer(backend.clone());
+    for _ in 0..10 {
+        service.call(ask("/", "polite")).await.unwrap();
+    }
+    assert_eq!(backend.sent(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_not_sent_has_no_body_if_it_was_a_head() {
+    let mut service = ThrottleLayer::new(desperate().await).layer(Backend::status(200));
+    let head = Request::head("/").body(()).unwrap();
+    let response = service.call(head).await.unwrap();
+    assert_eq!(response.headers()["content-length"], "36");
+    assert!(http_body::Body::is_end_stream(response.body()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bypassed_request_is_sent_and_not_counted() {
+    let backend = Backend::status(200);
+    let layer = ThrottleLayer::new(desperate().await).bypass(|_request| true);
+    let before = layer.throttler().snapshot();
     assert_eq!(
         call(&mut layer.layer(backend)).await.status(),
         StatusCode::OK
     );
-    assert_eq!(layer.throttler().snapshot().requests(), 0);
+    assert_eq!(layer.throttler().snapshot(), before);
 }
 
 #[tokio::test(start_paused = true)]
 async fn shadow_mode_sends_everything() {
     let backend = Backend::status(200);
-    let layer = ThrottleLayer::new(desperate()).shadow(true);
+    let layer = ThrottleLayer::new(desperate().await).shadow(true);
     let mut service = layer.layer(backend.clone());
     let before = layer.throttler().snapshot();
     for _ in 0..10 {
@@ -234,13 +280,13 @@ async fn shadow_mode_sends_everything() {
     assert_eq!(backend.sent(), 10);
     let after = layer.throttler().snapshot();
     assert_eq!(after.accepts(), before.accepts() + 10);
-    assert_eq!(after.requests(), before.requests() + 10);
+    assert_eq!(after.withheld(), before.withheld() + 1, "one was accepted");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hook_answers_in_other_words_and_the_answer_is_marked_all_the_same() {
-    let layer = ThrottleLayer::new(desperate()).on_shed(|throttled, request| {
-        let text = format!("{} {}", request.uri.path(), throttled.accepts());
+    let layer = ThrottleLayer::new(desperate().await).on_shed(|throttled, request| {
+        let text = format!("{} {}", request.uri.path(), throttled.rejections());
         Response::builder()
             .status(529)
             .body(Body::from(text))
@@ -250,7 +296,7 @@ async fn a_hook_answers_in_other_words_and_the_answer_is_marked_all_the_same() {
     assert_eq!(response.status().as_u16(), 529);
     assert_eq!(response.headers()[THROTTLED_HEADER], "adaptive");
     let body = response.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(body, "/ 0");
+    assert_eq!(body, "/ 102");
 }
 
 #[tokio::test(start_paused = true)]
@@ -261,8 +307,7 @@ async fn a_classifier_says_what_a_rejection_is() {
     });
     call(&mut layer.layer(Backend::status(500))).await;
     let snapshot = layer.throttler().snapshot();
-    assert_eq!((snapshot.requests(), snapshot.accepts()), (1, 0));
-    assert_eq!(snapshot.paused_for(), Some(Duration::from_secs(3)));
+    assert_eq!((snapshot.accepts(), snapshot.rejections()), (0, 1));
 }
 
 fn mocked() -> (Throttle<Mock>, Handle, Throttler) {
@@ -293,10 +338,10 @@ async fn a_request_in_flight_counts_for_nothing_yet() {
         running.push(service.call(Request::new(())));
     }
     let snapshot = throttler.snapshot();
-    assert_eq!((snapshot.requests(), snapshot.probability()), (0, 0.0));
+    assert_eq!((snapshot.accepts(), snapshot.rejections()), (0, 0));
     drop(running);
     let snapshot = throttler.snapshot();
-    assert_eq!((snapshot.requests(), snapshot.accepts()), (100, 0));
+    assert_eq!((snapshot.accepts(), snapshot.rejections()), (0, 100));
 }
 
 #[tokio::test]
@@ -312,7 +357,7 @@ async fn the_inner_error_passes_unchanged_and_counts_as_not_accepted() {
     let error = assert_ready_err!(response.poll());
     assert_eq!(error.to_string(), "the inner error");
     let snapshot = throttler.snapshot();
-    assert_eq!((snapshot.requests(), snapshot.accepts()), (1, 0));
+    assert_eq!((snapshot.accepts(), snapshot.rejections()), (0, 1));
 }
 
 #[tokio::test]
@@ -322,7 +367,7 @@ async fn accessors_reach_the_inner_service_and_everything_can_be_printed() {
     *service.get_mut() += 1;
     assert_eq!(*service.get_ref(), 8);
     let text = format!("{layer:?} {service:?}");
-    assert!(text.contains("requests: 0"), "{text}");
+    assert!(text.contains("rejections: 0"), "{text}");
     assert_eq!(service.into_inner(), 8);
     let mut service = layer.layer(Backend::status(200));
     let future = service.call(Request::new(()));
@@ -330,7 +375,7 @@ async fn accessors_reach_the_inner_service_and_everything_can_be_printed() {
     assert!(future.now_or_never().is_some());
 }
 
-/// Retries rejected requests up to twice, as the docs of `RetryBudget` show.
+/// Retries refused requests up to twice, as the docs of `RetryBudget` show.
 #[derive(Clone)]
 struct RetryRejected {
     budget: RetryBudget,
@@ -348,9 +393,7 @@ impl<B, E> Policy<Request<()>, Response<B>, E> for RetryRejected {
         if self.retries == 0 {
             self.budget.deposit();
         }
-        let Answer::Rejected(advice) = Answer::of(result.as_ref().ok()?) else {
-            return None;
-        };
+        let advice = Answer::of(result.as_ref().ok()?).advice()?;
         self.retries += 1;
         let wait = match advice {
             RetryAdvice::After(wait) => wait,
@@ -405,6 +448,25 @@ async fn a_backend_that_says_never_is_not_asked_again() {
             .unwrap()
     });
     assert_eq!(sent_with(RetryBudgetConfig::new(), &backend).await, 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_documented_retry_policy_ends_however_long_a_backend_asks_to_wait() {
+    for (told, most) in [("30", 60), ("3600", 0), ("99999999999999999999", 0)] {
+        let backend = Backend::rejecting_with("retry-after", told);
+        let policy = RetryRejected {
+            budget: RetryBudget::default(),
+            retries: 0,
+        };
+        let service = tower::ServiceBuilder::new()
+            .retry(policy)
+            .layer(ThrottleLayer::adaptive())
+            .service(backend);
+        let start = tokio::time::Instant::now();
+        let response = service.oneshot(Request::new(())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(start.elapsed(), Duration::from_secs(most), "{told}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,6 @@
 //! What a throttle and a budget publish.
 #![cfg(feature = "metrics")]
 
-use std::time::Duration;
-
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower_capacity::{
     metrics::names,
@@ -15,11 +13,11 @@ async fn decisions_answers_and_retries_are_counted() {
     let snapshotter = recorder.snapshotter();
     metrics::with_local_recorder(&recorder, || {
         let throttler = Throttler::new(ThrottleConfig::new().name("billing")).unwrap();
-        throttler.admit().unwrap().answered(Answer::Accepted);
-        drop(throttler.admit().unwrap());
-        let pause = RetryAdvice::After(Duration::from_secs(1));
-        throttler.admit().unwrap().answered(Answer::Rejected(pause));
-        throttler.admit().unwrap_err();
+        let admit = || throttler.admit(None).unwrap();
+        admit().answered(Answer::Accepted);
+        drop(admit());
+        admit().answered(Answer::Rejected(RetryAdvice::Untold));
+        admit().answered(Answer::Limited(RetryAdvice::Untold));
         let config = RetryBudgetConfig::new().min_retries(1).name("billing");
         let budget = RetryBudget::new(config).unwrap();
         assert!(budget.withdraw() && !budget.withdraw());
@@ -44,10 +42,9 @@ async fn decisions_answers_and_retries_are_counted() {
             "{name} {labels}"
         );
     };
-    count(names::THROTTLE_REQUESTS, "billing sent none", 3);
-    count(names::THROTTLE_REQUESTS, "billing shed paused", 1);
-    count(names::THROTTLE_REQUESTS, "billing shed adaptive", 0);
-    for answer in ["accepted", "rejected", "none"] {
+    count(names::THROTTLE_REQUESTS, "billing sent", 4);
+    count(names::THROTTLE_REQUESTS, "billing shed", 0);
+    for answer in ["accepted", "rejected", "limited", "none"] {
         count(names::THROTTLE_ANSWERS, &format!("billing {answer}"), 1);
     }
     count(names::THROTTLE_RETRIES, "billing allowed", 1);

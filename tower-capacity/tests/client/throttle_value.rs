@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::time::Instant;
-use tower_capacity::throttle::{AdaptiveThrottle, ThrottleConfig, ThrottledReason};
+use tower_capacity::throttle::{AdaptiveThrottle, ThrottleConfig};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -12,221 +12,138 @@ fn throttle(config: ThrottleConfig) -> AdaptiveThrottle {
     AdaptiveThrottle::new(config).unwrap()
 }
 
-fn as_in_the_book() -> ThrottleConfig {
-    ThrottleConfig::new()
-        .window(120 * SECOND)
-        .padding(1.0)
-        .max_probability(1.0)
+/// A throttle whose backend has rejected 100 requests a second for `seconds`, and the time.
+fn rejected_for(seconds: u32) -> (AdaptiveThrottle, Instant) {
+    let (mut throttle, start) = (throttle(ThrottleConfig::new()), Instant::now());
+    for request in 0..=100 * seconds {
+        throttle.record(start + request * SECOND / 100, false);
+    }
+    (throttle, start + seconds * SECOND)
 }
 
 #[test]
-fn the_probability_is_that_of_the_book() {
-    let (mut throttle, now) = (throttle(as_in_the_book()), Instant::now());
-    assert_eq!(throttle.probability(now), 0.0);
-    for request in 0..100 {
-        throttle.record(now, request % 4 == 0);
-    }
-    // (100 − 2 · 25) / (100 + 1)
-    assert!((throttle.probability(now) - 50.0 / 101.0).abs() < 1e-12);
-    assert_eq!((throttle.requests(now), throttle.accepts(now)), (100, 25));
-}
-
-#[test]
-fn a_backend_that_accepts_half_is_sent_everything() {
-    let (mut throttle, now) = (throttle(ThrottleConfig::new()), Instant::now());
-    for request in 0..1000 {
-        throttle.record(now, request % 2 == 0);
-        assert!(throttle.admit(now, 0.05).is_ok());
-    }
-}
-
-#[test]
-fn refusals_count_as_requests() {
-    let (mut throttle, now) = (throttle(as_in_the_book()), Instant::now());
-    for _ in 0..9 {
-        throttle.record(now, false);
-    }
-    let throttled = throttle.admit(now, 0.0).unwrap_err();
-    assert_eq!(throttled.reason(), ThrottledReason::Adaptive);
+fn everything_is_sent_until_nothing_was_accepted_for_ten_seconds() {
+    let (mut throttle, now) = rejected_for(9);
+    assert!(throttle.admit(now, 0.99).is_ok());
+    let (mut throttle, now) = rejected_for(10);
+    assert!(throttle.admit(now, 0.99).is_ok(), "one a second is sent");
+    let throttled = throttle.admit(now, 0.99).unwrap_err();
+    assert_eq!(
+        (throttled.rejections(), throttled.lasts()),
+        (1_001, 10 * SECOND)
+    );
     assert_eq!(
         throttled.to_string(),
-        "the backend accepted 0 of 9 requests"
+        "the backend accepted none of 1001 requests in 10s"
     );
-    assert_eq!(throttle.requests(now), 10);
-    assert!(throttle.consider(now, 0.0).is_err());
-    assert_eq!(throttle.requests(now), 10, "to consider counts nothing");
 }
 
 #[test]
-fn the_window_forgets() {
-    let (mut throttle, start) = (throttle(ThrottleConfig::new()), Instant::now());
-    for _ in 0..100 {
-        throttle.record(start, false);
-    }
-    assert!(throttle.probability(start + 29 * SECOND) > 0.8);
-    assert_eq!(throttle.probability(start + 30 * SECOND), 0.0);
+fn one_acceptance_sends_everything_again() {
+    let (mut throttle, now) = rejected_for(60);
+    throttle.admit(now, 0.99).unwrap();
+    throttle.admit(now, 0.99).unwrap_err();
+    throttle.record(now, true);
+    assert!(!throttle.is_withholding(now));
+    assert!(throttle.admit(now, 0.99).is_ok());
+    assert_eq!(throttle.rejections(), 0);
 }
 
 #[test]
-fn a_pause_refuses_everything_until_it_is_over_and_counts_nothing() {
-    let (mut throttle, start) = (throttle(ThrottleConfig::new()), Instant::now());
-    throttle.pause(start, 5 * SECOND);
-    throttle.pause(start, 2 * SECOND);
-    let throttled = throttle.admit(start + 2 * SECOND, 0.99).unwrap_err();
-    assert_eq!(throttled.reason(), ThrottledReason::Paused);
-    assert_eq!(throttled.retry_after(), 3 * SECOND);
-    assert_eq!(throttle.requests(start + 2 * SECOND), 0);
-    assert!(throttle.admit(start + 5 * SECOND, 0.0).is_ok());
-}
-
-#[test]
-fn a_pause_is_capped_and_may_be_switched_off() {
-    let start = Instant::now();
-    let mut capped = throttle(ThrottleConfig::new().max_pause(10 * SECOND));
-    capped.pause(start, Duration::MAX);
-    assert_eq!(capped.paused_for(start), Some(10 * SECOND));
-    let mut off = throttle(ThrottleConfig::new().max_pause(Duration::ZERO));
-    off.pause(start, 10 * SECOND);
-    assert_eq!(off.paused_for(start), None);
-    let mut endless = throttle(ThrottleConfig::new().max_pause(Duration::MAX));
-    endless.pause(start, Duration::MAX);
-    assert_eq!(endless.paused_for(start), None, "it would never end");
-}
-
-/// A uniform sequence: the same in each run.
-fn uniform() -> impl FnMut() -> f64 {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
-
-const PER_SECOND: u32 = 100;
-
-/// One hundred requests a second to a backend that accepts everything but for three minutes, in
-/// which it accepts `accepts_per_second`. Answers the requests sent per second in the last minute
-/// of these, and the seconds after them until fewer than a twentieth is refused.
-fn ride(config: ThrottleConfig, accepts_per_second: u32) -> (f64, f64) {
-    const GOOD: u32 = 150 * PER_SECOND;
-    const BAD: u32 = 180 * PER_SECOND;
-    let mut throttle = throttle(config);
-    let mut random = uniform();
-    let start = Instant::now();
-    let (mut sent, mut left) = (0, 0);
-    for request in 0.. {
-        let now = start + request * (SECOND / PER_SECOND);
-        if request % PER_SECOND == 0 {
-            left = accepts_per_second;
-        }
-        let bad = (GOOD..GOOD + BAD).contains(&request);
-        if request >= GOOD + BAD && throttle.probability(now) < 0.05 {
-            let recovery = f64::from(request - GOOD - BAD) / f64::from(PER_SECOND);
-            return (f64::from(sent) / 60.0, recovery);
-        }
-        if throttle.admit(now, random()).is_ok() {
-            sent += u32::from(bad && request >= GOOD + BAD - 60 * PER_SECOND);
-            throttle.record(now, !bad || left > 0);
-            left = left.saturating_sub(1);
-        }
-    }
-    unreachable!("the loop has no end")
-}
-
-#[test]
-fn an_overloaded_backend_sees_twice_what_it_accepts() {
-    for config in [ThrottleConfig::new(), as_in_the_book()] {
-        let (sent, _recovery) = ride(config, 20);
-        assert!((38.0..44.0).contains(&sent), "{sent}/s of 100/s at 20/s");
-    }
-}
-
-#[test]
-fn recovery_from_an_outage_takes_a_minute_and_not_ten() {
-    let (sent, recovery) = ride(ThrottleConfig::new(), 0);
-    let (book_sent, book_recovery) = ride(as_in_the_book(), 0);
-    println!("defaults: {sent:.1}/s sent, {recovery:.0} s to recover");
-    println!("the book: {book_sent:.1}/s sent, {book_recovery:.0} s to recover");
-    assert!((45.0..65.0).contains(&recovery), "{recovery} s");
-    assert!(book_recovery > 400.0, "{book_recovery} s");
-    assert!((8.0..12.0).contains(&sent), "{sent}/s of 100/s");
-}
-
-#[test]
-fn one_rejection_costs_a_quiet_client_little() {
-    // One request a second, of which only the first is rejected.
-    let refused = |config: ThrottleConfig| {
-        let mut random = uniform();
-        let runs = 200;
-        let mut refused = 0;
-        for _ in 0..runs {
-            let (mut throttle, start) = (throttle(config.clone()), Instant::now());
-            throttle.record(start, false);
-            for second in 1..60 {
-                let now = start + second * SECOND;
-                if throttle.admit(now, random()).is_ok() {
-                    throttle.record(now, true);
-                } else {
-                    refused += 1;
-                }
-            }
-        }
-        f64::from(refused) / f64::from(runs)
+fn a_tenth_is_sent_and_at_least_one_a_second() {
+    let (mut throttle, now) = rejected_for(10);
+    let sent = |throttle: &mut AdaptiveThrottle, now: Instant| {
+        let draws = (0..1_000).map(|draw| f64::from(draw) / 1_000.0);
+        draws
+            .filter(|&random| throttle.admit(now, random).is_ok())
+            .count()
     };
-    let (ours, book) = (refused(ThrottleConfig::new()), refused(as_in_the_book()));
-    println!("refused of the next 59 requests: {ours:.2}, with the book's constants {book:.2}");
-    assert!(ours < 0.5, "{ours}");
-    assert!(book > 2.0, "{book}");
+    assert_eq!(sent(&mut throttle, now), 100);
+    let mut unlucky = 0;
+    for tenth in 0..100 {
+        unlucky += u32::from(throttle.admit(now + tenth * SECOND / 10, 0.99).is_ok());
+        throttle.record(now + tenth * SECOND / 10, false);
+    }
+    assert_eq!(unlucky, 9);
+}
+
+#[test]
+fn few_rejections_withhold_nothing_however_long_they_last() {
+    let (mut throttle, start) = (throttle(ThrottleConfig::new()), Instant::now());
+    for second in 0..31 {
+        throttle.record(start + second * SECOND, false);
+    }
+    let now = start + 31 * SECOND;
+    assert!((0..100).all(|_| throttle.admit(now, 0.99).is_ok()));
+}
+
+#[test]
+fn rejections_are_forgotten_after_a_silence() {
+    let (mut throttle, now) = rejected_for(60);
+    let later = now + 10 * SECOND;
+    assert!((0..100).all(|_| throttle.admit(later, 0.99).is_ok()));
+    throttle.record(later, false);
+    assert_eq!(throttle.rejections(), 1);
+}
+
+#[test]
+fn a_backend_that_accepts_one_in_ten_seconds_by_nature_is_sent_everything() {
+    let (mut throttle, start) = (throttle(ThrottleConfig::new()), Instant::now());
+    for request in 0..30_000 {
+        let now = start + request * SECOND / 100;
+        // At 9, 18, 27, … 297 s, except at 153.
+        let accepts = request > 0 && request % 900 == 0 && request != 15_300;
+        if request > 4_000 {
+            throttle.admit(now, 0.99).unwrap();
+        }
+        throttle.record(now, accepts);
+    }
+}
+
+#[test]
+fn to_consider_sends_nothing() {
+    let (throttle, now) = rejected_for(10);
+    for _ in 0..3 {
+        assert!(throttle.consider(now, 0.99).is_ok(), "nothing was sent yet");
+    }
 }
 
 #[test]
 fn settings_change_without_losing_what_was_counted() {
-    let (mut throttle, now) = (throttle(ThrottleConfig::new()), Instant::now());
-    for _ in 0..100 {
-        throttle.record(now, false);
-    }
-    let error = throttle.reconfigure(ThrottleConfig::new().multiplier(0.0));
-    assert_eq!(error.unwrap_err().field(), "multiplier");
+    let (mut throttle, now) = rejected_for(10);
+    let error = throttle.reconfigure(ThrottleConfig::new().share(2.0));
+    assert_eq!(error.unwrap_err().field(), "share");
     throttle
-        .reconfigure(ThrottleConfig::new().max_probability(0.5))
+        .reconfigure(ThrottleConfig::new().share(0.5))
         .unwrap();
-    assert_eq!(throttle.probability(now), 0.5);
+    throttle.admit(now, 0.99).unwrap();
+    assert!(throttle.admit(now, 0.49).is_ok());
+    assert!(throttle.admit(now, 0.51).is_err());
 }
 
 proptest! {
     #[test]
-    fn the_probability_stays_within_its_bounds(
-        multiplier in 1.0..10.0_f64,
-        padding in 1.0..100.0_f64,
-        max_probability in 0.0..=1.0_f64,
-        window in 1_u32..200,
-        steps in proptest::collection::vec((0..5_000_u64, 0..4_u8, 0.0..1.0_f64), 1..300),
+    fn nothing_is_withheld_within_ten_seconds_of_an_acceptance(
+        steps in proptest::collection::vec((0..2_000_u64, any::<bool>(), 0.0..1.0_f64), 1..400),
     ) {
-        let config = ThrottleConfig::new()
-            .multiplier(multiplier)
-            .padding(padding)
-            .max_probability(max_probability)
-            .window(window * SECOND);
-        let mut throttle = throttle(config);
+        let mut throttle = throttle(ThrottleConfig::new());
         let mut now = Instant::now();
-        for (millis, what, random) in steps {
+        let mut accepted = now;
+        let mut rejections = 0;
+        for (millis, accepts, random) in steps {
             now += Duration::from_millis(millis);
-            match what {
-                0 => throttle.record(now, true),
-                1 => throttle.record(now, false),
-                2 => throttle.pause(now, Duration::from_millis(millis)),
-                _ => {
-                    let (probability, paused) = (throttle.probability(now), throttle.paused_for(now));
-                    let admitted = throttle.admit(now, random);
-                    prop_assert_eq!(admitted.is_ok(), paused.is_none() && random >= probability);
+            let sent = throttle.admit(now, random);
+            if now - accepted < 10 * SECOND || rejections < 32 {
+                prop_assert!(sent.is_ok());
+            }
+            if sent.is_ok() {
+                throttle.record(now, accepts);
+                if accepts {
+                    (accepted, rejections) = (now, 0);
+                } else {
+                    rejections += 1;
                 }
             }
-            let probability = throttle.probability(now);
-            prop_assert!((0.0..=max_probability).contains(&probability), "{}", probability);
-            prop_assert!(throttle.accepts(now) <= throttle.requests(now));
-            prop_assert!(throttle.paused_for(now).is_none_or(|left| left <= 60 * SECOND));
         }
     }
 }

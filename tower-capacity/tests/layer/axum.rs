@@ -13,7 +13,7 @@ use axum::{
 use futures_util::{future::join_all, stream};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use tower_capacity::{CapacityLayer, Limiter, UpgradePermit};
+use tower_capacity::{CapacityLayer, DrainError, Limiter, UpgradePermit};
 
 const CONNECTIONS: usize = 40;
 const LIMIT: usize = 5;
@@ -154,7 +154,7 @@ async fn a_shed_request_is_told_when_to_come_back() {
         .unwrap()
         .parse()
         .unwrap();
-    assert!((1..=2).contains(&seconds), "Retry-After: {seconds}");
+    assert!((1..=4).contains(&seconds), "Retry-After: {seconds}");
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "overloaded, try again later\n");
 }
@@ -229,7 +229,7 @@ async fn a_drain_whose_deadline_passes_says_how_many_are_inside() {
     let limiter = fixed(2, 0);
     let _admission = limiter.try_admit().unwrap();
     let error = limiter.drain(Duration::from_secs(5)).await.unwrap_err();
-    assert_eq!(error.inflight(), 1);
+    assert!(matches!(error, DrainError::Timeout { inflight: 1, .. }));
     assert_eq!(error.to_string(), "1 requests still inside after 5s");
 }
 

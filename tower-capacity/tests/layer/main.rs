@@ -3,7 +3,10 @@
 
 mod axum;
 mod contract;
+mod modes;
+mod nesting;
 mod plain;
+mod refusals;
 mod support;
 mod tonic;
 mod upgrades;

@@ -1,11 +1,12 @@
 //! The layer for services that do not speak HTTP.
 
-use std::io;
+use std::{io, time::Duration};
 
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt};
 use tower_capacity::{
-    CapacityError, Limiter, Outcome, PlainCapacity, PlainCapacityLayer, gate::RefusedReason,
+    BoxError, CapacityError, Limiter, Outcome, PlainCapacity, PlainCapacityLayer, Shed,
+    gate::RefusedReason,
 };
 use tower_test::{
     assert_request_eq,
@@ -38,27 +39,13 @@ async fn a_request_beyond_the_limit_is_shed_as_an_error_and_the_permit_returns_w
     let mut first = call(&mut service, "first");
     assert_request_eq!(handle, "first").send_response(1);
     let mut second = call(&mut service.clone(), "second");
-    match assert_ready_err!(second.poll()).downcast_shed() {
-        Some(reason) => assert_eq!(reason, RefusedReason::QueueFull),
-        None => panic!("the inner service never saw the request"),
+    match assert_ready_err!(second.poll()) {
+        CapacityError::Shed(shed) => assert_eq!(shed.reason(), RefusedReason::QueueFull),
+        CapacityError::Service(_) => panic!("the inner service was not called"),
     }
     assert_ready_ok!(first.poll());
     let snapshot = limiter.snapshot();
     assert_eq!((snapshot.inflight(), snapshot.refusals()), (0, 1));
-}
-
-/// The mock's error cannot be compared.
-trait DowncastShed {
-    fn downcast_shed(self) -> Option<RefusedReason>;
-}
-
-impl<E> DowncastShed for CapacityError<E> {
-    fn downcast_shed(self) -> Option<RefusedReason> {
-        match self {
-            Self::Shed(shed) => Some(shed.reason()),
-            Self::Service(_) => None,
-        }
-    }
 }
 
 #[tokio::test]
@@ -87,6 +74,30 @@ async fn a_dropped_future_returns_its_permit_or_its_place_and_counts_as_cancelle
     drop(first);
     let snapshot = limiter.snapshot();
     assert_eq!((snapshot.inflight(), snapshot.cancelled()), (0, 1));
+}
+
+#[tokio::test]
+async fn the_layer_stands_between_the_middlewares_of_tower_and_its_errors_can_be_told_apart() {
+    let limiter = fixed(1, 0);
+    let service = tower::ServiceBuilder::new()
+        .timeout(Duration::from_secs(5))
+        .layer(PlainCapacityLayer::new(limiter.clone()))
+        .timeout(Duration::from_secs(1))
+        .service(tower::service_fn(async |number: u32| match number {
+            0 => Err(BoxError::from(io::Error::from(io::ErrorKind::NotFound))),
+            _ => Ok(number),
+        }));
+    assert_eq!(service.clone().oneshot(1).await.unwrap(), 1);
+    let error = service.clone().oneshot(0).await.unwrap_err();
+    let CapacityError::Service(error) = *error.downcast().unwrap() else {
+        panic!("the service failed");
+    };
+    assert!(error.downcast_ref::<io::Error>().is_some());
+
+    let _held = limiter.try_admit().unwrap();
+    let error = service.oneshot(1).await.unwrap_err();
+    let shed = error.source().unwrap().downcast_ref::<Shed>().unwrap();
+    assert_eq!(shed.reason(), RefusedReason::QueueFull);
 }
 
 #[tokio::test]

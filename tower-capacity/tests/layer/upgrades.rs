@@ -148,7 +148,7 @@ async fn a_request_that_only_claims_to_upgrade_counts_as_a_request() {
             .uri(path)
             .header("host", "test")
             .header("connection", "upgrade")
-            .header("upgrade", "anything")
+            .header("upgrade", "websocket")
             .body(axum::body::Body::empty())
             .unwrap()
     };
