@@ -90,8 +90,8 @@ pub struct Knee {
     /// The last window was slower than the limit explains.
     news: bool,
     void: Void,
-    /// The limit and the share of deaths where they began.
-    dying: Option<(f64, f64)>,
+    /// Where the deaths began.
+    dying: Option<Dying>,
     /// The share of deaths that no limit prevents.
     own_deaths: f64,
     objective: Option<Objective>,
@@ -122,6 +122,14 @@ impl Probe {
             self.low
         }
     }
+}
+
+/// The limit, *S* and the share of deaths when they began.
+#[derive(Clone, Copy, Debug)]
+struct Dying {
+    limit: f64,
+    base: Option<f64>,
+    share: f64,
 }
 
 /// Windows that say nothing.
@@ -172,7 +180,6 @@ impl Knee {
         self.base = base
             .map(|base| base.as_secs_f64())
             .filter(|base| *base > 0.0);
-        self.verified = self.base.is_some();
         self
     }
 
@@ -258,14 +265,19 @@ impl Knee {
             return Some(("drains", self.commanded()));
         }
         let at = self.limit.min(window.mean_inflight).max(1.0);
-        let (from, first) = *self.dying.get_or_insert((self.limit, share));
+        let first = *self.dying.get_or_insert(Dying {
+            limit: self.limit,
+            base: self.base,
+            share,
+        });
         self.probe = None;
         self.steady = None;
         self.slow_start = false;
         self.first_start = false;
-        if at <= from / 8.0 && share > 0.7 * first {
+        if (at <= first.limit / 8.0 || at < 1.5) && share > 0.7 * first.share {
             self.own_deaths = share;
-            self.limit = from;
+            self.limit = first.limit;
+            self.base = first.base;
             self.dying = None;
             return Some(("not our deaths", self.limit));
         }
@@ -317,9 +329,12 @@ impl Knee {
         if inflight >= LIGHT * self.limit {
             return ("hold", self.limit);
         }
-        self.verified = true;
         if let Some(objective) = &mut self.objective {
             objective.learn(window);
+        }
+        // What was saved by another process is a guess.
+        if !std::mem::replace(&mut self.verified, true) {
+            self.base = Some(service_time);
         }
         let base = self.base.get_or_insert(service_time);
         if service_time < *base {
@@ -374,7 +389,8 @@ impl Knee {
             }
             self.news = false;
             let low = target(inflight * base / service_time);
-            return self.start(*tally, low.clamp(0.5 * self.limit, 0.8 * self.limit));
+            let low = low.clamp(0.5 * self.limit, 0.8 * self.limit);
+            return self.start(*tally, low.min(self.limit.round() - 1.0));
         }
         self.news = false;
         self.usual_throughput += 0.3 * (tally.throughput() - self.usual_throughput);
@@ -393,6 +409,9 @@ impl Knee {
             .clamp(LEAST_STEP * self.limit, GREATEST_STEP * self.limit);
         let (pace, reason) = if target < self.limit {
             (STEP_DOWN, "queueing")
+        } else if explained >= 1.0 {
+            // Nothing queues at all.
+            (1.0, "headroom")
         } else {
             (STEP_UP, "headroom")
         };
