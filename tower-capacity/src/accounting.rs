@@ -71,6 +71,8 @@ struct Timed {
     lifetimes: Sum,
     /// Weight of the requests that left long after they had been answered: they are no throughput.
     held_ended: i64,
+    /// Weight of the ignored requests that took as long as work does.
+    ignored_work: i64,
     /// Weight of the requests that were dropped or cancelled at an age above the typical one.
     died: i64,
     /// Samples above the objective.
@@ -157,6 +159,7 @@ pub(crate) struct Totals {
     pub(crate) at: u64,
     pub(crate) completions: u64,
     pub(crate) ignored: u64,
+    pub(crate) ignored_work: u64,
     pub(crate) drops: u64,
     pub(crate) cancelled: u64,
     pub(crate) died: u64,
@@ -380,8 +383,9 @@ impl Accounting {
                 } else if ticket.progress() == Progress::Succeeded {
                     timed.service_times.add(age);
                     timed.late += u64::from(age > self.objective);
-                } else {
+                } else if 2 * age >= self.typical.load(Relaxed) {
                     timed.ignored.add(age);
+                    timed.ignored_work += weight;
                 }
             }
             // An unfinished request would have taken at least its age: evidence of slowness, never
@@ -454,7 +458,7 @@ impl Accounting {
             longest_gap: at.saturating_sub(self.last_completion.load(Relaxed)),
             ..Totals::default()
         };
-        let (mut held, mut died, mut held_ended) = (0, 0, 0);
+        let (mut held, mut died, mut held_ended, mut ignored_work) = (0, 0, 0, 0);
         for shard in &self.shards {
             totals.completions += shard.completions.load(Relaxed);
             totals.ignored += shard.ignored.load(Relaxed);
@@ -465,6 +469,7 @@ impl Accounting {
             held += timed.running.counts[2] + timed.answered.counts[2];
             died += timed.died;
             held_ended += timed.held_ended;
+            ignored_work += timed.ignored_work;
             totals.late += timed.late;
             totals.service_times = totals.service_times.plus(&timed.service_times);
             totals.ignored_times = totals.ignored_times.plus(&timed.ignored);
@@ -483,6 +488,7 @@ impl Accounting {
         totals.held = held.max(0) as u64;
         totals.died = died.max(0) as u64;
         totals.held_ended = held_ended.max(0) as u64;
+        totals.ignored_work = ignored_work.max(0) as u64;
         if restart {
             self.windows.fetch_add(1, Relaxed);
         }

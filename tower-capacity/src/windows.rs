@@ -336,7 +336,8 @@ impl Limiter {
         let now = totals.at;
         let opened = &control.opened;
         let age = Duration::from_nanos(now.saturating_sub(opened.at));
-        let well = totals.completions + totals.ignored - opened.completions - opened.ignored;
+        let well =
+            totals.completions + totals.ignored_work - opened.completions - opened.ignored_work;
         let ended = well + totals.drops + totals.cancelled - opened.drops - opened.cancelled;
         let steady = totals
             .service_times
@@ -386,7 +387,7 @@ impl Limiter {
             0.5 * (totals.held + opened.held) as f64
         };
         let mut completions = totals.completions - opened.completions;
-        let ignored = totals.ignored - opened.ignored;
+        let ignored = totals.ignored_work - opened.ignored_work;
         let mut times = totals.service_times.since(&opened.service_times);
         // A service that answers hardly anything but 404 works all the same.
         if FEW_SUCCESSES * completions < ignored {

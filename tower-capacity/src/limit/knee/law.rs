@@ -255,9 +255,12 @@ impl Knee {
         let died = window.died as f64;
         let share = died / (died + window.completions as f64).max(1.0);
         if died < 4.0 || share <= (1.5 * self.own_deaths).max(DEATHS) {
-            if share < 0.25 * DEATHS {
-                self.dying = None;
+            if share < 0.25 * DEATHS && !drains {
                 self.own_deaths *= 0.9;
+                // Calm again: what is measured now is a better guess than what the fall made of it.
+                if let (Some(first), Some(now)) = (self.dying.take(), window.service_time) {
+                    self.base = Some(first.base.map_or(now, |base| base.min(now)));
+                }
             }
             return None;
         }
