@@ -17,7 +17,10 @@ use rand_distr::{Distribution, LogNormal};
 use tokio::{sync::Semaphore, time::Instant};
 use tower::Service;
 
-use crate::scenarios::{Phase, Scenario};
+use crate::{
+    scenarios::{Phase, Scenario},
+    sqlite::Sqlite,
+};
 
 /// Sleeping workers, and how long they take on average.
 const WORKERS: u32 = 8;
@@ -31,15 +34,26 @@ const SLICE: Duration = Duration::from_micros(250);
 /// Coefficient of variation of both.
 const VARIATION: f64 = 0.5;
 
-/// Any number of requests may be inside; capacity is shared by those who are.
+/// Any number of requests may be inside, and share the capacity.
 #[derive(Clone, Debug)]
 pub(crate) struct Backend {
     shared: Arc<Shared>,
 }
 
+/// What a request costs.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// One of eight workers that sleep.
+    Sleep,
+    /// Time of a core.
+    Cpu,
+    /// A query that costs some milliseconds of a core, on the thread of its connection.
+    Sqlite(Sqlite),
+}
+
 #[derive(Debug)]
 struct Shared {
-    cpu: bool,
+    work: Work,
     workers: Semaphore,
     /// As the bits of an `f64`.
     capacity: AtomicU64,
@@ -49,13 +63,13 @@ struct Shared {
 }
 
 impl Backend {
-    pub(crate) fn new(cpu: bool, scenario: &Scenario, seed: u64) -> Self {
+    pub(crate) fn new(work: Work, scenario: &Scenario, seed: u64) -> Self {
         // Mean 1 and the variation above.
         let sigma = (1.0 + VARIATION * VARIATION).ln().sqrt();
         let times = LogNormal::new(-sigma * sigma / 2.0, sigma).expect("a finite deviation");
         let backend = Self {
             shared: Arc::new(Shared {
-                cpu,
+                work,
                 workers: Semaphore::new(WORKERS as usize),
                 capacity: AtomicU64::new(1.0_f64.to_bits()),
                 dependency_nanos: AtomicU64::new(0),
@@ -87,16 +101,18 @@ impl Backend {
         };
         let capacity = f64::from_bits(shared.capacity.load(Relaxed));
         let time = time / capacity;
-        if shared.cpu {
-            burn(CPU.mul_f64(time)).await;
-        } else {
-            let _worker = shared.workers.acquire().await.expect("never closed");
-            tokio::time::sleep(SLEEP.mul_f64(time)).await;
+        match &shared.work {
+            Work::Cpu => burn(CPU.mul_f64(time)).await,
+            Work::Sleep => {
+                let _worker = shared.workers.acquire().await.expect("never closed");
+                tokio::time::sleep(SLEEP.mul_f64(time)).await;
+            }
+            Work::Sqlite(sqlite) => sqlite.query().await,
         }
     }
 }
 
-/// Uses a core for so long in all, whoever else does.
+/// Uses a core for `cpu` in all, whatever else runs on it.
 async fn burn(cpu: Duration) {
     let mut left = cpu;
     while !left.is_zero() {
@@ -131,10 +147,10 @@ impl Service<()> for Backend {
 
 /// How many requests a second the cores do while a generator runs beside them: the best of three
 /// seconds with four requests inside for each core.
-pub(crate) fn measure_cpu(workers: &tokio::runtime::Runtime) -> f64 {
+pub(crate) fn measure(work: &Work, workers: &tokio::runtime::Runtime) -> f64 {
     let scenario = &crate::scenarios::all()[0];
     let second = |seed| {
-        let backend = Backend::new(true, scenario, seed);
+        let backend = Backend::new(work.clone(), scenario, seed);
         let until = Instant::now() + Duration::from_secs(1);
         workers.block_on(async {
             let loops: Vec<_> = (0..8)

@@ -144,7 +144,7 @@ const INITIAL: usize = 20;
 const GREATEST: usize = 1_000;
 
 /// One clone of the service for each request.
-fn sent<S>(service: S) -> Call
+pub(crate) fn sent<S>(service: S) -> Call
 where
     S: Service<()> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -160,7 +160,7 @@ where
     })
 }
 
-/// As [`sent`], for a service that would wait in `poll_ready` for as long as it takes.
+/// Like [`sent`], for a service that would wait in `poll_ready` for as long as it takes.
 fn shed<S>(service: S) -> Call
 where
     S: Service<()> + Clone + Send + Sync + 'static,

@@ -6,19 +6,24 @@
 //! An open loop of Poisson arrivals meets a backend of known capacity behind one limiter. Goodput
 //! counts answers within the objective, from the moment that a request was due. Each contender is
 //! compared with the best static limit of a sweep in the same scenario and run.
+//!
+//! `-- --backend sqlite --neighbour` is another one: a service on shared cores, see `--help`.
 
 mod backend;
 mod contenders;
 mod http;
 mod load;
+mod neighbour;
 mod scenarios;
+mod shared_cores;
+mod sqlite;
 
 use std::{sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Work},
     contenders::{Contender, STATIC_LIMITS},
     load::Tally,
     scenarios::Scenario,
@@ -32,6 +37,10 @@ enum Kind {
     Cpu,
     /// The sleeping workers behind real HTTP; one contender after the other.
     Http,
+    /// Queries of embedded SQLite, the service of the example `graceful_degradation`, against fixed
+    /// limits from 2 to 32, at 1.5, 3 and 10 times the capacity; all in turn, in each round. Only
+    /// when it is asked for.
+    Sqlite,
 }
 
 #[derive(Debug, Parser)]
@@ -47,7 +56,16 @@ struct Args {
     /// limits.
     #[arg(long, value_delimiter = ',')]
     contender: Vec<String>,
-    /// Seed of arrivals and service times.
+    /// Rounds of the SQLite backend.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Seconds that each contender of the SQLite backend is measured for at each load.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// Beside the SQLite backend, threads use the cores that come and go at random.
+    #[arg(long)]
+    neighbour: bool,
+    /// Seed of arrivals, service times and the neighbour.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// What cargo passes to every bench.
@@ -81,14 +99,23 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
+    if args.backend == Some(Kind::Sqlite) {
+        let plan = shared_cores::Plan {
+            rounds: args.rounds,
+            lasts: Duration::from_secs(args.seconds),
+            neighbour: args.neighbour,
+            seed: args.seed,
+        };
+        return shared_cores::run(&plan, &workers);
+    }
     let kinds = [Kind::Sleep, Kind::Cpu, Kind::Http];
     for kind in kinds {
         if args.backend.is_some_and(|only| only != kind) {
             continue;
         }
         let capacity = match kind {
-            Kind::Sleep | Kind::Http => backend::SLEEP_CAPACITY,
-            Kind::Cpu => backend::measure_cpu(&workers),
+            Kind::Cpu => backend::measure(&Work::Cpu, &workers),
+            _ => backend::SLEEP_CAPACITY,
         };
         println!(
             "\n## {kind:?}: capacity {capacity:.0}/s, seed {}",
@@ -155,8 +182,11 @@ impl Run {
     }
 
     fn one(&self, scenario: &Arc<Scenario>, contender: Contender) -> Tally {
-        let cpu = self.kind == Kind::Cpu;
-        let backend = Backend::new(cpu, scenario, self.seed);
+        let work = match self.kind {
+            Kind::Cpu => Work::Cpu,
+            _ => Work::Sleep,
+        };
+        let backend = Backend::new(work, scenario, self.seed);
         // The generator has a thread of its own, so that a busy backend does not delay it.
         let generator = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -17,7 +17,7 @@ pub(crate) struct Phase {
     pub(crate) load: f64,
     /// Of the full capacity.
     pub(crate) capacity: f64,
-    /// What each request waits for somebody else, without use of capacity.
+    /// How long each request waits for a dependency, without use of capacity.
     pub(crate) dependency: Duration,
     /// Whether it counts.
     pub(crate) counts: bool,
@@ -43,6 +43,25 @@ fn steady(name: &'static str, load: f64, over_http: bool) -> Scenario {
         name,
         over_http,
         phases: vec![warm, phase(8, load)],
+    }
+}
+
+/// An overload of a service on shared cores, after quiet seconds that do not count.
+pub(crate) fn overload(load: f64, lasts: Duration) -> Scenario {
+    let warm = Phase {
+        counts: false,
+        ..phase(3, 0.5)
+    };
+    Scenario {
+        name: "overload",
+        over_http: false,
+        phases: vec![
+            warm,
+            Phase {
+                lasts,
+                ..phase(0, load)
+            },
+        ],
     }
 }
 

@@ -18,10 +18,13 @@ thread_local! {
 /// Whether the request is inside a layer that counts it with this limiter.
 #[inline]
 pub(super) fn is_counted_by(limiter: usize) -> bool {
-    COUNTING.get().contains(&limiter)
+    // Zero for a request that passes its first layer, as most do.
+    let [first, others @ ..] = COUNTING.get();
+    first != 0 && (first == limiter || others.contains(&limiter))
 }
 
-/// Marks what happens until it is dropped as inside a layer.
+/// Marks what happens until it is dropped as inside a layer that counts with a limiter, or with
+/// none: zero.
 pub(super) struct Inside {
     outer: [usize; DEPTH],
 }
@@ -31,7 +34,9 @@ impl Inside {
     pub(super) fn of(limiter: usize) -> Self {
         let outer = COUNTING.get();
         let [first, second, third, _forgotten] = outer;
-        COUNTING.set([limiter, first, second, third]);
+        if limiter != 0 {
+            COUNTING.set([limiter, first, second, third]);
+        }
         Self { outer }
     }
 }

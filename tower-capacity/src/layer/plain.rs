@@ -225,17 +225,19 @@ impl<S, C, A> PlainCapacity<S, C, A> {
     }
 
     /// Refuses a request that found no permit, unless it may wait for one.
-    #[inline]
-    fn refuse<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
+    #[inline(never)]
+    fn refuse<Request>(&mut self, request: Request, ask: Ask) -> PlainCapacityFuture<S, C, Request>
     where
         S: Service<Request> + Clone,
+        C: Clone,
     {
         let (priority, partition, _) = ask.parts();
         match self.limiter.turn_away(priority, partition) {
-            Some(refused) => State::Refused {
-                shed: shed_by(&self.limiter, refused),
-            },
-            None => self.wait(request, ask),
+            Some(refused) => {
+                let shed = shed_by(&self.limiter, refused);
+                PlainCapacityFuture::new(State::Refused { shed }, self.classify.clone())
+            }
+            None => PlainCapacityFuture::new(self.wait(request, ask), self.classify.clone()),
         }
     }
 
@@ -305,18 +307,19 @@ where
         let ask = self.asks.ask(&request);
         let (priority, partition, _) = ask.parts();
         let limiter = &self.limiter;
-        let state = if limiter.mode() != Mode::Enforce || nesting::is_counted_by(limiter.id()) {
-            self.pass(request, ask)
-        } else if let Some(admission) = limiter.try_enter(priority, partition) {
-            let inside = Inside::of(limiter.id());
-            let future = self.inner.call(request);
-            drop(inside);
-            let held = Held::Alone(admission);
-            State::Running { future, held }
-        } else {
-            self.refuse(request, ask)
+        if limiter.mode() != Mode::Enforce || nesting::is_counted_by(limiter.id()) {
+            let state = self.pass(request, ask);
+            return PlainCapacityFuture::new(state, self.classify.clone());
+        }
+        // Each future is built where it is returned, since moving it costs more than the limiter.
+        let Some(admission) = limiter.try_enter(priority, partition) else {
+            return self.refuse(request, ask);
         };
-        PlainCapacityFuture::new(state, self.classify.clone())
+        let inside = Inside::of(limiter.id());
+        let future = self.inner.call(request);
+        drop(inside);
+        let held = Held::Alone(admission);
+        PlainCapacityFuture::new(State::Running { future, held }, self.classify.clone())
     }
 }
 
