@@ -379,7 +379,9 @@ impl Accounting {
             Progress::Succeeded | Progress::Ignored => {
                 timed.lifetimes.add(age);
                 if held {
-                    timed.held_ended += weight;
+                    if ticket.progress() == Progress::Succeeded {
+                        timed.held_ended += weight;
+                    }
                 } else if ticket.progress() == Progress::Succeeded {
                     timed.service_times.add(age);
                     timed.late += u64::from(age > self.objective);

@@ -36,7 +36,7 @@ const PAYS: f64 = 0.65;
 const FAST: f64 = 0.85;
 /// Error of an elasticity that ends a probe.
 const SURE: f64 = 0.2;
-/// Windows that a probe measures at most, times the root of the scatter.
+/// Windows that a probe measures at most, and up to twice as many where windows scatter.
 const PROBE_WINDOWS: f64 = 4.0;
 /// Growth of *S* that has to be confirmed.
 const CONFIRM: f64 = 1.15;
@@ -507,7 +507,8 @@ impl Knee {
             let error = 2.0 * found.error;
             found.error < SURE || found.value - error > PAYS || found.value + error < USELESS
         });
-        let is_long = f64::from(probe.windows) >= PROBE_WINDOWS * scatter.throughput.sqrt();
+        let most = PROBE_WINDOWS * scatter.throughput.sqrt().min(2.0);
+        let is_long = f64::from(probe.windows) >= most;
         if !is_plain && !is_long {
             self.probe = Some(probe);
             return ("probe", probe.commanded());
