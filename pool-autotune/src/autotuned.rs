@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
-use tower_capacity::gate::{Ask, Gate, Permit, Refused, RefusedReason};
+use tower_capacity::gate::{Ask, Codel, Gate, Permit, Refused, RefusedReason};
 
 use crate::adapter::{Adapter, Checked, PutBack};
 use crate::driver::Control;
@@ -23,7 +23,7 @@ use crate::metrics::Recorder;
 use crate::stats::{Stats, WaitEnd};
 use crate::tuner::{Decision, Recording, Verdict};
 use crate::{
-    Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, events, sqlstate,
+    Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, sqlstate,
 };
 
 /// A connection pool that sizes itself.
@@ -357,8 +357,12 @@ pub(crate) struct Shared<P> {
     pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
     pub(crate) open_timeout: Duration,
+    /// How the queue is shed from at the knee.
+    pub(crate) codel: Option<Codel>,
     /// What the tuner wants; the limit in force may be on its way there.
     pub(crate) target: AtomicUsize,
+    /// The target, and as many more as are held for far longer than usual.
+    pub(crate) allowed: AtomicUsize,
     /// How many connections may exist. The limit of the gate, or more while the tuner tries with an
     /// open pool whether fewer would do.
     pub(crate) ceiling: AtomicUsize,
@@ -455,14 +459,17 @@ impl<P: Adapter> Shared<P> {
         let mut entry = pin!(self.gate.acquire_with(ask));
         let nested = self.holders.wait(call_site, self.gate.limit());
         if let Some((_, Some(deadlock))) = &nested {
-            events::nested(&self.name, deadlock);
-            self.control().nested = Some((start, *deadlock));
+            self.control().suspect(*deadlock, self.stats.completed());
         }
         let mut told = false;
         let entered = poll_fn(|cx| {
             let polled = entry.as_mut().poll(cx);
             // Once in line, this is demand that a limit below its target can be raised for.
             if polled.is_pending() && !std::mem::replace(&mut told, true) {
+                if self.gate.queued() <= 1 {
+                    // The driver is to look earlier than it would otherwise.
+                    self.news.notify_one();
+                }
                 self.tell_if_below_target();
             }
             polled
@@ -511,7 +518,7 @@ impl<P: Adapter> Shared<P> {
     }
 
     fn tell_if_below_target(&self) {
-        if self.ceiling() < self.target.load(Ordering::Relaxed) {
+        if self.ceiling() < self.allowed.load(Ordering::Relaxed) {
             self.news.notify_one();
         }
     }

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
-use tower_capacity::gate::Codel;
 
 use crate::adapter::Adapter;
 use crate::autotuned::{Shared, keep_decision};
+use crate::holders::Held;
 use crate::stats::{Stats, Waits, WindowReader};
 use crate::tuner::{
     Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Recording, Tuner, Verdict,
@@ -25,6 +25,9 @@ use crate::{Bounds, Mode, PoolSnapshot, events};
 
 /// How often a window is closed: the fast path acts within this time.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
+
+/// The same while checkouts wait and the tuner may open more for them.
+const SOON: Duration = Duration::from_millis(10);
 
 pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>) {
     while let Some(wake) = pool.upgrade().map(|pool| pool.step(Instant::now())) {
@@ -46,8 +49,12 @@ pub(crate) struct Control {
     capacity: Duration,
     limit_since: Instant,
     recent: Recent,
-    /// The last time that all connections were held by tasks waiting for another.
-    pub(crate) nested: Option<(Instant, NestedAcquire)>,
+    /// The last time that all connections were held by tasks waiting for another, and none came
+    /// back.
+    nested: Option<(Instant, NestedAcquire)>,
+    /// All were held by such tasks, when so many had come back. One task that checks out several at
+    /// once looks like that, too, until one of them is returned.
+    suspected: Option<(NestedAcquire, u64)>,
     /// Connections opened before are from before the last failover.
     pub(crate) generation_since: Instant,
     /// Since when checkouts wait for connections that are allowed and do not open.
@@ -55,6 +62,11 @@ pub(crate) struct Control {
     app: AppClock,
     /// Whether the line is shed from, because more connections would not serve it faster.
     sheds: bool,
+    /// The last usual use time that was seen.
+    usual: Option<Duration>,
+    held_after: Duration,
+    /// Connections held for far longer, at the last look.
+    held: Held,
     #[cfg(feature = "json")]
     log: Option<LogWriter>,
 }
@@ -72,13 +84,30 @@ impl Control {
             limit_since: now,
             recent: Recent::default(),
             nested: None,
+            suspected: None,
             generation_since: now,
             opening_since: None,
             app: AppClock::start(),
             sheds: false,
+            usual: None,
+            held_after: Duration::MAX,
+            held: Held::default(),
             #[cfg(feature = "json")]
             log: None,
         }
+    }
+
+    pub(crate) fn suspect(&mut self, nested: NestedAcquire, completed: u64) {
+        match self.suspected {
+            Some((_, before)) if before == completed => {}
+            _ => self.suspected = Some((nested, completed)),
+        }
+    }
+
+    /// Whether nothing came back since all connections were held by tasks that wait for another.
+    fn confirm(&self, completed: u64) -> Option<NestedAcquire> {
+        self.suspected
+            .and_then(|(nested, before)| (before == completed).then_some(nested))
     }
 
     /// Connections given back per second, in the last five to ten seconds.
@@ -178,9 +207,12 @@ impl<P: Adapter> Shared<P> {
             self.close_window(&mut control, now);
             control.next_window = now + TICK;
         }
+        if self.gate.queued() > 0 && control.tuner.may_grow() {
+            control.next_window = control.next_window.min(now + SOON);
+        }
         self.apply(&mut control, now);
         let waiting_for_token = self.gate.queued() > 0
-            && self.ceiling() < self.target.load(Relaxed)
+            && self.ceiling() < self.allowed.load(Relaxed)
             && self.mode == Mode::Enforce;
         match control.dial.next_token() {
             Some(token) if waiting_for_token => token.min(control.next_window),
@@ -253,19 +285,13 @@ impl<P: Adapter> Shared<P> {
         /// A pool that waits so long for connections to open waits for nothing else.
         const OPENING_FOR: Duration = Duration::from_secs(5);
         let control = self.control();
+        if let Some(nested) = control.confirm(self.stats.completed()) {
+            return Verdict::NestedAcquire(nested);
+        }
         if let Some((at, nested)) = control.nested
             && now.saturating_duration_since(at) < NESTED_FOR
         {
             return Verdict::NestedAcquire(nested);
-        }
-        let usual = control
-            .recent
-            .merged()
-            .0
-            .mean_use_time()
-            .map(Duration::from_secs_f64);
-        if let Some(leak) = self.holders.leak(self.stats.at(now), usual) {
-            return Verdict::Leaking(leak);
         }
         if control
             .opening_since
@@ -278,7 +304,40 @@ impl<P: Adapter> Shared<P> {
         {
             return Verdict::UseMultiplexed { n };
         }
-        control.tuner.verdict()
+        match control.tuner.verdict() {
+            Verdict::Healthy => match self.held(&control, now, Duration::ZERO).leak() {
+                Some(leak) => Verdict::Leaking(leak),
+                None => Verdict::Healthy,
+            },
+            verdict => verdict,
+        }
+    }
+
+    /// Finds the connections that are held for far longer than usual, and takes them out of what
+    /// the tuner looks at: they are no sign of demand, and serve nothing.
+    fn set_held_apart(&self, control: &mut Control, now: Instant, window: &mut PoolWindow) {
+        /// No use time below this is far longer than usual.
+        const LEAST: Duration = Duration::from_secs(10);
+        /// Nor one below this many times the usual.
+        const TIMES: u32 = 20;
+        let recent = control.recent.merged().0.mean_use_time();
+        control.usual = recent.map(Duration::from_secs_f64).or(control.usual);
+        let after = control
+            .usual
+            .map(|usual| LEAST.max(usual.saturating_mul(TIMES)));
+        self.stats.hold_after(after.unwrap_or(Duration::MAX));
+        control.held_after = after.unwrap_or(LEAST);
+        let held = self.held(control, now, window.duration);
+        window.busy = window.busy.saturating_sub(held.busy);
+        window.capacity = window.capacity.saturating_sub(held.busy);
+        window.limit = window.limit.saturating_sub(held.count);
+        window.held = held.count;
+        control.held = held;
+    }
+
+    fn held(&self, control: &Control, now: Instant, window: Duration) -> Held {
+        self.holders
+            .held(self.stats.at(now), window, control.held_after)
     }
 
     fn close_window(&self, control: &mut Control, now: Instant) {
@@ -289,16 +348,22 @@ impl<P: Adapter> Shared<P> {
                 .reader
                 .next(&self.stats, now, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
-        window.nested = self.holders.nested();
+        self.set_held_apart(control, now, &mut window);
         window.app_busy = control.app.busy();
+        if let Some(nested) = control.confirm(self.stats.completed()) {
+            if control.nested.is_none() {
+                events::nested(&self.name, &nested);
+            }
+            control.nested = Some((now, nested));
+        }
         let decision = control.tuner.on_window(now, &window);
         #[cfg(feature = "json")]
-        control.log(&decision, || Given::Window(window.clone()));
+        control.log(&decision, || Given::Window(Box::new(window.clone())));
         self.record(control, decision);
         let at_knee = matches!(control.tuner.verdict(), Verdict::AtKnee(_));
         if self.mode == Mode::Enforce && at_knee != control.sheds {
             control.sheds = at_knee;
-            self.gate.set_codel(at_knee.then_some(Codel::POOLS));
+            self.gate.set_codel(self.codel.filter(|_| at_knee));
         }
         control.recent.push(&window, &waits);
         control.recording.window(now, window);
@@ -329,10 +394,14 @@ impl<P: Adapter> Shared<P> {
         }
         let ceiling = self.ceiling();
         let gate = self.gate.snapshot();
-        let target = self.target.load(Relaxed);
+        let max = control.tuner.bounds().max();
+        let with_held = |connections: usize| (connections + control.held.count).min(max);
+        let target = with_held(self.target.load(Relaxed));
+        self.allowed.store(target, Relaxed);
+        let admitted = with_held(control.tuner.admitted());
         let state = DialState::new(ceiling, target, self.adapter.size(), gate.queued());
         let raised = control.dial.limit(now, state);
-        let limit = raised.min(control.tuner.admitted());
+        let limit = raised.min(admitted);
         if limit != gate.limit() || raised != ceiling {
             control.count_capacity(now, gate.limit());
         }

@@ -29,7 +29,7 @@ pub(crate) fn decided(pool: &str, mode: Mode, decision: &Decision) {
         };
     }
     match decision.reason() {
-        Reason::Slower | Reason::AtMaximum => tell!(tracing::Level::WARN),
+        Reason::AtMaximum => tell!(tracing::Level::WARN),
         _ => tell!(tracing::Level::DEBUG),
     }
 }

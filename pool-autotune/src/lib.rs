@@ -102,4 +102,4 @@ pub use crate::builder::{Builder, Mode};
 pub use crate::error::{BuildError, Error, Overload};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;
-pub use tower_capacity::gate::{Ask, Priority};
+pub use tower_capacity::gate::{Ask, Codel, Priority};

@@ -29,6 +29,8 @@ pub(crate) struct Stats {
     busy: TimeIntegral,
     queueing: TimeIntegral,
     waits: WaitHistogram,
+    /// Microseconds after which a use says nothing of the usual ones.
+    held_after_us: AtomicU64,
 }
 
 impl Stats {
@@ -50,7 +52,13 @@ impl Stats {
             busy: TimeIntegral::default(),
             queueing: TimeIntegral::default(),
             waits: WaitHistogram::default(),
+            held_after_us: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// From now on uses longer than this are not counted among the others.
+    pub(crate) fn hold_after(&self, after: Duration) {
+        self.held_after_us.store(after.as_micros() as u64, Relaxed);
     }
 
     pub(crate) fn arrived(&self) {
@@ -68,9 +76,12 @@ impl Stats {
 
     /// The end of a wait, whatever came of it.
     pub(crate) fn waited(&self, since: Instant, now: Instant, end: WaitEnd) {
-        self.queueing.leave(self.at(now), self.at(since));
-        let wait = now - since;
-        self.wait_us.fetch_add(wait.as_micros() as u64, Relaxed);
+        let (since, now) = (self.at(since), self.at(now));
+        self.queueing.leave(now, since);
+        // As the integral has it, so that the difference of both is the wait of those still queued.
+        let us = now.saturating_sub(since);
+        let wait = Duration::from_micros(us);
+        self.wait_us.fetch_add(us, Relaxed);
         self.waits.record(wait);
         if wait > self.slow_wait {
             self.slow_waits.fetch_add(1, Relaxed);
@@ -100,6 +111,9 @@ impl Stats {
         let ns = used.as_nanos() as u64;
         let us = ns / 1_000;
         self.busy.leave(since + us, since);
+        if us > self.held_after_us.load(Relaxed) {
+            return;
+        }
         self.use_ns.fetch_add(ns, Relaxed);
         let us = us.min(LONGEST_US);
         self.use_us_squared.fetch_add(us * us, Relaxed);
@@ -109,6 +123,11 @@ impl Stats {
     /// Checkouts that have their connection.
     pub(crate) fn in_hand(&self) -> usize {
         self.busy.count()
+    }
+
+    /// Connections given back.
+    pub(crate) fn completed(&self) -> u64 {
+        self.completions.load(Relaxed)
     }
 
     /// Microseconds since the epoch.
@@ -213,8 +232,10 @@ impl WindowReader {
             capacity: duration.saturating_mul(limit.try_into().unwrap_or(u32::MAX)),
             limit,
             queued,
+            // All waiting until now, less the waits that have ended.
+            queued_for: TimeIntegral::between(totals.wait_us, totals.queueing_us),
             // Not for the statistics to know.
-            nested: 0,
+            held: 0,
             app_busy: Duration::ZERO,
         };
         let mut counts = totals.waits;

@@ -1,0 +1,183 @@
+//! What must never happen again, one story each. In virtual time.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use pool_autotune::tuner::{Reason, Verdict};
+use pool_autotune::{Autotuned, Error};
+use support::{Dice, Memory};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn told(pool: &Autotuned<Memory>) -> String {
+    let lines = pool
+        .decisions()
+        .into_iter()
+        .map(|decision| format!("\n{decision}"));
+    lines.collect()
+}
+
+fn pool(max: usize) -> Autotuned<Memory> {
+    Autotuned::new(Memory::new(max, ms(3))).expect("a runtime")
+}
+
+/// Callers that come at random, `rate` a second, and hold a connection for as long as `hold` says.
+/// Returns how many were served and refused.
+async fn open_loop(
+    pool: &Autotuned<Memory>,
+    rate: u64,
+    lasts: Duration,
+    hold: Duration,
+) -> (usize, usize) {
+    let served = Arc::new(AtomicUsize::new(0));
+    let refused = Arc::new(AtomicUsize::new(0));
+    let mut dice = Dice(7);
+    let start = Instant::now();
+    let mut tasks = Vec::new();
+    while start.elapsed() < lasts {
+        let uniform = (dice.roll(1 << 20) + 1) as f64 / f64::from(1 << 20);
+        sleep(Duration::from_secs_f64(-uniform.ln() / rate as f64)).await;
+        let (pool, served, refused) = (pool.clone(), Arc::clone(&served), Arc::clone(&refused));
+        tasks.push(tokio::spawn(async move {
+            match pool.get().await {
+                Ok(_connection) => {
+                    sleep(hold).await;
+                    served.fetch_add(1, Relaxed);
+                }
+                Err(_) => _ = refused.fetch_add(1, Relaxed),
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    (served.load(Relaxed), refused.load(Relaxed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn queries_that_become_slower_get_the_connections_they_need() {
+    for (rate, before, after) in [(60, 20, 300), (30, 20, 500), (100, 5, 100), (40, 5, 200)] {
+        let pool = pool(50);
+        let (_, refused) = open_loop(&pool, rate, 60 * SECOND, ms(before)).await;
+        assert_eq!(refused, 0);
+        let (served, refused) = open_loop(&pool, rate, 120 * SECOND, ms(after)).await;
+        assert_eq!(refused, 0, "{served} served: {}", told(&pool));
+        let busy = (rate * after / 1_000) as usize;
+        assert!(pool.snapshot().target() >= busy, "{:?}", pool.snapshot());
+        let verdict = pool.verdict();
+        let is_bound = matches!(verdict, Verdict::AtKnee(_) | Verdict::BudgetBound);
+        assert!(!is_bound, "{verdict}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_held_for_life_leave_the_rest_of_the_maximum_to_others() {
+    for held in [1, 4, 8, 40] {
+        let pool = pool(50);
+        let line = line!() + 4;
+        let holders = (0..held).map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let connection = pool.get().await.expect("allowed");
+                std::future::pending::<()>().await;
+                drop(connection);
+            })
+        });
+        let holders: Vec<_> = holders.collect();
+        sleep(2 * SECOND).await;
+        let (served, refused) = open_loop(&pool, 40, 60 * SECOND, ms(5)).await;
+        assert_eq!(refused, 0, "{held} held, {served} served");
+        let now = pool.snapshot();
+        assert!(now.limit() >= held, "{now:?}");
+        let Verdict::Leaking(leak) = pool.verdict() else {
+            panic!("{}", pool.verdict())
+        };
+        assert_eq!((leak.count(), leak.call_site().line()), (held, line));
+        holders.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_reports_do_not_stop_short_queries() {
+    let pool = pool(50);
+    open_loop(&pool, 20, 20 * SECOND, ms(1)).await;
+    let reports = (0..5).map(|_| async {
+        let _connection = pool.get().await.expect("allowed");
+        sleep(20 * SECOND).await;
+    });
+    let (_, (served, refused)) =
+        tokio::join!(join_all(reports), open_loop(&pool, 20, 40 * SECOND, ms(1)));
+    assert_eq!(refused, 0, "{served} served");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_at_its_maximum_whose_every_connection_earns_its_share_is_hardly_probed() {
+    let pool = Autotuned::builder(Memory::new(10, ms(3))).wait_timeout(10 * SECOND);
+    let pool = pool.build().expect("valid settings");
+    let served = AtomicUsize::new(0);
+    let start = Instant::now();
+    let users = (0..60).map(|_| async {
+        while start.elapsed() < 600 * SECOND {
+            let _connection = pool.get().await.expect("in time");
+            sleep(ms(20)).await;
+            served.fetch_add(1, Relaxed);
+        }
+    });
+    join_all(users).await;
+    // 500 a second, all the time.
+    let part = served.load(Relaxed) as f64 / 300_000.0;
+    assert!(part > 0.98, "{part}");
+    assert_eq!(pool.verdict(), Verdict::BudgetBound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_task_that_works_with_many_connections_is_no_deadlock() {
+    let pool = Autotuned::builder(Memory::new(50, ms(3))).wait_timeout(30 * SECOND);
+    let pool = pool.build().expect("valid settings");
+    // One row, that everybody updates.
+    let row = Mutex::new(());
+    let mut worst = 0;
+    stream::iter(0..20_000)
+        .map(|_| async {
+            let _connection = pool.get().await.expect("in time");
+            let _locked = row.lock().await;
+            sleep(ms(1)).await;
+        })
+        .buffer_unordered(100)
+        .for_each(|()| {
+            worst += usize::from(matches!(pool.verdict(), Verdict::NestedAcquire(_)));
+            async {}
+        })
+        .await;
+    assert_eq!(worst, 0, "each of them came back");
+    let now = pool.snapshot();
+    assert!(now.target() <= 16, "{now:?}: {:?}", pool.decisions());
+}
+
+#[tokio::test(start_paused = true)]
+async fn growth_is_told_by_what_was_seen() {
+    let pool = pool(50);
+    open_loop(&pool, 60, 20 * SECOND, ms(300)).await;
+    let decisions = pool.decisions();
+    let grown = decisions.iter().find(|decision| decision.is_resize());
+    let grown = grown.expect("18 are needed");
+    assert_eq!(grown.reason(), Reason::Starving);
+    let text = grown.to_string();
+    assert!(
+        text.contains("wait longer than a connection takes to open"),
+        "{text}"
+    );
+    let never = pool.get().await;
+    assert!(!matches!(never, Err(Error::Timeout(_))));
+}
