@@ -186,13 +186,12 @@ impl<P: Adapter> Autotuned<P> {
     }
 
     /// Closes every connection opened until now, the idle ones at once and those in use as they come
-    /// back, and starts anew with half the target.
+    /// back. In [`Mode::Recommend`] none is closed.
     ///
     /// To be called when the server has changed under connections that look alive: a primary that
     /// became read-only (SQLSTATE 25006), an address that now leads elsewhere. Connections that
     /// *are* dead need no call: the pool behind finds them out. New ones are opened within the dial
-    /// budget, and the tuner forgets what it learned and decides nothing until a second after they are
-    /// open, or for ten seconds.
+    /// budget, and the tuner forgets what it learned.
     pub fn failover(&self) {
         self.shared.failover();
     }
@@ -208,12 +207,15 @@ impl<P: Adapter> Autotuned<P> {
 
     /// Says which SQLSTATE a query failed with.
     ///
-    /// - `25006` (read-only transaction), `57P01`, `57P02`, `57P03` (shutdown, crash, starting up),
-    ///   class `08` (connection): the server under the connections has changed, so
-    ///   [`failover`](Self::failover), once in ten seconds at most.
+    /// - `25006` (read-only transaction), `57P02`, `57P03` (crash, starting up): the server under the
+    ///   connections has changed, so [`failover`](Self::failover), once in ten seconds at most.
+    /// - `57P01` (ended by an operator or by a shutdown), `08000`, `08001`, `08003`, `08006`, `08007`
+    ///   (connection lost): a failover too, if it is told twice within a second. Once is that
+    ///   connection's affair.
     /// - `53300` (too many connections): no more are opened for a while, as after any failed dial.
     ///
-    /// Others say nothing about the pool.
+    /// Others say nothing about the pool, nor does `08P01` (protocol violation), which `PgBouncer`
+    /// sends when it has no place for another client.
     pub fn note_sqlstate(&self, code: &str) {
         self.shared.note_sqlstate(code);
     }
@@ -310,27 +312,51 @@ impl<P: Adapter> Drop for Checkout<P> {
         self.shared.recorder.used(used);
         self.shared.holders.leave(self.slot);
         let ceiling = self.shared.ceiling();
-        if self.generation != self.shared.generation.load(Ordering::Acquire) {
+        let back = if self.generation == self.shared.generation.load(Ordering::Acquire) {
+            self.shared.adapter.put_back(connection)
+        } else {
             let since = self.shared.control().generation_since;
-            self.shared.adapter.discard(connection, since);
-            return self.shared.put_back(permit, ceiling, self.since_us, used);
-        }
-        match self.shared.adapter.put_back(connection) {
+            self.shared.adapter.discard(connection, since)
+        };
+        match back {
             PutBack::Done => self.shared.put_back(permit, ceiling, self.since_us, used),
             PutBack::Later(back) => {
-                let shared = Arc::clone(&self.shared);
-                let (since, since_us) = (self.since, self.since_us);
+                let returning = Returning {
+                    shared: Arc::clone(&self.shared),
+                    permit: Some(permit),
+                    ceiling,
+                    since: self.since,
+                    since_us: self.since_us,
+                };
                 let back = async move {
                     // Done or given up: either way it is not out any more.
                     let _ = timeout(BACK_WITHIN, back).await;
-                    shared.put_back(permit, ceiling, since_us, since.elapsed());
+                    drop(returning);
                 };
-                match Handle::try_current() {
-                    Ok(runtime) => drop(runtime.spawn(back)),
-                    // Nobody to do it: dropping it closes the connection and returns the permit.
-                    Err(_) => self.shared.stats.returned(self.since_us, used),
+                // Without a runtime, dropping it closes the connection and returns the permit.
+                if let Ok(runtime) = Handle::try_current() {
+                    drop(runtime.spawn(back));
                 }
             }
+        }
+    }
+}
+
+/// A connection on its way back. It is back when this is dropped, by the end of the runtime, too.
+struct Returning<P: Adapter> {
+    shared: Arc<Shared<P>>,
+    permit: Option<Permit>,
+    ceiling: usize,
+    since: Instant,
+    since_us: u64,
+}
+
+impl<P: Adapter> Drop for Returning<P> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            let used = self.since.elapsed();
+            self.shared
+                .put_back(permit, self.ceiling, self.since_us, used);
         }
     }
 }
@@ -410,6 +436,9 @@ impl<P: Adapter> Shared<P> {
                 if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
                     self.dial_failed();
                 }
+                if self.adapter.is_closed() {
+                    return Err(Error::Closed);
+                }
                 return Err(Error::Backend(error));
             }
             Err(_) => {
@@ -445,11 +474,12 @@ impl<P: Adapter> Shared<P> {
     }
 
     async fn wait(
-        &self,
+        self: &Arc<Self>,
         start: Instant,
         call_site: &'static Location<'static>,
         ask: Ask,
     ) -> Result<Permit, Error<P::Error>> {
+        self.revive_driver(start);
         let mut waiting = Waiting {
             shared: self,
             since: start,
@@ -500,17 +530,10 @@ impl<P: Adapter> Shared<P> {
     }
 
     fn note_sqlstate(&self, code: &str) -> Option<sqlstate::Meaning> {
-        /// Every connection of the old server will say the same.
-        const ONCE_IN: Duration = Duration::from_secs(10);
         let meaning = sqlstate::meaning(code);
         match meaning {
-            Some(sqlstate::Meaning::ServerChanged) => {
-                let last = self.control().generation_since;
-                let is_first = self.generation.load(Ordering::Acquire) == 0;
-                if is_first || last.elapsed() >= ONCE_IN {
-                    self.failover();
-                }
-            }
+            Some(sqlstate::Meaning::ServerChanged) => self.server_changed(),
+            Some(sqlstate::Meaning::ConnectionLost) => self.connection_lost(),
             Some(sqlstate::Meaning::TooManyConnections) => self.dial_failed(),
             None => {}
         }

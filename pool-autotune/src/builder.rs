@@ -199,6 +199,7 @@ impl<P: Adapter> Builder<P> {
     pub fn build(self) -> Result<Autotuned<P>, BuildError> {
         let runtime = Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         check_tuner(&self.tuner)?;
+        self.pool.check().map_err(BuildError::Setting)?;
         let pool_max = self.pool.max_size();
         let bounds = self.checked_bounds(pool_max)?;
         let wait_timeout = self.checked_wait_timeout()?;
@@ -281,7 +282,8 @@ impl<P: Adapter> Builder<P> {
             control: Mutex::new(control),
             stats,
         });
-        runtime.spawn(driver::run(Arc::downgrade(&shared), news));
+        let driver = runtime.spawn(driver::run(Arc::downgrade(&shared), news, 0));
+        shared.control().driver = Some(driver.abort_handle());
         Ok(Autotuned::from_shared(shared))
     }
 

@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::adapter::Adapter;
@@ -29,8 +31,12 @@ pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// The same while checkouts wait and the tuner may open more for them.
 const SOON: Duration = Duration::from_millis(10);
 
-pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>) {
-    while let Some(wake) = pool.upgrade().map(|pool| pool.step(Instant::now())) {
+/// `turn`: a task with a later one has taken its place.
+pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>, turn: u64) {
+    while let Some(wake) = pool
+        .upgrade()
+        .and_then(|pool| pool.step(turn, Instant::now()))
+    {
         // Both ends mean the same: look again.
         let _ = timeout_at(wake, news.notified()).await;
     }
@@ -57,6 +63,13 @@ pub(crate) struct Control {
     suspected: Option<(NestedAcquire, u64)>,
     /// Connections opened before are from before the last failover.
     pub(crate) generation_since: Instant,
+    failed_over: Option<Instant>,
+    /// When the last connection was told to be lost.
+    lost: Option<Instant>,
+    /// The task that drives the pool, which of several it is, and when it last did.
+    pub(crate) driver: Option<AbortHandle>,
+    turn: u64,
+    stepped: Instant,
     /// Since when checkouts wait for connections that are allowed and do not open.
     opening_since: Option<Instant>,
     app: AppClock,
@@ -86,6 +99,11 @@ impl Control {
             nested: None,
             suspected: None,
             generation_since: now,
+            failed_over: None,
+            lost: None,
+            driver: None,
+            turn: 0,
+            stepped: now,
             opening_since: None,
             app: AppClock::start(),
             sheds: false,
@@ -180,7 +198,7 @@ impl AppClock {
 
     #[cfg(target_has_atomic = "64")]
     fn total() -> Duration {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let Ok(runtime) = Handle::try_current() else {
             return Duration::ZERO;
         };
         let runtime = runtime.metrics();
@@ -201,8 +219,13 @@ impl AppClock {
 impl<P: Adapter> Shared<P> {
     /// Closes a window if it is time, moves the limit towards its target, and says when to look
     /// again.
-    fn step(&self, now: Instant) -> Instant {
+    /// `None` ends the task.
+    fn step(&self, turn: u64, now: Instant) -> Option<Instant> {
         let mut control = self.control();
+        if control.turn != turn {
+            return None;
+        }
+        control.stepped = now;
         if now >= control.next_window {
             self.close_window(&mut control, now);
             control.next_window = now + TICK;
@@ -214,9 +237,50 @@ impl<P: Adapter> Shared<P> {
         let waiting_for_token = self.gate.queued() > 0
             && self.ceiling() < self.allowed.load(Relaxed)
             && self.mode == Mode::Enforce;
-        match control.dial.next_token() {
+        Some(match control.dial.next_token() {
             Some(token) if waiting_for_token => token.min(control.next_window),
             _ => control.next_window,
+        })
+    }
+
+    /// Drives the pool from this runtime, if the one that did has ended or stands still.
+    pub(crate) fn revive_driver(self: &Arc<Self>, now: Instant) {
+        /// Four windows.
+        const STILL: Duration = Duration::from_secs(1);
+        let mut control = self.control();
+        let has_ended = control.driver.as_ref().is_none_or(AbortHandle::is_finished);
+        if !has_ended && now.saturating_duration_since(control.stepped) < STILL {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        control.turn += 1;
+        control.stepped = now;
+        let driver = run(Arc::downgrade(self), Arc::clone(&self.news), control.turn);
+        control.driver = Some(runtime.spawn(driver).abort_handle());
+        events::revived(&self.name);
+    }
+
+    /// One event is one failover, whichever of its errors is told first.
+    pub(crate) fn server_changed(&self) {
+        /// Every connection of the old server says the same.
+        const ONCE_IN: Duration = Duration::from_secs(10);
+        let now = Instant::now();
+        let mut control = self.control();
+        let last = control.failed_over;
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= ONCE_IN) {
+            self.fail_over(&mut control, now);
+        }
+    }
+
+    /// A second connection that is lost within a second tells of the server.
+    pub(crate) fn connection_lost(&self) {
+        const TOGETHER: Duration = Duration::from_secs(1);
+        let now = Instant::now();
+        let last = self.control().lost.replace(now);
+        if last.is_some_and(|last| now.saturating_duration_since(last) <= TOGETHER) {
+            self.server_changed();
         }
     }
 
@@ -258,17 +322,22 @@ impl<P: Adapter> Shared<P> {
     }
 
     pub(crate) fn failover(&self) {
-        let now = Instant::now();
-        let mut control = self.control();
-        control.generation_since = now;
-        self.generation.fetch_add(1, AcqRel);
-        self.close_all_idle();
+        self.fail_over(&mut self.control(), Instant::now());
+    }
+
+    fn fail_over(&self, control: &mut Control, now: Instant) {
+        control.failed_over = Some(now);
+        if self.mode == Mode::Enforce {
+            control.generation_since = now;
+            self.generation.fetch_add(1, AcqRel);
+            self.close_all_idle();
+        }
         let decision = control.tuner.failover(now);
         control.recording.failover(now);
         #[cfg(feature = "json")]
         control.log(&decision, || Given::Failover);
-        self.record(&mut control, decision);
-        self.apply(&mut control, now);
+        self.record(control, decision);
+        self.apply(control, now);
     }
 
     /// A dial failed: for a while, the pool lives on what it has.
@@ -292,6 +361,10 @@ impl<P: Adapter> Shared<P> {
             && now.saturating_duration_since(at) < NESTED_FOR
         {
             return Verdict::NestedAcquire(nested);
+        }
+        let is_down = control.dial.is_failing() && self.adapter.size() == 0;
+        if is_down {
+            return Verdict::ConnectBound;
         }
         if control
             .opening_since

@@ -253,14 +253,14 @@ impl WindowReader {
 
 /// ∫n dt of a count that goes up and down, exact to a microsecond, in one atomic word.
 ///
-/// The low 16 bits hold n. The rest holds A = Σ(time of each leave) − Σ(time of each enter)
-/// modulo 2⁴⁸ µs (nine years), so that ∫n dt up to t is A + n·t at any moment, with those still
+/// The low 21 bits hold n, as many as a gate may hold. The rest holds A = Σ(time of each leave) −
+/// Σ(time of each enter) modulo 2⁴³ µs (a hundred days), so that ∫n dt up to t is A + n·t at any moment, with those still
 /// inside counted up to t. Both change in one addition: the word can be read at any time.
 #[derive(Debug, Default)]
 struct TimeIntegral(AtomicU64);
 
 impl TimeIntegral {
-    const COUNT_BITS: u32 = 16;
+    const COUNT_BITS: u32 = 21;
 
     fn enter(&self, at: u64) {
         let added = 1u64.wrapping_sub(at << Self::COUNT_BITS);
@@ -277,7 +277,7 @@ impl TimeIntegral {
         (self.0.load(Relaxed) & ((1 << Self::COUNT_BITS) - 1)) as usize
     }
 
-    /// ∫n dt up to `at`, in microseconds modulo 2⁴⁸.
+    /// ∫n dt up to `at`, in microseconds modulo 2⁴³.
     fn read(&self, at: u64) -> u64 {
         let word = self.0.load(Relaxed);
         let count = word & ((1 << Self::COUNT_BITS) - 1);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use pool_autotune::tuner::{Reason, Verdict};
-use pool_autotune::{Autotuned, Error};
+use pool_autotune::{Autotuned, Error, Mode};
 use support::{Dice, Memory};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -180,4 +180,122 @@ async fn growth_is_told_by_what_was_seen() {
     );
     let never = pool.get().await;
     assert!(!matches!(never, Err(Error::Timeout(_))));
+}
+
+#[test]
+fn a_pool_whose_runtime_has_ended_is_driven_from_another() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime")
+    };
+    let first = runtime();
+    let pool = first.block_on(async { pool(50) });
+    drop(first);
+    runtime().block_on(async {
+        let (served, refused) = open_loop(&pool, 100, 20 * SECOND, ms(200)).await;
+        assert_eq!(refused, 0, "{served} served");
+        assert!(pool.snapshot().target() >= 20, "{:?}", pool.snapshot());
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn recommend_mode_closes_nothing_whatever_it_is_told() {
+    let memory = Memory::new(8, ms(3));
+    let builder = Autotuned::builder(memory.clone()).mode(Mode::Recommend);
+    let pool = builder.build().expect("valid settings");
+    let users = (0..6).map(|_| async {
+        let _connection = pool.get().await.expect("free");
+        sleep(ms(10)).await;
+    });
+    join_all(users).await;
+    let held = pool.get().await.expect("free");
+    for code in ["57P01", "57P01", "57P02", "25006", "53300"] {
+        pool.note_sqlstate(code);
+    }
+    pool.failover();
+    drop(held);
+    sleep(SECOND).await;
+    assert_eq!(pool.snapshot().size(), 6);
+    assert_eq!(pool.snapshot().limit(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_lost_connection_and_a_bad_statement_are_no_failover_and_two_lost_ones_are() {
+    let pool = pool(8);
+    drop(pool.get().await.expect("free"));
+    let failovers = || {
+        let decisions = pool.decisions();
+        let failover = decisions
+            .iter()
+            .filter(|decision| decision.reason() == Reason::Failover);
+        failover.count()
+    };
+    for _ in 0..50 {
+        pool.note_sqlstate("08P01");
+    }
+    pool.note_sqlstate("57P01");
+    assert_eq!(failovers(), 0, "an operator ended one connection");
+    sleep(2 * SECOND).await;
+    pool.note_sqlstate("57P01");
+    assert_eq!(failovers(), 0, "and another, later");
+    pool.note_sqlstate("08006");
+    assert_eq!(failovers(), 1);
+    pool.note_sqlstate("57P02");
+    assert_eq!(failovers(), 1, "the same event");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_shutdown_told_by_many_threads_at_once_is_one_failover() {
+    for _ in 0..100 {
+        let pool = pool(64);
+        let barrier = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    pool.note_sqlstate("57P02");
+                });
+            }
+        });
+        let decisions = pool.decisions();
+        let failovers = decisions
+            .iter()
+            .filter(|decision| decision.reason() == Reason::Failover);
+        assert_eq!(failovers.count(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn seventy_thousand_waiters_are_counted() {
+    let builder = Autotuned::builder(Memory::new(1, ms(3))).mode(Mode::Recommend);
+    let pool = builder.build().expect("valid settings");
+    let held = pool.get().await.expect("free");
+    let waiting: Vec<_> = (0..70_000)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.get().await.map(drop) })
+        })
+        .collect();
+    sleep(25 * SECOND).await;
+    let last = pool.decisions().pop().expect("it is saturated");
+    assert!(last.inputs().mean_queue > 60_000.0, "{last}");
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_sqlx_pool_that_reopens_by_itself_what_is_closed_is_refused() {
+    let options = sqlx::postgres::PgPoolOptions::new().min_connections(10);
+    let inner = options
+        .connect_lazy("postgres://localhost/orders")
+        .expect("a url");
+    let error = Autotuned::new(inner).expect_err("it would reopen them");
+    assert!(
+        error.to_string().contains("min_connections is 10"),
+        "{error}"
+    );
 }

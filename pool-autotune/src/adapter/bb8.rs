@@ -34,7 +34,7 @@ use bb8::{AddError, Builder, ManageConnection, Pool, PooledConnection};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::{Adapter, Checked};
+use super::{Adapter, Checked, PutBack};
 
 /// A bb8 pool that can be tuned.
 #[derive(Clone)]
@@ -157,8 +157,9 @@ where
         self.open().await.map(Checked::Opened)
     }
 
-    fn discard(&self, connection: Connection<M>, _before: Instant) {
+    fn discard(&self, connection: Connection<M>, _before: Instant) -> PutBack {
         connection.close();
+        PutBack::Done
     }
 
     fn close_idle(&self, count: usize) -> usize {

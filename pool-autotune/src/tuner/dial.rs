@@ -98,6 +98,12 @@ impl DialBudget {
         self.frozen = Some((now + freeze, (2 * freeze).min(LONGEST)));
     }
 
+    /// Whether the last dial failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.frozen.is_some()
+    }
+
     /// A dial succeeded.
     pub fn succeeded(&mut self) {
         self.frozen = None;
