@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 use tower_capacity::gate::{Ask, Codel, Gate, Permit, Refused, RefusedReason};
 
@@ -426,7 +427,7 @@ impl<P: Adapter> Shared<P> {
             // Most are there at once, and need no timer.
             match poll_once(opening.as_mut()).await {
                 Poll::Ready(opened) => Ok(opened),
-                Poll::Pending => timeout_at(deadline(admitted, self.open_timeout), opening).await,
+                Poll::Pending => self.open(admitted, opening).await,
             }
         };
         let (connection, since) = match opened {
@@ -460,6 +461,30 @@ impl<P: Adapter> Shared<P> {
             generation,
             shared: self,
         })
+    }
+
+    /// Waits for a connection that is being opened or checked.
+    async fn open<F: Future>(
+        &self,
+        admitted: Instant,
+        mut opening: Pin<&mut F>,
+    ) -> Result<F::Output, Elapsed> {
+        /// What takes longer hangs, as far as the others are concerned.
+        const HANGS: Duration = Duration::from_millis(500);
+        let deadline = deadline(admitted, self.open_timeout);
+        if self.mode == Mode::Enforce {
+            // Where an idle connection was found dead, those that wait for their turn to find the
+            // next are too many.
+            if self.adapter.size() < self.ceiling() {
+                self.apply(&mut self.control(), Instant::now());
+            }
+            let hangs = deadline.min(admitted + HANGS);
+            if let Ok(opened) = timeout_at(hangs, opening.as_mut()).await {
+                return Ok(opened);
+            }
+        }
+        let _hanging = Hanging::begin(self);
+        timeout_at(deadline, opening).await
     }
 
     /// Whether the turn of a checkout is expected after the time it has left: those ahead of it and
@@ -612,6 +637,28 @@ impl<P> Drop for Shared<P> {
     fn drop(&mut self) {
         // The driver finds nothing to drive, and ends.
         self.news.notify_one();
+    }
+}
+
+/// A checkout whose connection does not open.
+struct Hanging<'a, P: Adapter>(&'a Shared<P>);
+
+impl<'a, P: Adapter> Hanging<'a, P> {
+    fn begin(shared: &'a Shared<P>) -> Self {
+        let mut control = shared.control();
+        control.hanging += 1;
+        shared.apply(&mut control, Instant::now());
+        drop(control);
+        shared.news.notify_one();
+        Self(shared)
+    }
+}
+
+impl<P: Adapter> Drop for Hanging<'_, P> {
+    fn drop(&mut self) {
+        let mut control = self.0.control();
+        control.hanging -= 1;
+        self.0.apply(&mut control, Instant::now());
     }
 }
 

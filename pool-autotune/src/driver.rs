@@ -78,6 +78,8 @@ pub(crate) struct Control {
     /// The last usual use time that was seen.
     usual: Option<Duration>,
     held_after: Duration,
+    /// Checkouts whose connection does not open.
+    pub(crate) hanging: usize,
     /// Connections held for far longer, at the last look.
     held: Held,
     #[cfg(feature = "json")]
@@ -109,6 +111,7 @@ impl Control {
             sheds: false,
             usual: None,
             held_after: Duration::MAX,
+            hanging: 0,
             held: Held::default(),
             #[cfg(feature = "json")]
             log: None,
@@ -237,10 +240,13 @@ impl<P: Adapter> Shared<P> {
         let waiting_for_token = self.gate.queued() > 0
             && self.ceiling() < self.allowed.load(Relaxed)
             && self.mode == Mode::Enforce;
-        Some(match control.dial.next_token() {
-            Some(token) if waiting_for_token => token.min(control.next_window),
-            _ => control.next_window,
-        })
+        let mut wake = control.next_window;
+        if waiting_for_token {
+            let next = control.dial.next_token().into_iter();
+            let next = next.chain(control.dial.next_try().filter(|&next| next > now));
+            wake = next.fold(wake, Instant::min);
+        }
+        Some(wake)
     }
 
     /// Drives the pool from this runtime, if the one that did has ended or stands still.
@@ -461,7 +467,7 @@ impl<P: Adapter> Shared<P> {
     }
 
     /// Moves the limit in force towards the target, and closes what is too many.
-    fn apply(&self, control: &mut Control, now: Instant) {
+    pub(crate) fn apply(&self, control: &mut Control, now: Instant) {
         if self.mode == Mode::Recommend {
             return;
         }
@@ -470,11 +476,15 @@ impl<P: Adapter> Shared<P> {
         let max = control.tuner.bounds().max();
         let with_held = |connections: usize| (connections + control.held.count).min(max);
         let target = with_held(self.target.load(Relaxed));
-        self.allowed.store(target, Relaxed);
         let admitted = with_held(control.tuner.admitted());
-        let state = DialState::new(ceiling, target, self.adapter.size(), gate.queued());
+        // A dial that hangs holds no place: another may be made beside it.
+        let hanging = control.hanging;
+        let target = (target + hanging).min(max);
+        self.allowed.store(target, Relaxed);
+        let size = self.adapter.size() + hanging;
+        let state = DialState::new(ceiling, target, size, gate.queued());
         let raised = control.dial.limit(now, state);
-        let limit = raised.min(admitted);
+        let limit = raised.min(admitted + hanging);
         if limit != gate.limit() || raised != ceiling {
             control.count_capacity(now, gate.limit());
         }
@@ -486,7 +496,7 @@ impl<P: Adapter> Shared<P> {
         if limit != self.gate.limit() {
             self.gate.set_limit(limit);
         }
-        let opening = raised < target && gate.queued() > 0;
+        let opening = raised < target && gate.queued() > 0 || hanging > 0;
         control.opening_since = opening.then(|| control.opening_since.unwrap_or(now));
         // A pool that puts connections back late leaves some to be closed later.
         // The limit of a dither is no reason to close any: it ends in a second.

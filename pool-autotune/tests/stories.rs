@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
+use pool_autotune::adapter::Adapter;
+use pool_autotune::adapter::bb8::Bb8;
 use pool_autotune::tuner::{Reason, Verdict};
 use pool_autotune::{Autotuned, Error, Mode};
 use support::{Dice, Memory};
@@ -34,8 +36,8 @@ fn pool(max: usize) -> Autotuned<Memory> {
 
 /// Callers that come at random, `rate` a second, and hold a connection for as long as `hold` says.
 /// Returns how many were served and refused.
-async fn open_loop(
-    pool: &Autotuned<Memory>,
+async fn open_loop<P: Adapter>(
+    pool: &Autotuned<P>,
     rate: u64,
     lasts: Duration,
     hold: Duration,
@@ -298,4 +300,133 @@ async fn a_sqlx_pool_that_reopens_by_itself_what_is_closed_is_refused() {
         error.to_string().contains("min_connections is 10"),
         "{error}"
     );
+}
+
+/// A server as dials see it.
+struct Server {
+    dial: Duration,
+    /// Whether a connection is broken as soon as it is open.
+    broken: bool,
+    /// Dials fail, or hang.
+    fails: bool,
+    hangs: Arc<std::sync::atomic::AtomicBool>,
+    dials: Arc<AtomicUsize>,
+}
+
+impl Server {
+    fn new(dial: Duration) -> Self {
+        Self {
+            dial,
+            broken: false,
+            fails: false,
+            hangs: Arc::default(),
+            dials: Arc::default(),
+        }
+    }
+
+    async fn dial(&self) -> Result<(), std::io::Error> {
+        self.dials.fetch_add(1, Relaxed);
+        if self.hangs.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        sleep(self.dial).await;
+        if self.fails {
+            return Err(std::io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(())
+    }
+}
+
+impl bb8::ManageConnection for Server {
+    type Connection = ();
+    type Error = std::io::Error;
+
+    async fn connect(&self) -> Result<(), std::io::Error> {
+        self.dial().await
+    }
+
+    async fn is_valid(&self, (): &mut ()) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+
+    fn has_broken(&self, (): &mut ()) -> bool {
+        self.broken
+    }
+}
+
+impl deadpool::managed::Manager for Server {
+    type Type = ();
+    type Error = std::io::Error;
+
+    async fn create(&self) -> Result<(), std::io::Error> {
+        self.dial().await
+    }
+
+    async fn recycle(
+        &self,
+        (): &mut (),
+        _: &deadpool::managed::Metrics,
+    ) -> deadpool::managed::RecycleResult<std::io::Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_are_broken_from_birth_serve_once_each() {
+    let server = Server {
+        broken: true,
+        ..Server::new(ms(1))
+    };
+    let dials = Arc::clone(&server.dials);
+    let pool = Autotuned::new(Bb8::new(bb8::Pool::builder().max_size(5), server));
+    let pool = pool.expect("a runtime");
+    let served = join_all((0..10).map(|_| async { pool.get().await.map(drop) })).await;
+    assert_eq!(served.iter().filter(|served| served.is_ok()).count(), 10);
+    assert_eq!(dials.load(Relaxed), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_hangs_up_is_not_dialled_in_a_storm() {
+    let server = Server {
+        fails: true,
+        ..Server::new(ms(1))
+    };
+    let dials = Arc::clone(&server.dials);
+    let inner = deadpool::managed::Pool::<Server>::builder(server).max_size(50);
+    let pool = Autotuned::new(inner.build().expect("no timeouts are set")).expect("a runtime");
+    let start = Instant::now();
+    let callers = (0..40).map(|_| async {
+        while start.elapsed() < 3 * SECOND {
+            assert!(pool.get().await.is_err());
+            sleep(ms(5)).await;
+        }
+    });
+    join_all(callers).await;
+    assert!(dials.load(Relaxed) <= 30, "{dials:?}");
+    assert_eq!(pool.verdict(), Verdict::ConnectBound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dials_that_hang_keep_no_place_from_those_that_do_not() {
+    let server = Server::new(ms(3));
+    let hangs = Arc::clone(&server.hangs);
+    hangs.store(true, Relaxed);
+    let inner = deadpool::managed::Pool::<Server>::builder(server).max_size(50);
+    let pool = Autotuned::builder(inner.build().expect("no timeouts are set"));
+    let pool = pool
+        .open_timeout(30 * SECOND)
+        .build()
+        .expect("valid settings");
+    let stuck: Vec<_> = (0..8)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.get().await.map(drop) })
+        })
+        .collect();
+    sleep(3 * SECOND).await;
+    hangs.store(false, Relaxed);
+    sleep(SECOND).await;
+    let (served, refused) = open_loop(&pool, 15, 5 * SECOND, ms(10)).await;
+    assert_eq!(refused, 0, "{served} served");
+    stuck.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -287,7 +287,7 @@ impl Tuner {
         let reach = self
             .knee
             .open_to(self.target)
-            .min(self.target + window.queued);
+            .min(self.target + window.queued.max(gave_up(window) as usize));
         let target = self.bounds.clamp(reach);
         if target == self.target {
             return None;
@@ -304,19 +304,23 @@ impl Tuner {
     /// Whether checkouts have waited for longer than opening a connection takes, and no growth is
     /// under way.
     fn is_starving(&self, window: &PoolWindow) -> bool {
-        /// Where callers give up, or nothing was seen yet, no wait below this is worth a connection.
+        /// Where nothing was seen yet, no wait below this is worth a connection.
         const SHORTEST: Duration = Duration::from_millis(5);
-        let gives_up = window.timeouts + window.cancelled > 0;
-        let shortest = if gives_up {
+        let room = self.bounds.max().saturating_sub(window.held);
+        if window.limit < self.target.min(room) {
+            return false;
+        }
+        // Some have no patience for a dial, and the next will not wait for it either.
+        if gave_up(window) > 0 {
+            return true;
+        }
+        let shortest = if self.base.get().is_none() {
             SHORTEST
         } else {
             self.config.slow_wait
         };
         let dial = self.dial.map_or(Duration::ZERO, Duration::from_secs_f64);
-        let room = self.bounds.max().saturating_sub(window.held);
-        window.queued > 0
-            && window.limit >= self.target.min(room)
-            && window.mean_age() > dial.max(shortest)
+        window.queued > 0 && window.mean_age() > dial.max(shortest)
     }
 
     /// The fast path: a backlog that more connections will work off.
@@ -627,6 +631,11 @@ impl Tuner {
             inputs,
         }
     }
+}
+
+/// Checkouts that gave up waiting.
+fn gave_up(window: &PoolWindow) -> u64 {
+    window.timeouts + window.cancelled
 }
 
 /// Whether checkouts wait for connections more than they should, be it in bursts.
