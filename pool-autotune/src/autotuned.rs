@@ -48,7 +48,9 @@ impl<P: Adapter> Autotuned<P> {
     ///
     /// # Errors
     ///
-    /// When called outside a tokio runtime, or when the pool was built for no connections at all.
+    /// Fails outside of a tokio runtime, if the pool was built for no connections at all, if its own
+    /// wait timeout is zero, or if its settings work against the tuner
+    /// ([`Adapter::check`](crate::adapter::Adapter::check)).
     pub fn new(pool: P) -> Result<Self, BuildError> {
         Self::builder(pool).build()
     }
@@ -122,6 +124,23 @@ impl<P: Adapter> Autotuned<P> {
     ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<'_, P> {
         let call_site = Location::caller();
         async move { Arc::clone(&self.shared).checkout(call_site, ask).await }
+    }
+
+    /// Like [`get`](Self::get), except that the future owns the pool and can be spawned.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Like [`get`](Self::get).
+    #[track_caller]
+    pub fn get_owned(
+        &self,
+    ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<P> {
+        let shared = Arc::clone(&self.shared);
+        shared.checkout(Location::caller(), Ask::new())
     }
 
     /// The state of the pool now.
@@ -221,9 +240,30 @@ impl<P: Adapter> Autotuned<P> {
         self.shared.note_sqlstate(code);
     }
 
-    /// Refuses every checkout from now on. Those in line and those checked out are not affected.
+    /// Refuses every checkout from now on. Those that wait and those checked out are not affected.
+    /// See [`drain`](Self::drain) to wait for them.
     pub fn close(&self) {
         self.shared.gate.close();
+    }
+
+    /// Closes the pool, waits until every checkout is back, for at most `within`, and closes the idle
+    /// connections. Returns whether all of them came back.
+    ///
+    /// # Cancel safety
+    ///
+    /// The pool stays closed; the idle connections may still be open.
+    pub async fn drain(&self, within: Duration) -> bool {
+        self.close();
+        let end = deadline(Instant::now(), within);
+        let is_empty = timeout_at(end, self.shared.gate.emptied()).await.is_ok();
+        self.shared.adapter.close_idle(usize::MAX);
+        is_empty
+    }
+
+    /// Whether checkouts are refused because the pool was closed: not ready any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.gate.is_closed() || self.shared.adapter.is_closed()
     }
 
     /// The pool behind. A checkout made there is invisible to the gate.

@@ -430,3 +430,22 @@ async fn dials_that_hang_keep_no_place_from_those_that_do_not() {
     assert_eq!(refused, 0, "{served} served");
     stuck.iter().for_each(tokio::task::JoinHandle::abort);
 }
+
+#[tokio::test(start_paused = true)]
+async fn draining_waits_for_those_inside_and_closes_what_is_idle() {
+    let memory = Memory::new(8, ms(3));
+    let pool = Autotuned::new(memory.clone()).expect("a runtime");
+    let first = tokio::spawn(pool.get_owned()).await.expect("no panic");
+    let first = first.expect("free");
+    let user = tokio::spawn(async move {
+        sleep(SECOND).await;
+        drop(first);
+    });
+    assert!(!pool.is_closed());
+    assert!(!pool.drain(ms(100)).await, "one is out");
+    assert!(pool.is_closed());
+    assert!(matches!(pool.get().await, Err(Error::Closed)));
+    assert!(pool.drain(10 * SECOND).await);
+    user.await.expect("no panic");
+    assert_eq!(pool.snapshot().size(), 0);
+}
