@@ -738,7 +738,7 @@ impl Knee {
                 self.growth = SMALL_GROWTH;
                 // It costs a fifth of the throughput for half of its time.
                 self.probe_after = now + self.probe_retry;
-                self.probe_retry = (2 * self.probe_retry).min(self.config.retry_max);
+                self.probe_retry = (2 * self.probe_retry).min(self.config.retry_max / 2);
             }
             Outcome::Unclear(_) => self.wait(now),
         }
