@@ -45,6 +45,8 @@ const DOUBLE: f64 = 2.0;
 const GROWTH: f64 = 1.4;
 /// Share of deaths among the requests that ended from which the limit falls.
 const DEATHS: f64 = 0.2;
+/// Share of deaths above which nothing is lost by a low limit.
+const HOPELESS: f64 = 0.9;
 /// When the first probe is due, and the longest pause between two: in seconds and in windows.
 const SOONEST: (f64, f64) = (1.0, 16.0);
 const LATEST: (f64, f64) = (30.0, 128.0);
@@ -278,6 +280,10 @@ impl Knee {
         self.slow_start = false;
         self.first_start = false;
         if (at <= first.limit / 8.0 || at < 1.5) && share > 0.7 * first.share {
+            // Where hardly anything is done, a higher limit would do no more.
+            if share > HOPELESS {
+                return Some(("deaths", self.limit));
+            }
             self.own_deaths = share;
             self.limit = first.limit;
             self.base = first.base;

@@ -34,7 +34,7 @@
 //! - **Death.** When a fifth of the requests that end were given up inside, at an age above the usual
 //!   service time, the limit is at least halved, and *S* with it, whatever the windows say. If an
 //!   eighth of the limit changes nothing, the deaths are not ours: the limit is restored, and that
-//!   share is tolerated.
+//!   share is tolerated, unless it is nine in ten.
 //!
 //! *S* is never above *w* by more than the error of *w*.
 //!

@@ -1,0 +1,283 @@
+//! Situations that once locked a service out, let it go, or stopped a thread.
+#![cfg(not(loom))]
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, advance};
+use tower_capacity::{
+    Admission, Limiter, Outcome,
+    limit::{Knee, Limit, Window},
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Requests that are answered and stay open.
+fn streams(limiter: &Limiter, count: usize) -> Vec<Admission> {
+    let open = || {
+        let mut admission = limiter.try_admit().ok()?;
+        admission.complete(Outcome::Success);
+        Some(admission)
+    };
+    (0..count).filter_map(|_| open()).collect()
+}
+
+/// Serves one request after the other; returns how many were refused.
+async fn one_by_one(limiter: &Limiter, requests: usize, outcome: Outcome) -> usize {
+    let mut refused = 0;
+    for _ in 0..requests {
+        match limiter.try_admit() {
+            Ok(mut admission) => {
+                advance(10 * MS).await;
+                admission.complete(outcome);
+            }
+            Err(_) => {
+                refused += 1;
+                advance(10 * MS).await;
+            }
+        }
+    }
+    refused
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_fill_the_limit_from_the_start_do_not_lock_out_short_requests() {
+    let limiter = Limiter::adaptive();
+    let open = streams(&limiter, 20);
+    assert_eq!(open.len(), 20);
+    limiter.try_admit().unwrap_err();
+    // The first refusals count them as held once they have been open for a few seconds.
+    for _ in 0..50 {
+        advance(100 * MS).await;
+        drop(limiter.try_admit());
+    }
+    assert_eq!(one_by_one(&limiter, 500, Outcome::Success).await, 0);
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.held(), snapshot.inflight()), (20, 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_are_held_after_ten_lifetimes_of_short_requests_and_forgotten_when_they_end() {
+    let limiter = Limiter::adaptive();
+    one_by_one(&limiter, 300, Outcome::Success).await;
+    let open = streams(&limiter, 15);
+    one_by_one(&limiter, 60, Outcome::Success).await;
+    assert_eq!(limiter.snapshot().held(), 15, "after 600 ms");
+    drop(open);
+    one_by_one(&limiter, 1, Outcome::Success).await;
+    assert_eq!(limiter.snapshot().held(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fixed_limit_counts_streams_too() {
+    let law = tower_capacity::limit::Fixed::new(3);
+    let limiter = Limiter::builder().law(law).max_queue(0).build().unwrap();
+    let _open = streams(&limiter, 3);
+    advance(Duration::from_secs(3600)).await;
+    assert_eq!(one_by_one(&limiter, 50, Outcome::Success).await, 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_of_nothing_but_ignored_outcomes_adapts() {
+    let limiter = Limiter::builder().max_queue(0).build().unwrap();
+    // 200 callers at once, 50 ms each.
+    for _ in 0..100 {
+        let mut inside: Vec<_> = (0..200).filter_map(|_| limiter.try_admit().ok()).collect();
+        advance(50 * MS).await;
+        for admission in &mut inside {
+            admission.complete(Outcome::Ignored);
+        }
+    }
+    let limit = limiter.snapshot().limit();
+    assert!(limit >= 200, "{limit}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_alone_show_that_shedding_has_started() {
+    let limiter = Limiter::builder().max_queue(0).build().unwrap();
+    let hung: Vec<_> = (0..20).map(|_| limiter.try_admit().unwrap()).collect();
+    let mut refused = 0;
+    for _ in 0..4000 {
+        refused += usize::from(limiter.try_admit().map(drop).is_err());
+        advance(2 * MS).await;
+    }
+    // Handlers that hang are held in the end, and let others in.
+    assert!(refused > 500 && refused < 2500, "{refused}");
+    drop(hung);
+}
+
+/// Panics once, then wants 10.
+#[derive(Debug)]
+struct PanicsOnce(Arc<AtomicU32>);
+
+impl Limit for PanicsOnce {
+    fn initial(&self) -> usize {
+        5
+    }
+
+    fn on_window(&mut self, _: Instant, _: &Window) -> usize {
+        assert!(self.0.fetch_add(1, SeqCst) > 0, "a fault in a law");
+        10
+    }
+
+    fn name(&self) -> &'static str {
+        "panics_once"
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_law_that_panics_costs_its_window_and_no_permit() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let law = PanicsOnce(Arc::clone(&calls));
+    let limiter = Limiter::builder().law(law).build().unwrap();
+    one_by_one(&limiter, 400, Outcome::Success).await;
+    assert!(calls.load(SeqCst) > 5);
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.limit(), snapshot.inflight()), (10, 0));
+    limiter.drain(Duration::from_secs(1)).await.unwrap();
+}
+
+#[cfg(feature = "tracing")]
+mod observed {
+    use tracing::{Event, Metadata, Subscriber, span};
+
+    use super::*;
+
+    static LIMITER: OnceLock<Limiter> = OnceLock::new();
+
+    /// Reads the limiter at each event.
+    struct Curious(Arc<AtomicU32>);
+
+    impl Subscriber for Curious {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, _: &Event<'_>) {
+            if let Some(limiter) = LIMITER.get() {
+                let seen = (limiter.snapshot(), limiter.history(), limiter.saved_limit());
+                assert!(seen.0.limit() > 0);
+                self.0.fetch_add(1, SeqCst);
+            }
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn a_subscriber_may_read_the_limiter_at_every_event() {
+        let limiter = LIMITER.get_or_init(Limiter::adaptive);
+        let events = Arc::new(AtomicU32::new(0));
+        let curious = Curious(Arc::clone(&events));
+        tracing::subscriber::with_default(curious, || {
+            limiter.set_bounds(5..=10).expect("possible bounds");
+        });
+        assert!(events.load(SeqCst) > 0);
+    }
+}
+
+/// Drives the law alone.
+struct Driver {
+    law: Knee,
+    now: Instant,
+    limit: usize,
+}
+
+impl Driver {
+    fn new(limit: usize, base: Duration) -> Self {
+        Self {
+            law: Knee::new().warm_start(limit, Some(base)),
+            now: Instant::now(),
+            limit,
+        }
+    }
+
+    /// A window at the limit: so many done and given up, at a service time.
+    fn window(&mut self, millis: u64, done: u64, died: u64, service_time: Option<f64>) {
+        let mut window = Window::new(Duration::from_millis(millis), self.limit);
+        (window.completions, window.samples) = (done, done);
+        (window.cancelled, window.died) = (died, died);
+        window.mean_inflight = self.limit as f64;
+        window.service_time = service_time;
+        window.service_time_error = 0.05;
+        window.longest_gap = Duration::from_millis(5);
+        (window.max_limit, window.limited) = (16_384, true);
+        self.now += window.duration;
+        self.limit = self.law.on_window(self.now, &window);
+    }
+}
+
+#[test]
+fn a_collapse_in_which_nothing_is_done_in_time_lowers_the_limit() {
+    let mut driver = Driver::new(67, Duration::from_millis(60));
+    for _ in 0..8 {
+        driver.window(200, 140, 0, Some(0.090));
+    }
+    driver.window(250, 60, 0, Some(0.15));
+    let before = driver.limit;
+    for _ in 0..4 {
+        driver.window(1400, 0, 900, None);
+    }
+    assert!(driver.limit <= before / 4, "{before} -> {}", driver.limit);
+}
+
+#[test]
+fn requests_that_die_inside_are_no_light_load() {
+    let mut driver = Driver::new(60, Duration::from_millis(20));
+    for _ in 0..4 {
+        driver.window(1000, 8, 100, Some(0.39));
+    }
+    assert!(driver.limit <= 8, "{}", driver.limit);
+}
+
+#[test]
+fn deaths_that_no_limit_prevents_are_tolerated() {
+    let mut driver = Driver::new(64, Duration::from_millis(20));
+    let mut least = 64;
+    for _ in 0..40 {
+        driver.window(200, 60, 40, Some(0.02));
+        least = least.min(driver.limit);
+    }
+    assert!(
+        least <= 8 && driver.limit >= 32,
+        "{least}, {}",
+        driver.limit
+    );
+}
+
+#[test]
+fn a_slower_dependency_is_told_from_a_queue_and_followed() {
+    let mut driver = Driver::new(40, Duration::from_millis(10));
+    let throughput = |limit: usize, service_time: f64| limit as f64 / service_time;
+    for _ in 0..60 {
+        // Five times as slow whatever the limit is.
+        let done = (0.2 * throughput(driver.limit, 0.05)) as u64;
+        driver.window(200, done, 0, Some(0.05));
+    }
+    assert!(driver.limit > 200, "{}", driver.limit);
+}
+
+#[test]
+fn a_limit_of_two_with_a_base_far_too_low_recovers() {
+    let mut driver = Driver::new(2, Duration::from_millis(3));
+    for _ in 0..40 {
+        let done = (0.5 * driver.limit as f64 / 0.05) as u64;
+        driver.window(500, done, 0, Some(0.05));
+    }
+    assert!(driver.limit > 20, "{}", driver.limit);
+}
