@@ -30,6 +30,8 @@ const DEPTH: f64 = 0.7;
 const USELESS: f64 = 0.15;
 /// Elasticity below which a step of slow start did not pay.
 const VAIN: f64 = 0.5;
+/// A service time of this many times *S* ends slow start.
+const SLOW: f64 = 2.0;
 /// Elasticity above which throughput is as good as proportional to concurrency.
 const PAYS: f64 = 0.65;
 /// Elasticity that starts slow start again, once confirmed.
@@ -455,7 +457,7 @@ impl Knee {
             }
             return Some(decision);
         }
-        let slow = tally.service_time() > base * (1.5 + 1.0 / self.limit.sqrt());
+        let slow = tally.service_time() > base * (SLOW + 1.0 / self.limit.sqrt());
         if slow && self.verified {
             self.end_slow_start();
             return None;
