@@ -273,7 +273,8 @@ pub(crate) enum Phase {
 pub enum Outcome {
     /// It did its work: counts as throughput, and its service time is a sample.
     Success,
-    /// It says nothing about capacity, like a request that was malformed.
+    /// It says nothing about capacity, like a request that was malformed. Counts as work all the
+    /// same where hardly anything else ends and it took as long.
     Ignored,
     /// It failed in a way that signals overload: a timeout, a 5xx.
     Dropped,

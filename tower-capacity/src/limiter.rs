@@ -297,13 +297,17 @@ impl Limiter {
         self.shared.gate.inflight_of(partition)
     }
 
-    /// How hard the limiter is pressed: requests inside and waiting, against the limit.
+    /// How hard the limiter is pressed: requests inside and waiting, against the limit. What is
+    /// [held](LimiterSnapshot::held) counts on neither side.
     ///
     /// Meant for readiness probes, autoscalers and pools.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
         let gate = self.shared.gate.snapshot();
-        Pressure::of(gate.inflight(), gate.queued(), gate.limit())
+        let held = self.shared.windows.held();
+        let inflight = gate.inflight().saturating_sub(held);
+        let limit = gate.limit().saturating_sub(held);
+        Pressure::of(inflight, gate.queued(), limit)
     }
 
     /// How long a request is expected to take behind `ahead` waiters; zero before the first window.
@@ -358,7 +362,9 @@ impl Limiter {
 
     /// Changes when the waiting room has stopped absorbing bursts, see [`LimiterBuilder::codel`].
     pub fn set_codel(&self, codel: impl Into<Option<Codel>>) {
-        self.shared.gate.set_codel(codel.into());
+        let codel = codel.into();
+        self.shared.windows.follow_codel(codel);
+        self.shared.gate.set_codel(codel);
     }
 
     /// Changes everything that can be changed while the limiter runs.
@@ -548,7 +554,8 @@ impl LimiterBuilder {
         self
     }
 
-    /// Sets how many requests may wait; zero sheds at once. Defaults to the limit in force.
+    /// Sets how many requests may wait; zero sheds at once. Defaults to the limit in force, and to 64
+    /// at least until an adaptive limiter has closed its first window.
     pub const fn max_queue(mut self, requests: usize) -> Self {
         self.settings.max_queue = Some(requests);
         self
@@ -576,7 +583,7 @@ impl LimiterBuilder {
     /// waited for too long, and serves its newest first. `None` never: in order of arrival, as
     /// long as [`max_wait`](Self::max_wait) allows.
     ///
-    /// Defaults to [`Codel::REQUESTS`]. In the simulator it takes a tenth off the P99 and keeps more
+    /// Defaults to [`Codel::REQUESTS`], which follows the service time. In the simulator it takes a tenth off the P99 and keeps more
     /// of the goodput where a limit starts far too high; a refusal may come as late as a request
     /// may wait. With `None` a request that finds the room full is refused at once, and no other is
     /// but by [`max_wait`](Self::max_wait) (`benches/RESULTS.md`).
@@ -908,10 +915,10 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Says how the request ended, and ends the measurement of its service time.
+    /// Records how the request ended.
     ///
-    /// The permit stays out until the admission is dropped, so that a body that is still being
-    /// streamed stays counted. Saying it again changes a success into a drop (a gRPC status comes
+    /// The permit stays out until the admission is dropped, and the service time ends then, so that
+    /// work in a body that is still being streamed is seen. Recording it again changes a success into a drop (a gRPC status comes
     /// after the body) and nothing else.
     #[inline]
     pub fn complete(&mut self, outcome: Outcome) {

@@ -9,7 +9,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex, MutexGuard, TryLockError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -49,7 +49,7 @@ const HELD_FIRST: Duration = Duration::from_millis(1500);
 /// Ended requests that the typical lifetime remembers.
 const LIFETIMES: f64 = 32.0;
 const SLOW_LIFETIMES: f64 = 512.0;
-/// Ignored requests count as work in a window with less than this share of successes.
+/// Ignored requests count as work in a window with less than one success in this many of them.
 const FEW_SUCCESSES: u64 = 8;
 /// CoDel's target and interval in typical service times.
 const CODEL_TARGET: f64 = 0.25;
@@ -72,6 +72,8 @@ pub(crate) struct Windows {
     calm_at: AtomicU64,
     /// Completions per second in the last window, as the bits of an `f64`.
     throughput: AtomicU64,
+    /// Held requests that the gate admits beside the limit.
+    held: AtomicUsize,
     control: Mutex<Control>,
 }
 
@@ -139,6 +141,7 @@ impl Windows {
             }),
             calm_at: AtomicU64::new(u64::MAX),
             throughput: AtomicU64::new(0),
+            held: AtomicUsize::new(0),
             control: Mutex::new(Control {
                 law,
                 bounds,
@@ -167,6 +170,16 @@ impl Windows {
 
     pub(crate) fn limit(&self) -> usize {
         lock(&self.control).limit
+    }
+
+    /// Held requests that the gate admits beside the limit.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Relaxed)
+    }
+
+    /// CoDel has been set from outside: it follows the service time or stays as it is.
+    pub(crate) fn follow_codel(&self, codel: Option<Codel>) {
+        lock(&self.control).relative_codel = codel == Some(Codel::REQUESTS);
     }
 
     /// The queue has been set from outside.
@@ -223,33 +236,32 @@ impl Limiter {
         if now < windows.closes_at.load(Relaxed) && now < windows.mark_at.load(Relaxed) && !held {
             return;
         }
-        let Some(mut control) = windows.try_control() else {
-            return;
-        };
-        let mut notices = Notices::default();
-        let totals = self.shared.accounting.totals(now, false);
-        self.note_refusals(&mut control, &totals, &mut notices);
-        self.set_apart(&mut control, &totals, &mut notices);
-        if now >= windows.closes_at.load(Relaxed) {
-            self.close_if_enough(&mut control, &totals, &mut notices);
-        }
-        drop(control);
-        self.send(notices);
+        self.look_closer(now, |control, totals, notices| {
+            if now >= windows.closes_at.load(Relaxed) {
+                self.close_if_enough(control, totals, notices);
+            }
+        });
     }
 
     /// The same when a request enters: after a long silence, what the window holds is no news.
     pub(crate) fn look_on_entry(&self, now: u64, inflight: usize) {
-        let windows = &self.shared.windows;
-        let Some(mut control) = windows.try_control() else {
+        self.look_closer(now, |control, _, _| {
+            if inflight == 1 && now >= self.shared.windows.stale_at.load(Relaxed) {
+                self.open_window(control, now);
+            }
+        });
+    }
+
+    /// Counts what has happened, does `more`, and tells the observers once the lock is free.
+    fn look_closer(&self, now: u64, more: impl FnOnce(&mut Control, &Totals, &mut Notices)) {
+        let Some(mut control) = self.shared.windows.try_control() else {
             return;
         };
         let mut notices = Notices::default();
         let totals = self.shared.accounting.totals(now, false);
         self.note_refusals(&mut control, &totals, &mut notices);
         self.set_apart(&mut control, &totals, &mut notices);
-        if inflight == 1 && now >= windows.stale_at.load(Relaxed) {
-            self.open_window(&mut control, now);
-        }
+        more(&mut control, &totals, &mut notices);
         drop(control);
         self.send(notices);
     }
@@ -326,6 +338,7 @@ impl Limiter {
         let held = (held as usize).min(gate::MAX - control.limit);
         if held != control.held {
             control.held = held;
+            windows.held.store(held, Relaxed);
             self.shared.gate.set_limit(control.limit + held);
             notices.held = Some(held);
         }
@@ -459,6 +472,7 @@ impl Limiter {
     ) -> LimitChange {
         let old = std::mem::replace(&mut control.limit, new);
         control.held = control.held.min(gate::MAX - new);
+        self.shared.windows.held.store(control.held, Relaxed);
         self.shared.gate.set_limit(new + control.held);
         let change = LimitChange {
             at,
@@ -527,7 +541,8 @@ impl Limiter {
         }
         #[cfg(feature = "tracing")]
         {
-            let limit = self.shared.gate.limit();
+            let windows = &self.shared.windows;
+            let limit = self.shared.gate.limit().saturating_sub(windows.held());
             if notices.began {
                 tracing::warn!(limiter = self.name(), limit, "overloaded: shedding starts");
             }

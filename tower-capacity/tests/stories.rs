@@ -74,6 +74,52 @@ async fn streams_are_held_after_ten_lifetimes_of_short_requests_and_forgotten_wh
 }
 
 #[tokio::test(start_paused = true)]
+async fn held_streams_press_nothing() {
+    let limiter = Limiter::adaptive();
+    one_by_one(&limiter, 300, Outcome::Success).await;
+    let _open = streams(&limiter, 15);
+    assert!(limiter.pressure().value() > 0.3);
+    one_by_one(&limiter, 60, Outcome::Success).await;
+    assert!(limiter.pressure().value() < 1e-9);
+}
+
+/// How many of ten waiters are shed for having waited too long, once all have waited for a second.
+async fn shed_by_codel(limiter: &Limiter) -> usize {
+    let mut inside: Vec<_> = std::iter::from_fn(|| limiter.try_admit().ok()).collect();
+    let waiting = (0..10).map(|_| tokio::spawn(limiter.admit()));
+    let waiting: Vec<_> = waiting.collect();
+    tokio::task::yield_now().await;
+    for _ in 0..10 {
+        advance(100 * MS).await;
+        inside.pop();
+        tokio::task::yield_now().await;
+    }
+    let mut shed = 0;
+    for waiter in waiting {
+        let admitted = waiter.await.unwrap();
+        shed += usize::from(admitted.is_err_and(|refused| {
+            refused.reason() == tower_capacity::gate::RefusedReason::Overloaded
+        }));
+    }
+    shed
+}
+
+#[tokio::test(start_paused = true)]
+async fn codel_that_was_turned_off_stays_off_when_windows_close() {
+    let build = || {
+        let builder = Limiter::builder().max_wait(Duration::from_secs(60));
+        builder.bounds(20..=20).build().unwrap()
+    };
+    let follows = build();
+    one_by_one(&follows, 300, Outcome::Success).await;
+    assert!(shed_by_codel(&follows).await > 0);
+    let off = build();
+    off.set_codel(None);
+    one_by_one(&off, 300, Outcome::Success).await;
+    assert_eq!(shed_by_codel(&off).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fixed_limit_counts_streams_too() {
     let law = tower_capacity::limit::Fixed::new(3);
     let limiter = Limiter::builder().law(law).max_queue(0).build().unwrap();

@@ -363,19 +363,8 @@ pub fn random(seed: u64) -> Scenario {
                 clients,
                 think: cpu_mean,
             }
-        } else if r.random_bool(0.15) {
-            Load::Bursts {
-                high: rate,
-                low: rate * r.random_range(0.05..0.5),
-                each: log_uniform(r, 0.03, 3.0),
-            }
-        } else if r.random_bool(0.15) {
-            Load::Ramp {
-                from: 0.3 * rate,
-                to: rate,
-            }
         } else {
-            Load::Open(rate)
+            open_load(r, rate)
         };
         scenario = scenario.phase(lasts, load, server);
         closed = closed && r.random_bool(0.8);
@@ -423,20 +412,8 @@ pub fn wide(seed: u64) -> Scenario {
             let clients = (rate * base.alone()).clamp(1.0, 2000.0) as usize + 1;
             let think = base.alone() * log_uniform(r, 0.1, 1.0);
             Load::Closed { clients, think }
-        } else if r.random_bool(0.15) {
-            let (low, each) = (r.random_range(0.05..0.5), log_uniform(r, 0.03, 3.0));
-            Load::Bursts {
-                high: rate,
-                low: rate * low,
-                each,
-            }
-        } else if r.random_bool(0.15) {
-            Load::Ramp {
-                from: 0.3 * rate,
-                to: rate,
-            }
         } else {
-            Load::Open(rate)
+            open_load(r, rate)
         };
         scenario = scenario.phase(lasts, load, server);
         closed = closed && r.random_bool(0.8);
@@ -512,6 +489,24 @@ fn wide_server(r: &mut SmallRng) -> Server {
             _ => usize::MAX,
         },
         body: cpu * body,
+    }
+}
+
+/// Open requests at a rate, in bursts up to it, or rising to it.
+fn open_load(r: &mut SmallRng, rate: f64) -> Load {
+    if r.random_bool(0.15) {
+        Load::Bursts {
+            high: rate,
+            low: rate * r.random_range(0.05..0.5),
+            each: log_uniform(r, 0.03, 3.0),
+        }
+    } else if r.random_bool(0.15) {
+        Load::Ramp {
+            from: 0.3 * rate,
+            to: rate,
+        }
+    } else {
+        Load::Open(rate)
     }
 }
 

@@ -11,8 +11,8 @@
 //!   a [`Shed`](crate::Shed) in its extensions, so that logs and other layers can tell it from a 503
 //!   of the service.
 //! - **The permit rides in the future and then in the response body**, and returns on end, error
-//!   or drop. The service time ends at the headers, so that a slow reader does not look like
-//!   overload. A dropped future was cancelled: neither a success nor a failure.
+//!   or drop. The service time ends with it, so that work in the body is seen; a reader that takes
+//!   ten times as long as usual is held apart from the limit. A dropped future was cancelled: neither a success nor a failure.
 //! - **A request is counted once.** A limiter that stands twice in a stack, around a router and
 //!   around one of its routes, counts a request in the outer layer, and what a limiter further in
 //!   refuses is no overload of the outer. A request that a handler sends through a layer that its

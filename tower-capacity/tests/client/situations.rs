@@ -51,7 +51,7 @@ enum Kind {
 /// What happens to the service for a while.
 #[derive(Clone, Copy, Debug)]
 enum Spell {
-    /// It answers 503.
+    /// It returns 503.
     Rejects,
     /// It does not answer.
     Hangs,
@@ -299,7 +299,7 @@ impl Situation {
             return Err(format!("plain {plain}, throttled {throttled}"));
         }
         for (tenant, (&plain_ok, &throttled_ok)) in plain.ok.iter().zip(&throttled.ok).enumerate() {
-            // Once a request was withheld the two runs are no longer the same, and who is served
+            // Once a request was withheld the two runs are no longer the same, and which request is served
             // by a full server is chance.
             let chance = 3.0 * (plain_ok as f64).sqrt().min(0.05 * plain_ok as f64 + 2.0);
             if !enough(plain_ok, throttled_ok, chance + hung) {
