@@ -65,6 +65,12 @@ struct Args {
     /// Beside the SQLite backend, threads use the cores that come and go at random.
     #[arg(long)]
     neighbour: bool,
+    /// Fixed limits that the SQLite backend is swept over, separated by commas.
+    #[arg(long, value_delimiter = ',', default_values_t = shared_cores::LIMITS)]
+    limits: Vec<usize>,
+    /// With the SQLite backend: prints each change of the limit of the default law, and why.
+    #[arg(long)]
+    explain: bool,
     /// Seed of arrivals, service times and the neighbour.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -105,6 +111,8 @@ fn main() {
             lasts: Duration::from_secs(args.seconds),
             neighbour: args.neighbour,
             seed: args.seed,
+            limits: args.limits,
+            explain: args.explain,
         };
         return shared_cores::run(&plan, &workers);
     }

@@ -16,7 +16,7 @@ use crate::{
     sqlite::Sqlite,
 };
 
-const LIMITS: [usize; 8] = [2, 3, 4, 6, 8, 12, 16, 32];
+pub(crate) const LIMITS: [usize; 8] = [2, 3, 4, 6, 8, 12, 16, 32];
 const LOADS: [f64; 3] = [1.5, 3.0, 10.0];
 
 #[derive(Debug)]
@@ -25,6 +25,10 @@ pub(crate) struct Plan {
     pub(crate) lasts: Duration,
     pub(crate) neighbour: bool,
     pub(crate) seed: u64,
+    /// The fixed limits.
+    pub(crate) limits: Vec<usize>,
+    /// Prints what the default law did and why.
+    pub(crate) explain: bool,
 }
 
 /// One contender: a fixed limit, or the default law.
@@ -71,7 +75,8 @@ pub(crate) fn run(plan: &Plan, workers: &Runtime) {
     workers.block_on(sqlite.open_all());
     let work = Work::Sqlite(sqlite.clone());
     let capacity = backend::measure(&work, workers);
-    let mut rows: Vec<_> = LIMITS.map(|limit| Row::new(Some(limit))).into();
+    let fixed = plan.limits.iter();
+    let mut rows: Vec<_> = fixed.map(|limit| Row::new(Some(*limit))).collect();
     rows.push(Row::new(None));
     let seconds = (plan.lasts.as_secs_f64() + 4.0) * (LOADS.len() * rows.len()) as f64;
     println!(
@@ -132,6 +137,12 @@ fn play(
         Arc::clone(&call),
         handle,
     ));
+    if plan.explain && row.limit.is_none() {
+        println!("{times}x: {}, P99 {:.0?}", tally.good, tally.p99());
+        for change in limiter.history() {
+            println!("  {change}");
+        }
+    }
     (tally, limiter.snapshot().limit())
 }
 

@@ -295,14 +295,15 @@ impl Situation {
         let hung = hangs.count() as f64 * capacity * PATIENCE.as_secs_f64();
         let offered: f64 = self.tenants.iter().sum();
         let hung = hung.min(hung / capacity * offered);
-        if !enough(plain.ok.iter().sum(), throttled.ok.iter().sum(), 1.0 + hung) {
+        // Once a request was withheld the two runs are no longer the same, and which request is served
+        // by a full server is chance.
+        let chance = |ok: usize| (ok as f64).sqrt().min(0.05 * ok as f64 + 2.0);
+        let all: usize = plain.ok.iter().sum();
+        if !enough(all, throttled.ok.iter().sum(), chance(all) + hung) {
             return Err(format!("plain {plain}, throttled {throttled}"));
         }
         for (tenant, (&plain_ok, &throttled_ok)) in plain.ok.iter().zip(&throttled.ok).enumerate() {
-            // Once a request was withheld the two runs are no longer the same, and which request is served
-            // by a full server is chance.
-            let chance = 3.0 * (plain_ok as f64).sqrt().min(0.05 * plain_ok as f64 + 2.0);
-            if !enough(plain_ok, throttled_ok, chance + hung) {
+            if !enough(plain_ok, throttled_ok, 3.0 * chance(plain_ok) + hung) {
                 return Err(format!(
                     "tenant {tenant}: plain {plain}, throttled {throttled}"
                 ));

@@ -54,6 +54,8 @@ const SOONEST: (f64, f64) = (1.0, 16.0);
 const LATEST: (f64, f64) = (30.0, 128.0);
 /// Completions that make a throughput known to a tenth.
 const EVIDENCE: f64 = 100.0;
+/// A limit that went down this far without a probe, in logarithms, has told as much as one.
+const DRIFT: f64 = 0.2;
 /// A gap between completions of this many service times, in which this many were due, is a pause of
 /// the process and no queue.
 const PAUSE: (f64, f64) = (3.0, 40.0);
@@ -84,6 +86,8 @@ pub struct Knee {
     usual_throughput: f64,
     /// The windows at the limit, as one.
     steady: Option<Tally>,
+    /// The first windows at rest, and the limit then.
+    rest: Option<(f64, Tally)>,
     last: Option<Tally>,
     last_inflight: f64,
     scatter: Scatter,
@@ -160,6 +164,7 @@ impl Knee {
             carries: 0.0,
             usual_throughput: 0.0,
             steady: None,
+            rest: None,
             last: None,
             last_inflight: 0.0,
             scatter: Scatter::default(),
@@ -220,7 +225,13 @@ impl Knee {
             return ("hold", held);
         };
         let last_inflight = std::mem::replace(&mut self.last_inflight, inflight);
-        if !window.limited {
+        // Growth that leaves room is judged all the same.
+        let has_grown = self.slow_start
+            && !self.verified
+            && self
+                .steady
+                .is_some_and(|steady| inflight > 1.15 * steady.inflight());
+        if !window.limited && !has_grown {
             return self.on_light_load(window, service_time, last_inflight);
         }
         if drains {
@@ -268,7 +279,9 @@ impl Knee {
             }
             return None;
         }
-        if drains {
+        let began_before = self.dying.is_some() && self.void == Void::Pause;
+        if drains || began_before {
+            self.void = Void::None;
             return Some(("drains", self.commanded()));
         }
         let at = self.limit.min(window.mean_inflight).max(1.0);
@@ -279,6 +292,7 @@ impl Knee {
         });
         self.probe = None;
         self.steady = None;
+        self.rest = None;
         self.slow_start = false;
         self.first_start = false;
         if (at <= first.limit / 8.0 || at < 1.5) && share > 0.7 * first.share {
@@ -329,6 +343,7 @@ impl Knee {
     ) -> (&'static str, f64) {
         self.probe = None;
         self.steady = None;
+        self.rest = None;
         self.due = None;
         let pace = if self.usual_throughput == 0.0 {
             1.0
@@ -405,6 +420,9 @@ impl Knee {
         }
         self.news = false;
         self.usual_throughput += 0.3 * (tally.throughput() - self.usual_throughput);
+        if let Some(decision) = self.on_drift(&steady, tally) {
+            return decision;
+        }
         let is_due = self.due.is_some_and(|due| now >= due) && steady.completions() >= EVIDENCE;
         let low = (DEPTH * self.limit).min(self.limit.round() - 1.0);
         if is_due && low >= 1.0 {
@@ -428,6 +446,35 @@ impl Knee {
         };
         self.limit += pace * (target - self.limit);
         (reason, self.limit)
+    }
+
+    /// A limit that came down by itself, and took throughput with it while the service time stayed, is
+    /// a probe's lower half: has the limit to be up again?
+    fn on_drift(&mut self, steady: &Tally, tally: &Tally) -> Option<(&'static str, f64)> {
+        let enough = EVIDENCE / 2.0;
+        if steady.completions() < enough || tally.completions() < enough / 5.0 {
+            return None;
+        }
+        let (limit, rest) = *self.rest.get_or_insert((self.limit, *steady));
+        if (limit / self.limit).ln() < DRIFT {
+            return None;
+        }
+        let found = steady.elasticity(&rest, self.scatter.at_least_chance())?;
+        if found.value - found.error < PAYS {
+            return None;
+        }
+        self.rest = None;
+        self.limit = limit.min(GREATEST_STEP * self.limit);
+        self.probe = Some(Probe {
+            high: self.limit,
+            low: steady.inflight(),
+            before: rest,
+            during: *steady,
+            after: Some(Tally::default()),
+            settled: false,
+            windows: 0,
+        });
+        Some(("confirm", self.limit))
     }
 
     /// Grows for as long as that pays.
@@ -564,6 +611,7 @@ impl Knee {
             return ("not our queue", self.limit);
         }
         self.steady = None;
+        self.rest = None;
         self.schedule(now, window);
         self.limit = target(high.inflight() * base / high.service_time());
         ("capacity lost", self.limit)
@@ -584,6 +632,7 @@ impl Knee {
         self.limit = wanted.min(GREATEST_STEP * before);
         self.base = Some(at_work(wanted) * high.service_time() / high.inflight());
         self.steady = None;
+        self.rest = None;
         self.last = None;
         let lower = DEPTH * self.limit.min(low.inflight());
         if again && lower >= 1.0 {
@@ -635,6 +684,7 @@ impl Limit for Knee {
 
     fn evidence(&self) -> u64 {
         match &self.probe {
+            _ if self.dying.is_some() || self.void != Void::None => 16,
             None => 128,
             Some(probe) if !probe.settled => 8,
             Some(_) => 32,

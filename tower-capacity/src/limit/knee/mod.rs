@@ -36,6 +36,9 @@
 //!   eighth of the limit changes nothing, the deaths are not ours: the limit is restored, and that
 //!   share is tolerated, unless it is nine in ten.
 //!
+//! A limit that comes down by a fifth without a probe and takes the throughput with it, while the
+//! service time stays, has been a probe already: it goes back up to be confirmed.
+//!
 //! *S* is never above *w* by more than the error of *w*.
 //!
 //! Probes come due a second after the limit was first reached and twice as late each time that
