@@ -44,7 +44,8 @@
 //! With the feature `metrics`, the limit, the requests inside, decisions by reason and waits (see
 //! [`metrics::names`]). With the feature `tracing`, an event at `warn` when shedding starts and when
 //! it is over, at `debug` for each move of the limit with its reason, at `trace` for each request
-//! shed. Without either, [`Limiter::snapshot`] and [`Limiter::history`].
+//! shed. Without either, [`LimiterBuilder::on_event`], [`Limiter::snapshot`] and
+//! [`Limiter::history`].
 //!
 //! # When not to use it
 //!
@@ -77,6 +78,8 @@ mod change;
 mod classify;
 #[cfg(all(feature = "cpu-pressure", not(loom)))]
 mod cpu_pressure;
+#[cfg(not(loom))]
+mod event;
 pub mod gate;
 #[cfg(all(feature = "layer", not(loom)))]
 pub mod layer;
@@ -105,6 +108,7 @@ pub use crate::gate::Priority;
 #[cfg(not(loom))]
 pub use crate::{
     change::LimitChange,
+    event::LimiterEvent,
     limiter::{
         Admission, Admit, ConfigError, DrainError, Limiter, LimiterBuilder, LimiterSnapshot,
         Outcome,

@@ -20,6 +20,7 @@ use crate::gate::Permit;
 use crate::{
     accounting::{Accounting, Progress, Ticket, Totals},
     change::LimitChange,
+    event::{LimiterEvent, Observer},
     gate::{
         self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused,
         RefusedReason,
@@ -69,6 +70,7 @@ pub(crate) struct Shared {
     name: Box<str>,
     partitions: PartitionNames,
     downstream: Option<Box<Downstream>>,
+    pub(crate) observer: Option<Box<Observer>>,
     mode: AtomicMode,
     /// What the modes serve without counting it, so that a drain waits for that too.
     uncounted: Gate,
@@ -101,6 +103,7 @@ impl Limiter {
             codel: Some(Codel::REQUESTS),
             shares: Vec::new(),
             downstream: None,
+            observer: None,
             name: "default".into(),
         }
     }
@@ -145,6 +148,7 @@ impl Limiter {
                 name: builder.name,
                 partitions: PartitionNames::new(partitions),
                 downstream: builder.downstream,
+                observer: builder.observer,
                 mode: AtomicMode::new(settings.mode),
                 uncounted: Gate::new(GateConfig::new(gate::MAX)),
             }),
@@ -519,6 +523,7 @@ pub struct LimiterBuilder {
     codel: Option<Codel>,
     shares: Vec<(Box<str>, f64)>,
     downstream: Option<Box<Downstream>>,
+    observer: Option<Box<Observer>>,
     name: Box<str>,
 }
 
@@ -633,6 +638,25 @@ impl LimiterBuilder {
         pressure: impl Fn() -> P + Send + Sync + 'static,
     ) -> Self {
         self.downstream = Some(Box::new(move || pressure().into()));
+        self
+    }
+
+    /// Calls `observer` when the limit moves and when shedding starts or ends, for a service that
+    /// reads neither metrics nor `tracing`. Defaults to none.
+    ///
+    /// It is called on the thread of the request that showed it, under no lock, so that it may use
+    /// the limiter; it should not take long. Where it panics, the event is lost and nothing else.
+    ///
+    /// ```
+    /// use tower_capacity::Limiter;
+    ///
+    /// let limiter = Limiter::builder()
+    ///     .on_event(|event| eprintln!("{event}"))
+    ///     .build()?;
+    /// # Ok::<(), tower_capacity::ConfigError>(())
+    /// ```
+    pub fn on_event(mut self, observer: impl Fn(&LimiterEvent) + Send + Sync + 'static) -> Self {
+        self.observer = Some(Box::new(observer));
         self
     }
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::{
     accounting::{Accounting, Phase, Sum, Totals},
     change::LimitChange,
+    event::LimiterEvent,
     gate::{self, Codel, GateSnapshot},
     limit::{Explanation, Limit, Window},
     limiter::{Limiter, LimiterSnapshot},
@@ -120,6 +121,21 @@ struct Notices {
     began: bool,
     over: Option<Duration>,
     law_panicked: Option<&'static str>,
+}
+
+impl Notices {
+    fn into_events(self) -> impl Iterator<Item = LimiterEvent> {
+        let panicked = self.law_panicked;
+        let events = [
+            panicked.map(|law| LimiterEvent::LawPanicked { law }),
+            self.moved
+                .map(|change| LimiterEvent::Limit(Box::new(change))),
+            self.began.then_some(LimiterEvent::SheddingBegan),
+            self.over
+                .map(|lasted| LimiterEvent::SheddingEnded { lasted }),
+        ];
+        events.into_iter().flatten()
+    }
 }
 
 impl Windows {
@@ -560,6 +576,12 @@ impl Limiter {
                     law,
                     "the control law panicked: the limit stays"
                 );
+            }
+        }
+        if let Some(observer) = &self.shared.observer {
+            for event in notices.into_events() {
+                // An observer that panics costs its event, not the request that showed it.
+                let _ = catch_unwind(AssertUnwindSafe(|| observer(&event)));
             }
         }
     }

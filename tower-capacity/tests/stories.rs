@@ -11,8 +11,8 @@ use std::{
 
 use tokio::time::{Instant, advance};
 use tower_capacity::{
-    Admission, Limiter, Outcome,
-    limit::{Knee, Limit, Window},
+    Admission, Limiter, LimiterEvent, Outcome,
+    limit::{Fixed, Knee, Limit, Window},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -121,7 +121,7 @@ async fn codel_that_was_turned_off_stays_off_when_windows_close() {
 
 #[tokio::test(start_paused = true)]
 async fn a_fixed_limit_counts_streams_too() {
-    let law = tower_capacity::limit::Fixed::new(3);
+    let law = Fixed::new(3);
     let limiter = Limiter::builder().law(law).max_queue(0).build().unwrap();
     let _open = streams(&limiter, 3);
     advance(Duration::from_secs(3600)).await;
@@ -326,4 +326,43 @@ fn a_limit_of_two_with_a_base_far_too_low_recovers() {
         driver.window(500, done, 0, Some(0.05));
     }
     assert!(driver.limit > 20, "{}", driver.limit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_sees_what_a_limiter_does_and_its_panic_stays_its_own() {
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let limiter = Limiter::builder().law(Fixed::new(1)).max_queue(0);
+    let limiter = limiter.on_event({
+        let seen = Arc::clone(&seen);
+        move |event| {
+            seen.lock().unwrap().push(event.to_string());
+            assert!(
+                !matches!(event, LimiterEvent::Limit(_)),
+                "an observer's own mistake"
+            );
+        }
+    });
+    let limiter = limiter.build().unwrap();
+    advance(Duration::from_secs(1)).await;
+    let mut held = limiter.try_admit().unwrap();
+    limiter.try_admit().unwrap_err();
+    advance(100 * MS).await;
+    held.complete(Outcome::Success);
+    drop(held);
+    advance(Duration::from_secs(5)).await;
+    drop(limiter.try_admit().unwrap());
+    limiter.set_bounds(3..=5).unwrap();
+    assert_eq!(limiter.snapshot().limit(), 3);
+    let seen = seen
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .clone();
+    assert_eq!(
+        seen,
+        [
+            "overloaded: shedding starts",
+            "no longer overloaded: shedding is over after 5.1s",
+            "limit 1 -> 3: bounds",
+        ]
+    );
 }

@@ -59,7 +59,7 @@ mod future;
 mod held;
 #[expect(
     clippy::module_inception,
-    reason = "a middleware is always the same five files"
+    reason = "a middleware for HTTP is always the same files"
 )]
 mod layer;
 mod nesting;

@@ -91,7 +91,7 @@ pub trait Limit: fmt::Debug + Send {
         128
     }
 
-    /// Names the law in metrics, events and reports.
+    /// Names the law in [`LimitChange`](crate::LimitChange), snapshots and errors.
     fn name(&self) -> &'static str;
 
     /// Says why the last decision was taken.
