@@ -100,7 +100,6 @@ impl Limiter {
             law: None,
             warm_start: None,
             settings: LimiterSettings::new(),
-            codel: Some(Codel::REQUESTS),
             shares: Vec::new(),
             downstream: None,
             observer: None,
@@ -127,14 +126,14 @@ impl Limiter {
         if let Some(max_queue) = max_queue {
             config = config.max_queue(max_queue);
         }
-        if let Some(codel) = builder.codel {
+        if let Some(codel) = settings.codel {
             config = config.codel(codel);
         }
         let accounting = Accounting::new(law.objective());
         let windows = Windows::new(
             law,
             settings.bounds,
-            builder.codel,
+            settings.codel,
             first_queue,
             initial,
             &accounting,
@@ -379,6 +378,7 @@ impl Limiter {
     pub fn reconfigure(&self, settings: LimiterSettings) -> Result<(), ConfigError> {
         self.set_bounds(settings.bounds)?;
         self.set_waiting(settings.max_queue, settings.max_wait);
+        self.set_codel(settings.codel);
         self.set_mode(settings.mode);
         Ok(())
     }
@@ -520,7 +520,6 @@ pub struct LimiterBuilder {
     law: Option<Box<dyn Limit>>,
     warm_start: Option<SavedLimit>,
     settings: LimiterSettings,
-    codel: Option<Codel>,
     shares: Vec<(Box<str>, f64)>,
     downstream: Option<Box<Downstream>>,
     observer: Option<Box<Observer>>,
@@ -578,22 +577,23 @@ impl LimiterBuilder {
         self
     }
 
-    /// Sets bounds, waiting and mode to those of `settings`. Defaults to [`LimiterSettings::new`].
+    /// Sets bounds, waiting, CoDel and mode to those of `settings`. Defaults to
+    /// [`LimiterSettings::new`].
     pub fn settings(mut self, settings: LimiterSettings) -> Self {
         self.settings = settings;
         self
     }
 
-    /// Sets when the waiting room has stopped absorbing bursts: then it sheds those who have
-    /// waited for too long, and serves its newest first. `None` never: in order of arrival, as
+    /// Sets when the waiting room has stopped absorbing bursts: then it sheds requests that
+    /// have waited for too long, and serves its newest first. `None` never: in order of arrival, as
     /// long as [`max_wait`](Self::max_wait) allows.
     ///
-    /// Defaults to [`Codel::REQUESTS`], which follows the service time. In the simulator it takes a tenth off the P99 and keeps more
-    /// of the goodput where a limit starts far too high; a refusal may come as late as a request
-    /// may wait. With `None` a request that finds the room full is refused at once, and no other is
-    /// but by [`max_wait`](Self::max_wait) (`benches/RESULTS.md`).
+    /// Defaults to [`Codel::REQUESTS`], which follows the service time. In the simulator it takes a
+    /// tenth off the P99 and keeps more of the goodput where a limit starts far too high; a refusal
+    /// may come as late as a request may wait. With `None` a request that finds the room full is
+    /// refused at once, and no other is but by [`max_wait`](Self::max_wait) (`benches/RESULTS.md`).
     pub fn codel(mut self, codel: impl Into<Option<Codel>>) -> Self {
-        self.codel = codel.into();
+        self.settings.codel = codel.into();
         self
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::gate::GateConfig;
+use crate::gate::{Codel, GateConfig};
 
 /// Whether the layers around a limiter act on its decisions.
 ///
@@ -98,6 +98,7 @@ pub struct LimiterSettings {
     pub(crate) bounds: RangeInclusive<usize>,
     pub(crate) max_queue: Option<usize>,
     pub(crate) max_wait: Duration,
+    pub(crate) codel: Option<Codel>,
     pub(crate) mode: Mode,
 }
 
@@ -111,6 +112,7 @@ impl LimiterSettings {
             bounds: Self::DEFAULT_BOUNDS,
             max_queue: None,
             max_wait: GateConfig::DEFAULT_MAX_WAIT,
+            codel: Some(Codel::REQUESTS),
             mode: Mode::Enforce,
         }
     }
@@ -131,6 +133,14 @@ impl LimiterSettings {
     /// Sets how long a request waits at most. Defaults to one second.
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = wait;
+        self
+    }
+
+    /// Sets when the waiting room has stopped absorbing bursts, see
+    /// [`LimiterBuilder::codel`](crate::LimiterBuilder::codel). Defaults to [`Codel::REQUESTS`], which
+    /// follows the service time.
+    pub const fn codel(mut self, codel: Option<Codel>) -> Self {
+        self.codel = codel;
         self
     }
 

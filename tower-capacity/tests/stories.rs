@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::{Instant, advance};
 use tower_capacity::{
-    Admission, Limiter, LimiterEvent, Outcome,
+    Admission, Limiter, LimiterEvent, LimiterSettings, Outcome,
     limit::{Fixed, Knee, Limit, Window},
 };
 
@@ -117,6 +117,15 @@ async fn codel_that_was_turned_off_stays_off_when_windows_close() {
     off.set_codel(None);
     one_by_one(&off, 300, Outcome::Success).await;
     assert_eq!(shed_by_codel(&off).await, 0);
+    let settings = LimiterSettings::new().max_wait(Duration::from_secs(60));
+    let reconfigured = build();
+    let off = settings.clone().bounds(20..=20).codel(None);
+    reconfigured.reconfigure(off).unwrap();
+    one_by_one(&reconfigured, 300, Outcome::Success).await;
+    assert_eq!(shed_by_codel(&reconfigured).await, 0);
+    reconfigured.reconfigure(settings.bounds(20..=20)).unwrap();
+    one_by_one(&reconfigured, 300, Outcome::Success).await;
+    assert!(shed_by_codel(&reconfigured).await > 0);
 }
 
 #[tokio::test(start_paused = true)]
