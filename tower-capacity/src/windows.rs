@@ -32,10 +32,12 @@ const MIN_WINDOW: Duration = Duration::from_millis(50);
 const SERVICE_TIMES: f64 = 2.5;
 /// No service is so slow that a window must last longer than this for its sake.
 const MAX_WINDOW: Duration = Duration::from_secs(4);
-/// A window this old closes if few requests ended, and one ten times as old if none did.
+/// A window this old closes if few requests ended, and one of ten service times, or of ten seconds
+/// at most, if none did.
 const OLD_WINDOW: Duration = Duration::from_secs(1);
 const FEW: u64 = 8;
 const STALE_WINDOW: Duration = Duration::from_secs(10);
+const STALE_SERVICE_TIMES: f64 = 10.0;
 /// Fewer completions than the law asks for suffice if their times differ little: this many, with a
 /// standard error below this.
 const STEADY: u64 = 32;
@@ -376,7 +378,7 @@ impl Limiter {
         let enough = steady
             || well >= control.law.evidence()
             || age >= OLD_WINDOW && ended >= FEW
-            || age >= STALE_WINDOW;
+            || age >= self.stale(control);
         if !enough {
             let again = now + nanos(LOOK_AGAIN);
             return shared.windows.closes_at.store(again, Relaxed);
@@ -401,6 +403,13 @@ impl Limiter {
         if next != control.limit {
             notices.moved = Some(self.move_limit(control, at, next, why));
         }
+    }
+
+    /// How long to wait for completions that do not come.
+    fn stale(&self, control: &Control) -> Duration {
+        let service_time = control.last.and_then(|window| window.service_time);
+        Duration::from_secs_f64((STALE_SERVICE_TIMES * service_time.unwrap_or(60.0)).min(60.0))
+            .clamp(OLD_WINDOW, STALE_WINDOW)
     }
 
     fn window(&self, control: &Control, totals: &Totals, age: Duration) -> Window {

@@ -56,6 +56,8 @@ const LATEST: (f64, f64) = (30.0, 128.0);
 const EVIDENCE: f64 = 100.0;
 /// A limit that went down this far without a probe, in logarithms, has told as much as one.
 const DRIFT: f64 = 0.2;
+/// Requests inside, over those that completions account for (Little's law), which do not end.
+const STUCK: f64 = 3.0;
 /// A gap between completions of this many service times, in which this many were due, is a pause of
 /// the process and no queue.
 const PAUSE: (f64, f64) = (3.0, 40.0);
@@ -546,6 +548,12 @@ impl Knee {
             probe.settled = true;
             self.probe = Some(probe);
             return ("probe", probe.commanded());
+        }
+        if tally.inflight() > STUCK * tally.throughput() * tally.service_time() + 1.0 {
+            // What is inside does not end, so that it is no load.
+            self.probe = None;
+            self.schedule(now, window);
+            return ("no evidence", self.limit);
         }
         probe.windows += 1;
         let arm = probe.after.as_mut().unwrap_or(&mut probe.during);
