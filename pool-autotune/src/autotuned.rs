@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
-use tower_capacity::gate::{Ask, Gate, Permit, Refused, RefusedReason};
+use tower_capacity::gate::{Ask, Codel, Gate, Permit, Refused, RefusedReason};
 
 use crate::adapter::{Adapter, Checked, PutBack};
 use crate::driver::Control;
@@ -23,7 +24,7 @@ use crate::metrics::Recorder;
 use crate::stats::{Stats, WaitEnd};
 use crate::tuner::{Decision, Recording, Verdict};
 use crate::{
-    Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, events, sqlstate,
+    Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, sqlstate,
 };
 
 /// A connection pool that sizes itself.
@@ -47,7 +48,9 @@ impl<P: Adapter> Autotuned<P> {
     ///
     /// # Errors
     ///
-    /// When called outside a tokio runtime, or when the pool was built for no connections at all.
+    /// Fails outside of a tokio runtime, if the pool was built for no connections at all, if its own
+    /// wait timeout is zero, or if its settings work against the tuner
+    /// ([`Adapter::check`](crate::adapter::Adapter::check)).
     pub fn new(pool: P) -> Result<Self, BuildError> {
         Self::builder(pool).build()
     }
@@ -123,6 +126,23 @@ impl<P: Adapter> Autotuned<P> {
         async move { Arc::clone(&self.shared).checkout(call_site, ask).await }
     }
 
+    /// Like [`get`](Self::get), except that the future owns the pool and can be spawned.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Like [`get`](Self::get).
+    #[track_caller]
+    pub fn get_owned(
+        &self,
+    ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<P> {
+        let shared = Arc::clone(&self.shared);
+        shared.checkout(Location::caller(), Ask::new())
+    }
+
     /// The state of the pool now.
     #[must_use]
     pub fn snapshot(&self) -> PoolSnapshot {
@@ -186,13 +206,12 @@ impl<P: Adapter> Autotuned<P> {
     }
 
     /// Closes every connection opened until now, the idle ones at once and those in use as they come
-    /// back, and starts anew with half the target.
+    /// back. In [`Mode::Recommend`] none is closed.
     ///
     /// To be called when the server has changed under connections that look alive: a primary that
     /// became read-only (SQLSTATE 25006), an address that now leads elsewhere. Connections that
     /// *are* dead need no call: the pool behind finds them out. New ones are opened within the dial
-    /// budget, and the tuner forgets what it learned and decides nothing until a second after they are
-    /// open, or for ten seconds.
+    /// budget, and the tuner forgets what it learned.
     pub fn failover(&self) {
         self.shared.failover();
     }
@@ -208,19 +227,43 @@ impl<P: Adapter> Autotuned<P> {
 
     /// Says which SQLSTATE a query failed with.
     ///
-    /// - `25006` (read-only transaction), `57P01`, `57P02`, `57P03` (shutdown, crash, starting up),
-    ///   class `08` (connection): the server under the connections has changed, so
-    ///   [`failover`](Self::failover), once in ten seconds at most.
+    /// - `25006` (read-only transaction), `57P02`, `57P03` (crash, starting up): the server under the
+    ///   connections has changed, so [`failover`](Self::failover), once in ten seconds at most.
+    /// - `57P01` (ended by an operator or by a shutdown), `08000`, `08001`, `08003`, `08006`, `08007`
+    ///   (connection lost): a failover too, if it is told twice within a second. Once is that
+    ///   connection's affair.
     /// - `53300` (too many connections): no more are opened for a while, as after any failed dial.
     ///
-    /// Others say nothing about the pool.
+    /// Others say nothing about the pool, nor does `08P01` (protocol violation), which `PgBouncer`
+    /// sends when it has no place for another client.
     pub fn note_sqlstate(&self, code: &str) {
         self.shared.note_sqlstate(code);
     }
 
-    /// Refuses every checkout from now on. Those in line and those checked out are not affected.
+    /// Refuses every checkout from now on. Those that wait and those checked out are not affected.
+    /// See [`drain`](Self::drain) to wait for them.
     pub fn close(&self) {
         self.shared.gate.close();
+    }
+
+    /// Closes the pool, waits until every checkout is back, for at most `within`, and closes the idle
+    /// connections. Returns whether all of them came back.
+    ///
+    /// # Cancel safety
+    ///
+    /// The pool stays closed; the idle connections may still be open.
+    pub async fn drain(&self, within: Duration) -> bool {
+        self.close();
+        let end = deadline(Instant::now(), within);
+        let is_empty = timeout_at(end, self.shared.gate.emptied()).await.is_ok();
+        self.shared.adapter.close_idle(usize::MAX);
+        is_empty
+    }
+
+    /// Whether checkouts are refused because the pool was closed: not ready any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.gate.is_closed() || self.shared.adapter.is_closed()
     }
 
     /// The pool behind. A checkout made there is invisible to the gate.
@@ -310,27 +353,51 @@ impl<P: Adapter> Drop for Checkout<P> {
         self.shared.recorder.used(used);
         self.shared.holders.leave(self.slot);
         let ceiling = self.shared.ceiling();
-        if self.generation != self.shared.generation.load(Ordering::Acquire) {
+        let back = if self.generation == self.shared.generation.load(Ordering::Acquire) {
+            self.shared.adapter.put_back(connection)
+        } else {
             let since = self.shared.control().generation_since;
-            self.shared.adapter.discard(connection, since);
-            return self.shared.put_back(permit, ceiling, self.since_us, used);
-        }
-        match self.shared.adapter.put_back(connection) {
+            self.shared.adapter.discard(connection, since)
+        };
+        match back {
             PutBack::Done => self.shared.put_back(permit, ceiling, self.since_us, used),
             PutBack::Later(back) => {
-                let shared = Arc::clone(&self.shared);
-                let (since, since_us) = (self.since, self.since_us);
+                let returning = Returning {
+                    shared: Arc::clone(&self.shared),
+                    permit: Some(permit),
+                    ceiling,
+                    since: self.since,
+                    since_us: self.since_us,
+                };
                 let back = async move {
                     // Done or given up: either way it is not out any more.
                     let _ = timeout(BACK_WITHIN, back).await;
-                    shared.put_back(permit, ceiling, since_us, since.elapsed());
+                    drop(returning);
                 };
-                match Handle::try_current() {
-                    Ok(runtime) => drop(runtime.spawn(back)),
-                    // Nobody to do it: dropping it closes the connection and returns the permit.
-                    Err(_) => self.shared.stats.returned(self.since_us, used),
+                // Without a runtime, dropping it closes the connection and returns the permit.
+                if let Ok(runtime) = Handle::try_current() {
+                    drop(runtime.spawn(back));
                 }
             }
+        }
+    }
+}
+
+/// A connection on its way back. It is back when this is dropped, by the end of the runtime, too.
+struct Returning<P: Adapter> {
+    shared: Arc<Shared<P>>,
+    permit: Option<Permit>,
+    ceiling: usize,
+    since: Instant,
+    since_us: u64,
+}
+
+impl<P: Adapter> Drop for Returning<P> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            let used = self.since.elapsed();
+            self.shared
+                .put_back(permit, self.ceiling, self.since_us, used);
         }
     }
 }
@@ -357,8 +424,12 @@ pub(crate) struct Shared<P> {
     pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
     pub(crate) open_timeout: Duration,
+    /// How the queue is shed from at the knee.
+    pub(crate) codel: Option<Codel>,
     /// What the tuner wants; the limit in force may be on its way there.
     pub(crate) target: AtomicUsize,
+    /// The target, and as many more as are held for far longer than usual.
+    pub(crate) allowed: AtomicUsize,
     /// How many connections may exist. The limit of the gate, or more while the tuner tries with an
     /// open pool whether fewer would do.
     pub(crate) ceiling: AtomicUsize,
@@ -396,7 +467,7 @@ impl<P: Adapter> Shared<P> {
             // Most are there at once, and need no timer.
             match poll_once(opening.as_mut()).await {
                 Poll::Ready(opened) => Ok(opened),
-                Poll::Pending => timeout_at(deadline(admitted, self.open_timeout), opening).await,
+                Poll::Pending => self.open(admitted, opening).await,
             }
         };
         let (connection, since) = match opened {
@@ -405,6 +476,9 @@ impl<P: Adapter> Shared<P> {
             Ok(Err(error)) => {
                 if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
                     self.dial_failed();
+                }
+                if self.adapter.is_closed() {
+                    return Err(Error::Closed);
                 }
                 return Err(Error::Backend(error));
             }
@@ -429,6 +503,30 @@ impl<P: Adapter> Shared<P> {
         })
     }
 
+    /// Waits for a connection that is being opened or checked.
+    async fn open<F: Future>(
+        &self,
+        admitted: Instant,
+        mut opening: Pin<&mut F>,
+    ) -> Result<F::Output, Elapsed> {
+        /// What takes longer hangs, as far as the others are concerned.
+        const HANGS: Duration = Duration::from_millis(500);
+        let deadline = deadline(admitted, self.open_timeout);
+        if self.mode == Mode::Enforce {
+            // Where an idle connection was found dead, those that wait for their turn to find the
+            // next are too many.
+            if self.adapter.size() < self.ceiling() {
+                self.apply(&mut self.control(), Instant::now());
+            }
+            let hangs = deadline.min(admitted + HANGS);
+            if let Ok(opened) = timeout_at(hangs, opening.as_mut()).await {
+                return Ok(opened);
+            }
+        }
+        let _hanging = Hanging::begin(self);
+        timeout_at(deadline, opening).await
+    }
+
     /// Whether the turn of a checkout is expected after the time it has left: those ahead of it and
     /// itself, at the pace of the last seconds.
     fn comes_too_late(&self, refused: &Refused, ask: Ask) -> bool {
@@ -441,11 +539,12 @@ impl<P: Adapter> Shared<P> {
     }
 
     async fn wait(
-        &self,
+        self: &Arc<Self>,
         start: Instant,
         call_site: &'static Location<'static>,
         ask: Ask,
     ) -> Result<Permit, Error<P::Error>> {
+        self.revive_driver(start);
         let mut waiting = Waiting {
             shared: self,
             since: start,
@@ -455,14 +554,17 @@ impl<P: Adapter> Shared<P> {
         let mut entry = pin!(self.gate.acquire_with(ask));
         let nested = self.holders.wait(call_site, self.gate.limit());
         if let Some((_, Some(deadlock))) = &nested {
-            events::nested(&self.name, deadlock);
-            self.control().nested = Some((start, *deadlock));
+            self.control().suspect(*deadlock, self.stats.completed());
         }
         let mut told = false;
         let entered = poll_fn(|cx| {
             let polled = entry.as_mut().poll(cx);
             // Once in line, this is demand that a limit below its target can be raised for.
             if polled.is_pending() && !std::mem::replace(&mut told, true) {
+                if self.gate.queued() <= 1 {
+                    // The driver is to look earlier than it would otherwise.
+                    self.news.notify_one();
+                }
                 self.tell_if_below_target();
             }
             polled
@@ -493,17 +595,10 @@ impl<P: Adapter> Shared<P> {
     }
 
     fn note_sqlstate(&self, code: &str) -> Option<sqlstate::Meaning> {
-        /// Every connection of the old server will say the same.
-        const ONCE_IN: Duration = Duration::from_secs(10);
         let meaning = sqlstate::meaning(code);
         match meaning {
-            Some(sqlstate::Meaning::ServerChanged) => {
-                let last = self.control().generation_since;
-                let is_first = self.generation.load(Ordering::Acquire) == 0;
-                if is_first || last.elapsed() >= ONCE_IN {
-                    self.failover();
-                }
-            }
+            Some(sqlstate::Meaning::ServerChanged) => self.server_changed(),
+            Some(sqlstate::Meaning::ConnectionLost) => self.connection_lost(),
             Some(sqlstate::Meaning::TooManyConnections) => self.dial_failed(),
             None => {}
         }
@@ -511,7 +606,7 @@ impl<P: Adapter> Shared<P> {
     }
 
     fn tell_if_below_target(&self) {
-        if self.ceiling() < self.target.load(Ordering::Relaxed) {
+        if self.ceiling() < self.allowed.load(Ordering::Relaxed) {
             self.news.notify_one();
         }
     }
@@ -582,6 +677,28 @@ impl<P> Drop for Shared<P> {
     fn drop(&mut self) {
         // The driver finds nothing to drive, and ends.
         self.news.notify_one();
+    }
+}
+
+/// A checkout whose connection does not open.
+struct Hanging<'a, P: Adapter>(&'a Shared<P>);
+
+impl<'a, P: Adapter> Hanging<'a, P> {
+    fn begin(shared: &'a Shared<P>) -> Self {
+        let mut control = shared.control();
+        control.hanging += 1;
+        shared.apply(&mut control, Instant::now());
+        drop(control);
+        shared.news.notify_one();
+        Self(shared)
+    }
+}
+
+impl<P: Adapter> Drop for Hanging<'_, P> {
+    fn drop(&mut self) {
+        let mut control = self.0.control();
+        control.hanging -= 1;
+        self.0.apply(&mut control, Instant::now());
     }
 }
 

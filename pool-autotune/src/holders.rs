@@ -105,37 +105,51 @@ impl Holders {
         Some((wait, deadlock))
     }
 
-    /// Connections held by tasks that wait for another one.
-    pub(crate) fn nested(&self) -> usize {
-        let nested = lock(&self.nested);
-        if nested.is_empty() {
-            return 0;
+    /// The connections that have been out for longer than `after`, up to now.
+    pub(crate) fn held(&self, now_us: u64, window: Duration, after: Duration) -> Held {
+        let mut held = Held::default();
+        for holder in self.each() {
+            let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
+            if age > after {
+                held.count += 1;
+                held.busy += age.min(window);
+                if held.oldest.is_none_or(|(oldest, _)| oldest < age) {
+                    held.oldest = Some((age, holder.call_site));
+                }
+            }
         }
-        let waits = |task: Id| nested.iter().any(|&(waiting, _)| waiting == task);
-        let holders = self.each().filter_map(|holder| holder.task);
-        holders.filter(|&task| waits(task)).count()
-    }
-
-    /// The call site with the connection that has been out longest, if that is longer than `usual`
-    /// explains.
-    pub(crate) fn leak(&self, now_us: u64, usual: Option<Duration>) -> Option<Leak> {
-        /// No use time below this is a leak.
-        const LEAST: Duration = Duration::from_secs(30);
-        /// Nor one below this many times the usual.
-        const TIMES: u32 = 20;
-        let patience = usual.map_or(LEAST, |usual| LEAST.max(usual.saturating_mul(TIMES)));
-        let held_for =
-            |holder: &Holder| Duration::from_micros(now_us.saturating_sub(holder.since_us));
-        let overdue = |holder: &Holder| held_for(holder) > patience;
-        let oldest = self
+        held.there = self
             .each()
-            .filter(overdue)
-            .min_by_key(|holder| holder.since_us)?;
-        let from_there = |holder: &Holder| overdue(holder) && holder.call_site == oldest.call_site;
+            .filter(|holder| {
+                let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
+                age > after
+                    && held
+                        .oldest
+                        .is_some_and(|(_, site)| holder.call_site == site)
+            })
+            .count();
+        held
+    }
+}
+
+/// Connections held for far longer than usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) count: usize,
+    /// The time that they were out within the window, together.
+    pub(crate) busy: Duration,
+    oldest: Option<(Duration, &'static Location<'static>)>,
+    /// How many of them are from the call site of the oldest.
+    there: usize,
+}
+
+impl Held {
+    pub(crate) fn leak(&self) -> Option<Leak> {
+        let (held_for, call_site) = self.oldest?;
         Some(Leak {
-            call_site: oldest.call_site,
-            held_for: held_for(&oldest),
-            count: self.each().filter(from_there).count().max(1),
+            call_site,
+            held_for,
+            count: self.there.max(1),
         })
     }
 }

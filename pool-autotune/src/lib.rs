@@ -50,15 +50,29 @@
 //! [`metrics`]); a `tracing` event for every decision; [`Autotuned::decisions`] with the numbers
 //! each was based on; [`Autotuned::verdict`] with what is the matter, and [`Autotuned::report`] with
 //! both in a paragraph. [`Autotuned::pressure`] says how hard the pool is pressed, for a limiter
-//! upstream to shed a request before it lines up for a connection it will not get:
+//! upstream to shed a request before it waits for a connection it will not get:
 //! `Limiter::builder().downstream(move || pool.pressure())` of `tower-capacity`. At the knee of the
-//! database the line is shed from by CoDel, since no size would serve it.
+//! database the queue is shed from by [`Codel`], since no size would serve it
+//! ([`Builder::codel`]).
+//!
+//! # Words
+//!
+//! - *Wait time*, *use time*: how long a checkout waits for its turn; how long it holds its connection.
+//! - *Demand*: connections that the arrivals need, by Little's law, with some slack.
+//! - *Target*, *limit*: connections the tuner wants; connections allowed out now.
+//! - *Saturated*: checkouts wait for connections. *Starving*: longer than one takes to open.
+//! - *Knee*: the size beyond which the database does no more work. *Elasticity*: by which part
+//!   throughput rises with connections: 1, each earns its share; 0, none does.
+//! - *On trial*: a growth whose throughput is being compared with that before it.
+//! - *Held*: out for 10 s and twenty times the usual use time, at least.
 //!
 //! # When not to use it
 //!
 //! - For a single writer: SQLite's, or one behind an advisory lock. Its size is 1.
 //! - In front of a server that many processes share when together they may exceed its connection
 //!   limit: each tunes itself, so divide the limit and set each maximum to its share.
+//! - Behind connections kept for life (`LISTEN`, a leader's lock): they are counted apart and leave the
+//!   rest of the maximum to others, but each is one less. Give them a pool of their own.
 //! - Together with another resizer of the same pool, or with checkouts that bypass the gate.
 //!
 //! # Features
@@ -102,4 +116,4 @@ pub use crate::builder::{Builder, Mode};
 pub use crate::error::{BuildError, Error, Overload};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;
-pub use tower_capacity::gate::{Ask, Priority};
+pub use tower_capacity::gate::{Ask, Codel, Priority};

@@ -143,7 +143,7 @@ mod on {
 
     fn describe() {
         describe_gauge!(COUNT, Unit::Count, "connections that exist, by state");
-        describe_gauge!(MAX, Unit::Count, "connections allowed out");
+        describe_gauge!(MAX, Unit::Count, "connections that the tuner wants");
         describe_gauge!(PENDING_REQUESTS, Unit::Count, "checkouts that wait");
         describe_counter!(TIMEOUTS, Unit::Count, "checkouts that gave up waiting");
         describe_histogram!(CREATE_TIME, Unit::Seconds, "time to open a connection");

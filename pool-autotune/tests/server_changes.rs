@@ -308,3 +308,23 @@ async fn sqlx_recovers_from_a_killed_postgres() {
     let now = pool.snapshot();
     assert!(now.size() <= now.limit(), "{now:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_closes_on_drop_what_it_was_told_to() {
+    use sqlx::Executor;
+    use sqlx::postgres::PgPoolOptions;
+
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let inner = PgPoolOptions::new().max_connections(1);
+    let inner = inner.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::new(inner).expect("a runtime");
+    let mut first = pool.get().await.expect("free");
+    let set = first.execute("SET application_name = 'of one tenant'");
+    set.await.expect("it answers");
+    first.close_on_drop();
+    drop(first);
+    let mut next = pool.get().await.expect("free");
+    let name = sqlx::query_scalar("SHOW application_name");
+    let name: String = name.fetch_one(&mut **next).await.expect("it answers");
+    assert_eq!(name, "");
+}

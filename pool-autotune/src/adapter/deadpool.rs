@@ -14,7 +14,7 @@ use deadpool::managed::{Manager, Object, Pool, PoolError, TimeoutType, Timeouts}
 
 use tokio::time::Instant;
 
-use super::{Adapter, Checked};
+use super::{Adapter, Checked, PutBack};
 
 impl<M, W> Adapter for Pool<M, W>
 where
@@ -46,11 +46,16 @@ where
         Ok(checked(is_new(&object), W::from(object)))
     }
 
-    fn discard(&self, connection: W, before: Instant) {
+    fn is_closed(&self) -> bool {
+        Self::is_closed(self)
+    }
+
+    fn discard(&self, connection: W, before: Instant) -> PutBack {
         // Back first, since a wrapper hides the object that could be taken out.
         drop(connection);
         let before = before.into_std();
         self.retain(|_, metrics| metrics.created >= before);
+        PutBack::Done
     }
 
     fn close_idle(&self, count: usize) -> usize {

@@ -62,11 +62,27 @@ pub trait Adapter: Send + Sync + 'static {
 
     /// Closes a connection that comes back, and may close idle ones opened before `before` as well.
     /// The default puts it back and closes all that are idle.
-    fn discard(&self, connection: Self::Connection, before: Instant) {
+    fn discard(&self, connection: Self::Connection, before: Instant) -> PutBack {
         let _ = before;
         // Whether it is back at once or not: what is idle by then is closed.
         drop(connection);
         self.close_idle(usize::MAX);
+        PutBack::Done
+    }
+
+    /// Fails with the reason if the pool has settings that work against the tuner, such as
+    /// connections that it opens by itself. Called once, when the tuned pool is built.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting and what to do instead.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether the pool was closed, so that a failed [`checkout`](Self::checkout) means that.
+    fn is_closed(&self) -> bool {
+        false
     }
 
     /// Closes up to `count` idle connections, best the longest idle, and returns how many it closed.

@@ -95,8 +95,6 @@ pub struct TunerConfig {
     /// Above this multiple of S0, a backlog is the database's doing and does not grow the pool at
     /// once. Defaults to 1.5.
     pub inflated: f64,
-    /// Time between two growths. Defaults to 2 s: the last one has to show its effect first.
-    pub grow_every: Duration,
     /// Shrink to the peak demand of this long. Defaults to 300 s, as the Kubernetes horizontal
     /// autoscaler does, for the same reason: traffic that just fell comes back.
     pub shrink_horizon: Duration,
@@ -106,11 +104,8 @@ pub struct TunerConfig {
     pub shrink_step: f64,
     /// No shrink while the target is within this part above peak demand. Defaults to 0.15.
     pub dead_band: f64,
-    /// Above this multiple of S0 for three windows, a saturated pool looks down before it looks up.
-    /// Defaults to 3.
-    pub alarming: f64,
-    /// Whether to experiment at all. Without, a saturated pool grows to its demand and no further.
-    /// Defaults to `true`; always off in [`Mode::Recommend`](crate::Mode::Recommend).
+    /// Whether to try fewer connections, and to take growth back that does not pay. Defaults to
+    /// `true`; always off in [`Mode::Recommend`](crate::Mode::Recommend).
     pub experiments: bool,
     /// The constants of the experiments.
     pub knee: KneeConfig,
@@ -129,12 +124,10 @@ impl Default for TunerConfig {
             drain_backlog_in: Duration::from_millis(500),
             give_back_after: Duration::from_secs(5),
             inflated: 1.5,
-            grow_every: Duration::from_secs(2),
             shrink_horizon: Duration::from_secs(300),
             shrink_every: Duration::from_secs(60),
             shrink_step: 0.2,
             dead_band: 0.15,
-            alarming: 3.0,
             experiments: true,
             knee: KneeConfig::default(),
             dial: DialConfig::default(),
@@ -153,14 +146,17 @@ pub struct Tuner {
     base: BaseUseTime,
     peak: PeakDemand,
     knee: Knee,
-    /// Windows in a row with use times far above their base.
-    alarming: u32,
     verdict: Verdict,
+    /// The mean time that the last connections took to open.
+    dial: Option<f64>,
+    may_grow: bool,
+    /// Connections in use in the last whole window, on average.
+    in_use: usize,
+    /// That window.
+    last: Option<PoolWindow>,
     /// The fastest mean time to open a connection.
     base_dial: Option<f64>,
     cause: Cause,
-    frozen_until: Option<Instant>,
-    grown: Option<Instant>,
     shrunk: Option<Instant>,
     /// Since when the pool, grown to work off a backlog, is no longer saturated.
     drained_since: Option<Instant>,
@@ -178,12 +174,13 @@ impl Tuner {
             base: BaseUseTime::default(),
             peak: PeakDemand::new(config.shrink_horizon, now),
             knee: Knee::new(config.knee, now),
-            alarming: 0,
             verdict: Verdict::Healthy,
+            dial: None,
+            may_grow: true,
+            in_use: 0,
+            last: None,
             base_dial: None,
             cause: Cause::Unknown,
-            frozen_until: None,
-            grown: None,
             shrunk: None,
             drained_since: None,
         }
@@ -199,6 +196,13 @@ impl Tuner {
     #[must_use]
     pub fn admitted(&self) -> usize {
         self.knee.admitted(self.target)
+    }
+
+    /// Whether it would open more for checkouts that wait, as far as it knows: then it is best given
+    /// the next window soon.
+    #[must_use]
+    pub fn may_grow(&self) -> bool {
+        self.may_grow
     }
 
     /// What the last whole window says is the matter. [`Verdict::ConnectBound`] and those about
@@ -238,32 +242,29 @@ impl Tuner {
         )
     }
 
-    /// The server is another one, or the same one anew: what was learned about it is forgotten, the
-    /// target halved, and nothing decided until a second after its connections are open again, or for
-    /// ten seconds.
+    /// The server is another one, or the same one anew: what was learned about it is forgotten.
     pub fn failover(&mut self, now: Instant) -> Decision {
-        /// The first moments after a failover are about connecting and cold caches.
-        const FROZEN: Duration = Duration::from_secs(10);
-        let half = self.bounds.clamp(self.target.div_ceil(2));
-        let afresh = Self::new(self.config, self.bounds, self.target, now);
-        *self = Self {
-            frozen_until: Some(now + FROZEN),
-            ..afresh
-        };
-        self.decide(now, Reason::Failover, half, Inputs::default())
+        *self = Self::new(self.config, self.bounds, self.target, now);
+        self.decide(now, Reason::Failover, self.target, Inputs::default())
     }
 
     /// Takes in what happened since the last call. Best called every 250 ms: a backlog is acted on
     /// at once, everything else when enough was seen.
     pub fn on_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
-        if let Some(decision) = self.on_nested(now, window) {
-            return decision;
-        }
-        if self.is_frozen(now, window) {
-            return self.decide(now, Reason::Gathering, self.target, Inputs::default());
-        }
+        let decision = self.act_on(now, window);
+        self.may_grow = self.target < self.bounds.max() && !self.knee.says_no(now, self.target);
+        decision
+    }
+
+    fn act_on(&mut self, now: Instant, window: &PoolWindow) -> Decision {
+        self.dial = window.mean_dial_time().or(self.dial);
+        self.knee.see(window);
         self.gathered.merge(window);
         if let Some(decision) = self.on_backlog(now, window) {
+            self.gathered = PoolWindow::default();
+            return decision;
+        }
+        if let Some(decision) = self.on_starving(now, window) {
             self.gathered = PoolWindow::default();
             return decision;
         }
@@ -277,39 +278,49 @@ impl Tuner {
         self.on_whole_window(now, &gathered)
     }
 
-    /// Gives connections for those that are held without being used.
-    fn on_nested(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
-        // More of them may be on their way.
-        if window.nested == 0 || 2 * window.nested < window.limit || window.limit < self.target {
+    /// Opens more while checkouts wait longer than a dial takes, whatever the reason, unless
+    /// experiments show that more do not pay.
+    fn on_starving(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
+        if !self.is_starving(window) || self.knee.says_no(now, self.target) {
             return None;
         }
-        let target = self.bounds.clamp(self.target + window.nested);
+        let reach = self
+            .knee
+            .open_to(self.target)
+            .min(self.target + window.queued.max(gave_up(window) as usize));
+        let target = self.bounds.clamp(reach);
         if target == self.target {
             return None;
         }
-        self.knee.cancel();
-        // What was seen is about tasks that waited for each other.
-        self.gathered = PoolWindow::default();
         let inputs = self.inputs(window, self.demand(window), true);
-        Some(self.decide(now, Reason::Nested, target, inputs))
+        // Throughput says something of a size only where that was in use all the time.
+        let last = self.last.take();
+        let last = last.filter(|last| last.limit == self.target && self.is_full(last));
+        let mut before = last.unwrap_or_default();
+        before.merge(&self.gathered);
+        Some(self.grow_to(now, Reason::Starving, target, &before, inputs))
     }
 
-    /// Whether a failover is too recent for what is seen to mean anything.
-    fn is_frozen(&mut self, now: Instant, window: &PoolWindow) -> bool {
-        /// From the moment at which all connections are open again.
-        const STILL: Duration = Duration::from_secs(1);
-        let Some(until) = self.frozen_until else {
+    /// Whether checkouts have waited for longer than opening a connection takes, and no growth is
+    /// under way.
+    fn is_starving(&self, window: &PoolWindow) -> bool {
+        /// Where nothing was seen yet, no wait below this is worth a connection.
+        const SHORTEST: Duration = Duration::from_millis(5);
+        let room = self.bounds.max().saturating_sub(window.held);
+        if window.limit < self.target.min(room) {
             return false;
-        };
-        // Half of what the pool had may be too few, and it should not be for long.
-        let is_open = window.limit >= self.target && window.completions > 0;
-        let until = if is_open {
-            until.min(now + STILL)
+        }
+        // Some have no patience for a dial, and the next will not wait for it either.
+        if gave_up(window) > 0 {
+            return true;
+        }
+        let shortest = if self.base.get().is_none() {
+            SHORTEST
         } else {
-            until
+            self.config.slow_wait
         };
-        self.frozen_until = (now < until).then_some(until);
-        self.frozen_until.is_some()
+        let dial = self.dial.map_or(Duration::ZERO, Duration::from_secs_f64);
+        window.queued > 0 && window.mean_age() > dial.max(shortest)
     }
 
     /// The fast path: a backlog that more connections will work off.
@@ -347,12 +358,14 @@ impl Tuner {
         window: &PoolWindow,
         inputs: Inputs,
     ) -> Decision {
-        self.grown = Some(now);
-        if matches!(reason, Reason::Backlog | Reason::Trial | Reason::Paid) {
+        if matches!(
+            reason,
+            Reason::Backlog | Reason::Starving | Reason::Trial | Reason::Paid
+        ) {
             // What it takes to work off a backlog, or a burst, is needed once, and given back.
             self.drained_since = Some(now);
         }
-        if self.config.experiments && self.is_resolvable(window) {
+        if self.config.experiments {
             self.knee.grow(now, self.target, target, window.clone());
         }
         self.decide(now, reason, target, inputs)
@@ -371,7 +384,12 @@ impl Tuner {
         let gathered = std::mem::take(&mut self.gathered);
         let saturated = self.is_saturated(&gathered);
         let (reason, to, seen) = match outcome {
-            Outcome::Running | Outcome::Unclear(None) | Outcome::Keep => {
+            Outcome::Running | Outcome::Unclear(None) | Outcome::Keep(None) => {
+                (Reason::Settling, self.target, None)
+            }
+            Outcome::Keep(use_time) => {
+                // As long with more connections as with fewer: not our doing.
+                self.base.rebase(use_time);
                 (Reason::Settling, self.target, None)
             }
             Outcome::Paid(needed, seen, after) => {
@@ -394,7 +412,6 @@ impl Tuner {
                 self.cause = self.cause_of(&gathered);
                 (Reason::NoGain, to, Some(seen))
             }
-            Outcome::Moved(to) => (Reason::NoGain, to, None),
             Outcome::Useless(to, seen) => (Reason::Useless, to, Some(seen)),
             Outcome::Useful(seen, low) => {
                 self.base.rebase(low.mean_use_time());
@@ -462,19 +479,22 @@ impl Tuner {
                 (seen, base) => base.or(seen),
             };
         }
-        self.knee.observe(now, saturated);
+        self.knee.observe(now, self.target, window, saturated);
         self.base.learn(window, saturated);
         let demand = self.demand(window);
         let inputs = self.inputs(window, demand, saturated);
         // No use time was ever seen: nothing is known, and nothing is asked for.
         let demand = demand.unwrap_or(0);
         self.peak.push(now, demand);
+        // What is in use says more than what was given back, of uses that take long.
+        let in_use = window.busy.as_secs_f64() / window.duration.as_secs_f64().max(1e-9);
+        self.in_use = staffing(in_use, window.use_time_variation());
+        self.last = Some(window.clone());
 
         if saturated {
             self.drained_since = self.drained_since.map(|_| now);
             return self.on_saturated(now, window, demand, inputs);
         }
-        self.alarming = 0;
         let (reason, target) = self.give_back(now).unwrap_or_else(|| self.shrink(now));
         if target < self.target {
             self.shrunk = Some(now);
@@ -489,39 +509,11 @@ impl Tuner {
         demand: usize,
         inputs: Inputs,
     ) -> Decision {
-        if self.config.experiments && self.is_resolvable(window) {
-            return self.on_saturated_and_resolvable(now, window, demand, inputs);
-        }
-        let (reason, target) = self.grow_by_demand(now, demand);
-        if target > self.target {
-            self.grown = Some(now);
-        }
-        self.decide(now, reason, target, inputs)
-    }
-
-    fn on_saturated_and_resolvable(
-        &mut self,
-        now: Instant,
-        window: &PoolWindow,
-        demand: usize,
-        inputs: Inputs,
-    ) -> Decision {
-        /// As many windows in a row are no accident.
-        const ALARMED: u32 = 3;
-        let inflated = match (window.mean_use_time(), self.base.get()) {
-            (Some(seen), Some(base)) => seen > self.config.alarming * base,
-            _ => false,
-        };
-        self.alarming = if inflated { self.alarming + 1 } else { 0 };
-        let alarmed = self.alarming == ALARMED;
-        if alarmed {
-            self.knee.alarm(now);
-        }
-
-        if !alarmed && let Some((reason, target)) = self.reach(now, window, demand) {
+        if let Some((reason, target)) = self.reach(now, window, demand) {
             return self.grow_to(now, reason, target, window, inputs);
         }
-        if self.is_full(window)
+        if self.config.experiments
+            && self.is_full(window)
             && self
                 .knee
                 .try_down(now, self.target, self.bounds.min(), window)
@@ -561,11 +553,6 @@ impl Tuner {
         is_full(&self.config, window)
     }
 
-    /// Whether enough completes to measure throughput.
-    fn is_resolvable(&self, window: &PoolWindow) -> bool {
-        window.throughput() >= self.config.knee.min_throughput
-    }
-
     fn demand(&self, window: &PoolWindow) -> Option<usize> {
         let base = self.base.get()?;
         Some(staffing(
@@ -578,29 +565,13 @@ impl Tuner {
         is_saturated(&self.config, window)
     }
 
-    fn grow_by_demand(&self, now: Instant, demand: usize) -> (Reason, usize) {
-        let target = self.bounds.clamp(demand.min(8 * self.target + 8));
-        if self.target == self.bounds.max() && demand > self.target {
-            (Reason::AtMaximum, self.target)
-        } else if target <= self.target {
-            (Reason::Slower, self.target)
-        } else if self
-            .grown
-            .is_some_and(|grown| now - grown < self.config.grow_every)
-        {
-            (Reason::Settling, self.target)
-        } else {
-            (Reason::Saturated, target)
-        }
-    }
-
     /// Gives back at once what was only needed to work off a backlog.
     fn give_back(&mut self, now: Instant) -> Option<(Reason, usize)> {
         if now - self.drained_since? < self.config.give_back_after {
             return None;
         }
         self.drained_since = None;
-        let floor = self.bounds.clamp(self.peak.so_far()?);
+        let floor = self.bounds.clamp(self.peak.so_far()?.max(self.in_use));
         let is_more = self.target as f64 > floor as f64 * (1.0 + self.config.dead_band);
         is_more.then_some((Reason::Drained, floor))
     }
@@ -610,7 +581,7 @@ impl Tuner {
         let Some(peak) = self.peak.get(now) else {
             return steady;
         };
-        let floor = self.bounds.clamp(peak);
+        let floor = self.bounds.clamp(peak.max(self.in_use));
         if self.target as f64 <= floor as f64 * (1.0 + self.config.dead_band) {
             return steady;
         }
@@ -660,6 +631,11 @@ impl Tuner {
             inputs,
         }
     }
+}
+
+/// Checkouts that gave up waiting.
+fn gave_up(window: &PoolWindow) -> u64 {
+    window.timeouts + window.cancelled
 }
 
 /// Whether checkouts wait for connections more than they should, be it in bursts.
