@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tower_capacity::gate::{Codel, Gate, GateConfig};
 
@@ -235,11 +235,9 @@ impl<P: Adapter> Builder<P> {
         };
         let tuner = Tuner::new(config, bounds, start, now);
         let mut dial = DialBudget::new(self.tuner.dial, now);
+        let size = self.pool.size();
         let limit = if enforce {
-            dial.limit(
-                now,
-                DialState::new(0, tuner.target(), self.pool.size(), usize::MAX),
-            )
+            dial.limit(now, DialState::new(0, tuner.target(), size, usize::MAX))
         } else {
             pool_max
         };
@@ -268,14 +266,20 @@ impl<P: Adapter> Builder<P> {
         let shared = Arc::new(Shared {
             adapter: self.pool,
             gate,
-            recorder: Recorder::new(&name, target),
+            recorder: Recorder::new(&name),
             mode: self.mode,
             name,
             open_timeout,
+            reserves: self.reserved > 0,
             codel: self.codel.unwrap_or_else(|| Some(patient(wait_timeout))),
             target: AtomicUsize::new(target),
             allowed: AtomicUsize::new(target),
             ceiling: AtomicUsize::new(limit),
+            opening: AtomicUsize::new(0),
+            size_seen: AtomicUsize::new(size),
+            dials: Arc::new(Semaphore::new(
+                self.tuner.dial.at_once.min(Semaphore::MAX_PERMITS),
+            )),
             generation: AtomicUsize::new(0),
             holders: Holders::new(pool_max),
             news: Arc::clone(&news),

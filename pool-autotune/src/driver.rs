@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::adapter::Adapter;
 use crate::autotuned::{Shared, keep_decision};
 use crate::holders::Held;
+use crate::metrics::Levels;
 use crate::stats::{Stats, Waits, WindowReader};
 use crate::tuner::{
     Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Recording, Tuner, Verdict,
@@ -447,12 +448,14 @@ impl<P: Adapter> Shared<P> {
         control.recent.push(&window, &waits);
         control.recording.window(now, window);
         let size = self.adapter.size();
-        let max = match self.mode {
-            Mode::Enforce => control.tuner.target(),
-            Mode::Recommend => gate.limit(),
-        };
-        self.recorder
-            .levels(size, gate.inflight().min(size), gate.queued(), max);
+        self.recorder.levels(Levels {
+            size,
+            in_use: gate.inflight().min(size),
+            pending: gate.queued(),
+            limit: gate.limit(),
+            target: control.tuner.target(),
+            held: control.held.count,
+        });
     }
 
     fn record(&self, control: &mut Control, decision: Decision) {
@@ -480,8 +483,8 @@ impl<P: Adapter> Shared<P> {
         // A dial that hangs holds no place: another may be made beside it.
         let hanging = control.hanging;
         let target = (target + hanging).min(max);
-        self.allowed.store(target, Relaxed);
-        let size = self.adapter.size() + hanging;
+        self.allowed.store(target, Release);
+        let size = self.count_connections() + hanging;
         let state = DialState::new(ceiling, target, size, gate.queued());
         let raised = control.dial.limit(now, state);
         let limit = raised.min(admitted + hanging);
@@ -500,10 +503,14 @@ impl<P: Adapter> Shared<P> {
         control.opening_since = opening.then(|| control.opening_since.unwrap_or(now));
         // A pool that puts connections back late leaves some to be closed later.
         // The limit of a dither is no reason to close any: it ends in a second.
-        let surplus = self
-            .adapter
-            .size()
-            .saturating_sub(raised.max(self.gate.inflight()));
+        let inside = self.gate.inflight();
+        let size = self.adapter.size();
+        // A checkout that was just admitted has not taken its idle connection yet.
+        let all = match self.adapter.idle() {
+            Some(idle) => size.min(idle + self.stats.in_hand()),
+            None => size,
+        };
+        let surplus = all.saturating_sub(target.max(inside));
         if surplus > 0 {
             self.close_surplus(surplus);
         }

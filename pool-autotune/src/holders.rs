@@ -26,6 +26,8 @@ struct Holder {
     call_site: &'static Location<'static>,
     /// Microseconds since the epoch of the statistics.
     since_us: u64,
+    /// Taken for good, and so no leak.
+    kept: bool,
 }
 
 /// Where a checkout is kept. None if there was no free slot to be found at once.
@@ -48,6 +50,7 @@ impl Holders {
             task: tokio::task::try_id(),
             call_site,
             since_us,
+            kept: false,
         };
         // A hint, no count: of two that read the same, one finds the slot taken.
         let start = self.next.load(Relaxed);
@@ -70,8 +73,30 @@ impl Holders {
         }
     }
 
+    /// The connection of this checkout is kept for good.
+    pub(crate) fn keep(&self, slot: Slot) {
+        if let Some(slot) = slot
+            && let Some(holder) = &mut *lock(&self.slots[slot])
+        {
+            holder.kept = true;
+            // Its task may check out another without waiting for this one.
+            holder.task = None;
+        }
+    }
+
     fn each(&self) -> impl Iterator<Item = Holder> {
         self.slots.iter().filter_map(|slot| *lock(slot))
+    }
+
+    /// Whether this task holds one connection and does not wait for another yet: served before tasks
+    /// that hold none, it gives back two the sooner. A task that works with many at once gets no more
+    /// than its turn.
+    pub(crate) fn is_nested(&self) -> bool {
+        let Some(task) = tokio::task::try_id() else {
+            return false;
+        };
+        let holds = self.each().filter(|holder| holder.task == Some(task));
+        holds.take(2).count() == 1 && lock(&self.nested).iter().all(|&(other, _)| other != task)
     }
 
     /// This task is about to wait at `call_site`. The guard is for a task that holds a connection
@@ -105,15 +130,15 @@ impl Holders {
         Some((wait, deadlock))
     }
 
-    /// The connections that have been out for longer than `after`, up to now.
+    /// The connections that have been out for longer than `after`, up to now, and those kept for good.
     pub(crate) fn held(&self, now_us: u64, window: Duration, after: Duration) -> Held {
         let mut held = Held::default();
         for holder in self.each() {
             let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
-            if age > after {
+            if age > after || holder.kept {
                 held.count += 1;
                 held.busy += age.min(window);
-                if held.oldest.is_none_or(|(oldest, _)| oldest < age) {
+                if !holder.kept && held.oldest.is_none_or(|(oldest, _)| oldest < age) {
                     held.oldest = Some((age, holder.call_site));
                 }
             }
@@ -123,6 +148,7 @@ impl Holders {
             .filter(|holder| {
                 let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
                 age > after
+                    && !holder.kept
                     && held
                         .oldest
                         .is_some_and(|(_, site)| holder.call_site == site)

@@ -110,10 +110,11 @@ mod sqlstate;
 mod stats;
 pub mod tuner;
 
-pub use crate::autotuned::{Autotuned, Checkout};
+pub use crate::autotuned::{Autotuned, Checkout, Place};
 pub use crate::bounds::{Bounds, BoundsError, Plan, PlanError};
 pub use crate::builder::{Builder, Mode};
 pub use crate::error::{BuildError, Error, Overload};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;
+pub use tower_capacity::Pressure;
 pub use tower_capacity::gate::{Ask, Codel, Priority};

@@ -104,6 +104,11 @@ impl Stats {
         self.busy.enter(since);
     }
 
+    /// The end of a use that says nothing of others.
+    pub(crate) fn left(&self, since: u64, now: Instant) {
+        self.busy.leave(self.at(now), since);
+    }
+
     /// The end of a use that began `since`, as [`at`](Self::at) has it, and lasted as long.
     pub(crate) fn returned(&self, since: u64, used: Duration) {
         /// Longer use times count as this long in the variance, so that its sum cannot overflow.

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use private_servers::Postgres;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_postgres::{Client, Config, NoTls};
 
 fn config(postgres: &Postgres) -> Config {
@@ -327,4 +328,68 @@ async fn sqlx_closes_on_drop_what_it_was_told_to() {
     let name = sqlx::query_scalar("SHOW application_name");
     let name: String = name.fetch_one(&mut **next).await.expect("it answers");
     assert_eq!(name, "");
+}
+
+/// Fifteen callers a second with five seconds of patience; when each came, and whether it was served.
+async fn callers<F>(lasts: Duration, query: impl Fn() -> F) -> Vec<(Instant, bool)>
+where
+    F: Future<Output = bool> + Send + 'static,
+{
+    let start = Instant::now();
+    let mut every = interval(Duration::from_millis(66));
+    let mut tasks = Vec::new();
+    while start.elapsed() < lasts {
+        let now = every.tick().await;
+        let query = query();
+        tasks.push(tokio::spawn(async move {
+            let served = timeout(Duration::from_secs(5), query).await;
+            (now, served == Ok(true))
+        }));
+    }
+    let mut seen = Vec::new();
+    for task in tasks {
+        seen.push(task.await.expect("no panic"));
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_three_seconds_costs_no_checkout_a_second_after_it() {
+    use sqlx::Executor;
+    use sqlx::postgres::PgPoolOptions;
+
+    let mut postgres = Postgres::start().await.expect("Postgres starts");
+    let inner = PgPoolOptions::new().max_connections(100);
+    let inner = inner.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::new(inner).expect("valid settings");
+    let query = || {
+        let pool = pool.clone();
+        async move {
+            let Ok(mut connection) = pool.get().await else {
+                return false;
+            };
+            connection.execute("SELECT pg_sleep(0.005)").await.is_ok()
+        }
+    };
+    let outage = async {
+        sleep(Duration::from_secs(3)).await;
+        postgres.kill();
+        sleep(Duration::from_secs(3)).await;
+        postgres.restart().await.expect("it starts again");
+        Instant::now()
+    };
+    let (seen, back) = tokio::join!(callers(Duration::from_secs(12), query), outage);
+    let late = seen
+        .iter()
+        .filter(|(at, served)| !served && *at > back + Duration::from_secs(1));
+    assert_eq!(late.count(), 0, "{:?}", pool.decisions());
+    // Those who came in the last seconds of the outage had the patience for its end.
+    let patient = seen
+        .iter()
+        .filter(|(at, _)| *at > back - Duration::from_secs(2) && *at < back);
+    let (served, all) = patient.fold((0, 0), |(served, all), (_, ok)| {
+        (served + usize::from(*ok), all + 1)
+    });
+    println!("{served} of {all} that came in the last two seconds of the outage were served");
+    assert!(served * 2 > all, "{served} of {all}");
 }

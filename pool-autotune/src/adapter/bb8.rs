@@ -84,14 +84,14 @@ impl<M: ManageConnection> Bb8<M> {
         self
     }
 
-    fn idle(&self) -> usize {
+    fn count_idle(&self) -> usize {
         self.pool.state().idle_connections as usize
     }
 
     /// Takes an idle connection, if there is one.
     fn take_idle(&self) -> Option<Connection<M>> {
         let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.idle() == 0 {
+        if self.count_idle() == 0 {
             None
         } else {
             take(&self.pool)
@@ -157,6 +157,10 @@ where
         self.pool.state().connections as usize + self.used_once.load(Relaxed)
     }
 
+    fn idle(&self) -> Option<usize> {
+        Some(self.count_idle())
+    }
+
     async fn checkout(&self) -> Result<Checked<Connection<M>>, M::Error> {
         while let Some(mut connection) = self.take_idle() {
             if !self.test_on_checkout || self.manager.is_valid(&mut connection).await.is_ok() {
@@ -172,13 +176,13 @@ where
         PutBack::Done
     }
 
-    fn close_idle(&self, count: usize) -> usize {
+    fn close_idle(&self, count: usize) -> PutBack {
         // bb8's `get` starts a timer. Without a runtime, the tuner's task will do it.
-        if Handle::try_current().is_err() {
-            return 0;
+        if Handle::try_current().is_ok() {
+            let surplus = iter::from_fn(|| self.take_idle()).take(count);
+            surplus.for_each(Connection::close);
         }
-        let surplus = iter::from_fn(|| self.take_idle()).take(count);
-        surplus.map(Connection::close).count()
+        PutBack::Done
     }
 
     fn is_multiplexed(&self) -> bool {

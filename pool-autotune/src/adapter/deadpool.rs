@@ -33,6 +33,16 @@ where
         self.status().size
     }
 
+    fn idle(&self) -> Option<usize> {
+        // `status` counts those that are being opened as if they held an idle one.
+        let mut idle = 0;
+        self.retain(|_, _| {
+            idle += 1;
+            true
+        });
+        Some(idle)
+    }
+
     async fn checkout(&self) -> Result<Checked<W>, Self::Error> {
         // Where nothing is wrapped, the object can be looked at as it is.
         if TypeId::of::<W>() == TypeId::of::<Object<M>>() {
@@ -58,15 +68,15 @@ where
         PutBack::Done
     }
 
-    fn close_idle(&self, count: usize) -> usize {
+    fn close_idle(&self, count: usize) -> PutBack {
         // From the front, where the longest idle are.
         let mut closed = 0;
-        let result = self.retain(|_, _| {
+        self.retain(|_, _| {
             let keep = closed == count;
             closed += usize::from(!keep);
             keep
         });
-        result.removed.len()
+        PutBack::Done
     }
 
     fn is_multiplexed(&self) -> bool {

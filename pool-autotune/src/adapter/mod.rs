@@ -48,6 +48,12 @@ pub trait Adapter: Send + Sync + 'static {
     /// Connections that exist, idle or not.
     fn size(&self) -> usize;
 
+    /// Connections that are idle, if the pool can tell. With it, connections that others take from
+    /// the pool behind are told from those of the tuned pool. Defaults to `None`.
+    fn idle(&self) -> Option<usize> {
+        None
+    }
+
     /// Reuses an idle connection, or opens one. Never called more often at once than
     /// [`max_size`](Self::max_size) allows.
     fn checkout(
@@ -66,8 +72,7 @@ pub trait Adapter: Send + Sync + 'static {
         let _ = before;
         // Whether it is back at once or not: what is idle by then is closed.
         drop(connection);
-        self.close_idle(usize::MAX);
-        PutBack::Done
+        self.close_idle(usize::MAX)
     }
 
     /// Fails with the reason if the pool has settings that work against the tuner, such as
@@ -85,9 +90,8 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
-    /// Closes up to `count` idle connections, best the longest idle, and returns how many it closed.
-    /// They must be gone when it returns.
-    fn close_idle(&self, count: usize) -> usize;
+    /// Closes up to `count` idle connections, best the longest idle.
+    fn close_idle(&self, count: usize) -> PutBack;
 
     /// Whether one connection serves many tasks at once, so that handing each out to a single task
     /// wastes it: as redis-rs' multiplexed connections, which pools of Redis hand out nevertheless.
@@ -115,13 +119,14 @@ pub enum Checked<C> {
     Reused(C),
 }
 
-/// Whether a connection is back.
+/// Whether connections are back, or gone.
+#[must_use = "the future has to be run"]
 #[non_exhaustive]
 pub enum PutBack {
-    /// It is idle, or closed.
+    /// They are idle, or closed.
     Done,
-    /// It will be when this future is done. Its permit is kept until then, for at most 5 s. Dropped
-    /// before that, it should close the connection.
+    /// They will be when this future is done. Their permits are kept until then, for at most 5 s.
+    /// Dropped before that, it should close the connections.
     Later(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 

@@ -46,6 +46,10 @@ impl<DB: Database> Adapter for Pool<DB> {
         Self::size(self) as usize
     }
 
+    fn idle(&self) -> Option<usize> {
+        Some(self.num_idle())
+    }
+
     async fn checkout(&self) -> Result<Checked<Connection<DB>>, Error> {
         // sqlx does not say which it did. Without an idle one it can only open one.
         let opens = self.num_idle() == 0;
@@ -86,10 +90,18 @@ impl<DB: Database> Adapter for Pool<DB> {
         Self::is_closed(self)
     }
 
-    fn close_idle(&self, count: usize) -> usize {
-        // A detached connection is closed by its drop; `close` would have to be awaited.
+    fn close_idle(&self, count: usize) -> PutBack {
         let surplus = iter::from_fn(|| self.try_acquire()).take(count);
-        surplus.map(|connection| drop(connection.detach())).count()
+        let closing: Vec<_> = surplus.map(PoolConnection::close).collect();
+        if closing.is_empty() {
+            return PutBack::Done;
+        }
+        PutBack::Later(Box::pin(async move {
+            for closed in closing {
+                // A connection that cannot be closed in good order is closed by its drop.
+                let _ = closed.await;
+            }
+        }))
     }
 
     fn wait_timeout(&self) -> Option<Duration> {

@@ -154,13 +154,15 @@ impl DialBudget {
             _ => self.config.at_once,
         };
         let ceiling = state.target.min(state.size.saturating_add(at_once));
-        if state.limit >= ceiling {
+        // What exists needs no dial.
+        let limit = state.limit.max(state.size.min(state.target));
+        if limit >= ceiling {
             return ceiling;
         }
         let affordable = self.tokens as usize;
-        let raise = (ceiling - state.limit).min(state.queued).min(affordable);
+        let raise = (ceiling - limit).min(state.queued).min(affordable);
         self.tokens -= raise as f64;
-        state.limit + raise
+        limit + raise
     }
 
     /// When the next token comes, if there is none now.

@@ -142,6 +142,8 @@ pub(super) struct Knee {
     /// The one before a growth that did: chance, if that is taken back later.
     doubted: Option<Failed>,
     calm_since: Option<Instant>,
+    /// Whether anything completed in the last window.
+    completes: bool,
     trial: Trial,
 }
 
@@ -191,7 +193,9 @@ enum Phase {
 struct Growth<'a> {
     from: usize,
     to: usize,
-    /// What came before it, and its smaller sizes.
+    /// What came before it.
+    began: &'a PoolWindow,
+    /// The same, and its smaller sizes.
     before: PoolWindow,
     steps: &'a [PoolWindow],
     /// The last one did not pay.
@@ -205,6 +209,17 @@ struct Slots {
     index: u32,
     high: PoolWindow,
     low: PoolWindow,
+}
+
+/// How far a pool that is short of connections may be opened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Opening {
+    /// Experiments show that more earn nothing.
+    Shut,
+    /// Whether the last growth pays will be known in a moment.
+    Soon,
+    /// Up to this size.
+    To(usize),
 }
 
 /// What an experiment says.
@@ -242,6 +257,7 @@ impl Knee {
             failed: None,
             doubted: None,
             calm_since: None,
+            completes: false,
             trial: Trial::None,
         }
     }
@@ -373,25 +389,31 @@ impl Knee {
         }
     }
 
-    /// The largest size that a pool of `size` that is short of connections may be given.
-    pub(super) fn open_to(&self, size: usize) -> usize {
-        let factor = ((size as f64 * self.growth).ceil() as usize).max(size + 1);
-        factor.min(self.cap.unwrap_or(usize::MAX)).max(size)
-    }
-
-    /// Whether experiments show that a pool of `size` that is short of connections would gain
-    /// nothing by more, or will soon show it.
-    pub(super) fn says_no(&self, now: Instant, size: usize) -> bool {
+    /// How far a pool of `size` whose checkouts wait may be opened.
+    ///
+    /// Doubled at first, and again once throughput shows that the last doubling paid. Until then it
+    /// stays as it is, if a moment will show it; if not, a few more are opened at a time, since what
+    /// is not known is no reason to let checkouts wait.
+    pub(super) fn opening(&self, now: Instant, size: usize) -> Opening {
+        /// As many as are dialled at the same time.
+        const A_FEW: usize = 2;
+        let cap = self.cap.unwrap_or(usize::MAX);
+        if cap <= size {
+            return Opening::Shut;
+        }
+        let doubled = ((size as f64 * self.growth).ceil() as usize).max(size + 1);
         match &self.trial {
             Trial::None => {
-                let tried = self.failed.is_some() || self.cap.is_some();
-                tried && now < self.not_before
-                    || self
-                        .failed
-                        .as_ref()
-                        .is_some_and(|failed| now < failed.again)
-                    || self.cap.is_some_and(|cap| cap <= size)
+                let failed = self.failed.as_ref();
+                let tried = failed.is_some() || self.cap.is_some();
+                if failed.is_some_and(|failed| now < failed.again) || tried && now < self.not_before
+                {
+                    return Opening::Shut;
+                }
+                Opening::To(doubled.min(cap))
             }
+            // After one that did not pay, a small step at a time.
+            Trial::Up { .. } if self.failed.is_some() => Opening::Shut,
             Trial::Up {
                 from,
                 to,
@@ -399,20 +421,30 @@ impl Knee {
                 steps,
                 ..
             } => {
-                // After one that did not pay, a small step at a time.
-                if self.failed.is_some() {
-                    return true;
-                }
                 let (low, high) = split(before, steps, (*from, *to));
-                lasted(&low, &high)
-                    && lasted(&high, &high)
-                    && Elasticity::of(&low, &high).is_some_and(|seen| {
-                        seen.error <= self.config.precision
-                            && seen.mean < self.config.worth
-                            && seen.is_plausible()
-                    })
+                match self.judge(&low, &high) {
+                    Some(true) => Opening::To(doubled.min(cap)),
+                    Some(false) => Opening::Shut,
+                    None if self.completes && is_soon_known(*to, steps) => Opening::Soon,
+                    None => Opening::To((size + A_FEW).min(cap)),
+                }
             }
-            Trial::Down { .. } => true,
+            Trial::Down { .. } => Opening::Shut,
+        }
+    }
+
+    /// Whether the connections between two sizes pay, if what was seen of both tells.
+    fn judge(&self, low: &PoolWindow, high: &PoolWindow) -> Option<bool> {
+        if !lasted(low, high) || !lasted(high, high) {
+            return None;
+        }
+        let seen = Elasticity::of(low, high).filter(Elasticity::is_plausible)?;
+        if seen.mean - seen.error >= self.config.worth {
+            Some(true)
+        } else if seen.mean + seen.error < self.config.worth {
+            Some(false)
+        } else {
+            None
         }
     }
 
@@ -456,7 +488,7 @@ impl Knee {
         {
             return true;
         }
-        let seen = use_time(window);
+        let seen = seen_use_time(window);
         let (Some((then, error)), Some((now, other))) = (failed.use_time, seen) else {
             failed.use_time = seen;
             return false;
@@ -467,6 +499,7 @@ impl Knee {
 
     /// Takes in every window, before anything is decided on it.
     pub(super) fn see(&mut self, window: &PoolWindow) {
+        self.completes = window.completions > 0;
         if let Trial::Up { steps, .. } = &mut self.trial {
             match steps.last_mut() {
                 Some(last) if last.limit == window.limit => last.merge(window),
@@ -499,6 +532,7 @@ impl Knee {
                 let growth = Growth {
                     from: *from,
                     to: *to,
+                    began: before,
                     before: split(before, steps, (*from, *to)).0,
                     steps,
                     has_failed: self.failed.is_some(),
@@ -547,6 +581,7 @@ impl Knee {
         let &Growth {
             from,
             to,
+            began,
             ref before,
             steps,
             has_failed,
@@ -584,11 +619,14 @@ impl Knee {
                     };
                 }
                 let seen = Elasticity::of(before, after).filter(Elasticity::is_plausible);
-                let is_clear = seen.is_some_and(|seen| seen.error <= config.precision);
+                let is_clear = seen.is_some_and(|seen| {
+                    let pays_not = seen.mean + seen.error < config.worth;
+                    seen.error <= config.precision || pays_not && seen.error <= config.worth
+                });
                 if !is_clear && after.duration < 4 * config.measure {
                     return Outcome::Running;
                 }
-                let keep = worth_keeping((from, to), before, steps, after);
+                let keep = worth_keeping((from, to), began, steps, after);
                 // After one that did not pay, the next has to pay for certain. Else, what is not
                 // known is no reason to take anything back.
                 let Some(seen) = seen.filter(|_| is_clear || has_failed) else {
@@ -769,32 +807,59 @@ fn needed(low: &PoolWindow, to: usize, seen: Elasticity) -> usize {
 }
 
 /// The smallest size of a growth from `from` to `to` that reached nearly all of the highest
-/// throughput: what a jump opens beyond that earns nothing.
+/// throughput: what a jump opens beyond that earns nothing. In steps of two, since a single size was
+/// seen too shortly to tell, and in doubt the smaller.
 fn worth_keeping(
     (from, to): (usize, usize),
-    low: &PoolWindow,
+    before: &PoolWindow,
     steps: &[PoolWindow],
     after: &PoolWindow,
 ) -> usize {
     const NEARLY_ALL: f64 = 0.93;
-    /// With a standard error of a tenth.
-    const ENOUGH: u64 = 100;
-    let sizes = steps
+    /// With a standard error of a fifth.
+    const ENOUGH: u64 = 25;
+    let merged = |(above, upto): (usize, usize), mut sum: PoolWindow| {
+        let within = |step: &&PoolWindow| above < step.limit && step.limit <= upto;
+        steps.iter().filter(within).for_each(|step| sum.merge(step));
+        sum
+    };
+    let mut sizes = vec![(from, merged((0, from), before.clone()))];
+    let mut upto = to;
+    while upto > from {
+        let above = from.max(upto / 2);
+        if upto == to {
+            sizes.push((to, merged((above, upto), after.clone())));
+        } else {
+            let seen = merged((above, upto), PoolWindow::default());
+            sizes.push((mean_limit(&seen).round() as usize, seen));
+        }
+        upto = above;
+    }
+    sizes.retain(|(_, seen)| seen.completions >= ENOUGH && lasted(seen, seen));
+    let error = |seen: &PoolWindow| 1.0 / (seen.completions as f64).sqrt();
+    let most = sizes
         .iter()
-        .chain([after])
-        .map(|step| (mean_limit(step), step));
-    let sizes = sizes.chain([(from as f64, low)]);
-    let sizes = sizes.filter(|(_, step)| step.completions >= ENOUGH && lasted(step, step));
-    let seen: Vec<_> = sizes
-        .map(|(limit, step)| (limit, step.throughput()))
-        .collect();
-    let most = seen.iter().map(|&(_, throughput)| throughput);
-    let most = most.fold(0.0, f64::max);
-    let enough = seen
+        .map(|(_, seen)| seen.throughput() * (1.0 - error(seen)))
+        .fold(0.0, f64::max);
+    let enough = sizes
         .iter()
-        .filter(|&&(_, throughput)| throughput >= NEARLY_ALL * most)
-        .map(|&(limit, _)| limit.round() as usize);
-    enough.min().unwrap_or(to).clamp(from.min(to), to)
+        .filter(|(_, seen)| seen.throughput() * (1.0 + error(seen)) >= NEARLY_ALL * most);
+    let enough = enough.map(|&(size, _)| size).min();
+    enough.unwrap_or(to).clamp(from.min(to), to)
+}
+
+/// Whether it takes but a moment more to know what the pool achieves with `to` connections, at the
+/// pace of its last step.
+fn is_soon_known(to: usize, steps: &[PoolWindow]) -> bool {
+    /// With a standard error of a fifth.
+    const ENOUGH: f64 = 25.0;
+    const MOMENT: Duration = Duration::from_millis(100);
+    let Some(last) = steps.last().filter(|last| last.limit >= to) else {
+        return true;
+    };
+    let left = ENOUGH - last.completions as f64;
+    let pace = last.completions as f64 / last.duration.as_secs_f64().max(1e-9);
+    left > 0.0 && last.duration < MOMENT && pace * MOMENT.as_secs_f64() >= ENOUGH
 }
 
 /// What was seen in the smaller half of a growth to `to`, what came before it included, and in the
@@ -817,12 +882,19 @@ fn split(
 /// another size completes in the first use time.
 fn lasted(low: &PoolWindow, high: &PoolWindow) -> bool {
     const USES: f64 = 2.0;
-    let use_time = high.mean_use_time().or_else(|| low.mean_use_time());
-    use_time.is_some_and(|seconds| low.duration.as_secs_f64() >= USES * seconds)
+    let used = use_time(high).or_else(|| use_time(low));
+    used.is_some_and(|seconds| low.duration.as_secs_f64() >= USES * seconds)
 }
 
-/// The mean use time, and its standard error.
-fn use_time(window: &PoolWindow) -> Option<(f64, f64)> {
+/// The mean use time by Little's law, which counts those that are not over yet: the first to complete
+/// are the short ones.
+fn use_time(window: &PoolWindow) -> Option<f64> {
+    let seen = window.mean_use_time()?;
+    Some(seen.max(window.busy.as_secs_f64() / window.completions as f64))
+}
+
+/// The mean use time of what has completed, and its standard error.
+fn seen_use_time(window: &PoolWindow) -> Option<(f64, f64)> {
     let mean = window.mean_use_time()?;
     let error = mean * (window.use_time_variation() / window.completions as f64).sqrt();
     Some((mean, error))
@@ -834,7 +906,8 @@ fn is_as_fast(before: &PoolWindow, after: &PoolWindow) -> bool {
     const ENOUGH: u64 = 50;
     /// Mean use times that differ by less than this part are the same.
     const SAME: f64 = 0.1;
-    let (Some((used, error)), Some((uses, other))) = (use_time(before), use_time(after)) else {
+    let (Some((used, error)), Some((uses, other))) = (seen_use_time(before), seen_use_time(after))
+    else {
         return false;
     };
     before.completions.min(after.completions) >= ENOUGH

@@ -63,7 +63,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::demand::{BaseUseTime, PeakDemand, staffing};
-use self::knee::{Knee, Outcome};
+use self::knee::{Knee, Opening, Outcome};
 use crate::Bounds;
 
 /// The constants of a [`Tuner`].
@@ -152,8 +152,10 @@ pub struct Tuner {
     may_grow: bool,
     /// Connections in use in the last whole window, on average.
     in_use: usize,
-    /// That window.
-    last: Option<PoolWindow>,
+    /// Windows of less than 250 ms together.
+    lately: PoolWindow,
+    /// What was seen since the pool is full at its limit.
+    full: PoolWindow,
     /// The fastest mean time to open a connection.
     base_dial: Option<f64>,
     cause: Cause,
@@ -178,7 +180,8 @@ impl Tuner {
             dial: None,
             may_grow: true,
             in_use: 0,
-            last: None,
+            lately: PoolWindow::default(),
+            full: PoolWindow::default(),
             base_dial: None,
             cause: Cause::Unknown,
             shrunk: None,
@@ -252,7 +255,8 @@ impl Tuner {
     /// at once, everything else when enough was seen.
     pub fn on_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
         let decision = self.act_on(now, window);
-        self.may_grow = self.target < self.bounds.max() && !self.knee.says_no(now, self.target);
+        let is_shut = self.knee.opening(now, self.target) == Opening::Shut;
+        self.may_grow = self.target < self.bounds.max() && !is_shut;
         decision
     }
 
@@ -260,6 +264,7 @@ impl Tuner {
         self.dial = window.mean_dial_time().or(self.dial);
         self.knee.see(window);
         self.gathered.merge(window);
+        self.note_full(window);
         if let Some(decision) = self.on_backlog(now, window) {
             self.gathered = PoolWindow::default();
             return decision;
@@ -278,26 +283,34 @@ impl Tuner {
         self.on_whole_window(now, &gathered)
     }
 
+    /// Keeps what was seen while the pool was full at this limit. Throughput says something of a
+    /// size only where that was in use all the time.
+    fn note_full(&mut self, window: &PoolWindow) {
+        if !self.is_full(window) {
+            self.full = PoolWindow::default();
+        } else if self.full.limit == window.limit && self.full.duration < self.config.max_window {
+            self.full.merge(window);
+        } else {
+            self.full = window.clone();
+        }
+    }
+
     /// Opens more while checkouts wait longer than a dial takes, whatever the reason, unless
     /// experiments show that more do not pay.
     fn on_starving(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
-        if !self.is_starving(window) || self.knee.says_no(now, self.target) {
+        if !self.is_starving(window) {
             return None;
         }
-        let reach = self
-            .knee
-            .open_to(self.target)
-            .min(self.target + window.queued.max(gave_up(window) as usize));
-        let target = self.bounds.clamp(reach);
+        let Opening::To(reach) = self.knee.opening(now, self.target) else {
+            return None;
+        };
+        let wanted = self.target + window.queued.max(gave_up(window) as usize);
+        let target = self.bounds.clamp(reach.min(wanted));
         if target == self.target {
             return None;
         }
         let inputs = self.inputs(window, self.demand(window), true);
-        // Throughput says something of a size only where that was in use all the time.
-        let last = self.last.take();
-        let last = last.filter(|last| last.limit == self.target && self.is_full(last));
-        let mut before = last.unwrap_or_default();
-        before.merge(&self.gathered);
+        let before = std::mem::take(&mut self.full);
         Some(self.grow_to(now, Reason::Starving, target, &before, inputs))
     }
 
@@ -325,6 +338,13 @@ impl Tuner {
 
     /// The fast path: a backlog that more connections will work off.
     fn on_backlog(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
+        /// Arrivals of a shorter time are a burst as likely as a rate.
+        const A_WHILE: Duration = Duration::from_millis(250);
+        self.lately.merge(window);
+        if self.lately.duration < A_WHILE {
+            return None;
+        }
+        let window = &std::mem::take(&mut self.lately);
         // A limit still on its way to the target explains the backlog.
         if window.queued <= window.limit || window.limit < self.target {
             return None;
@@ -347,7 +367,8 @@ impl Tuner {
             return None;
         }
         let inputs = self.inputs(window, Some(demand), true);
-        Some(self.grow_to(now, Reason::Backlog, target, window, inputs))
+        let before = std::mem::take(&mut self.full);
+        Some(self.grow_to(now, Reason::Backlog, target, &before, inputs))
     }
 
     fn grow_to(
@@ -489,7 +510,6 @@ impl Tuner {
         // What is in use says more than what was given back, of uses that take long.
         let in_use = window.busy.as_secs_f64() / window.duration.as_secs_f64().max(1e-9);
         self.in_use = staffing(in_use, window.use_time_variation());
-        self.last = Some(window.clone());
 
         if saturated {
             self.drained_since = self.drained_since.map(|_| now);

@@ -126,13 +126,18 @@ impl Server {
     }
 
     async fn dial(&self) -> io::Result<Connection> {
-        let (dial, fails, hangs) = {
+        let (dial, fails, hangs, generation) = {
             let mut state = self.0.lock().unwrap();
             let now = Instant::now();
             state.dials += 1;
             state.dialing += 1;
             state.peak_dialing = state.peak_dialing.max(state.dialing);
-            (state.dial, now < state.down_until, now < state.hangs_until)
+            (
+                state.dial,
+                now < state.down_until,
+                now < state.hangs_until,
+                state.generation,
+            )
         };
         let _dialing = Dialing(self.clone());
         if hangs {
@@ -150,7 +155,8 @@ impl Server {
         state.open += 1;
         Ok(Connection {
             server: self.clone(),
-            generation: state.generation,
+            // What is half open when the server goes away is lost with the rest.
+            generation,
             idle_since: Instant::now(),
             dead: false,
         })

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use pool_autotune::Autotuned;
-use pool_autotune::adapter::{Adapter, Checked};
+use pool_autotune::adapter::{Adapter, Checked, PutBack};
 
 /// A pool in memory: opening a connection takes `dial`.
 #[derive(Clone, Debug)]
@@ -86,12 +86,12 @@ impl Adapter for Memory {
         Ok(Checked::Opened(connection(state.opened)))
     }
 
-    fn close_idle(&self, count: usize) -> usize {
+    fn close_idle(&self, count: usize) -> PutBack {
         let mut state = self.state.lock().unwrap();
         let surplus = state.idle.len().min(count);
         state.idle.drain(..surplus);
         state.closed += surplus;
-        surplus
+        PutBack::Done
     }
 }
 
