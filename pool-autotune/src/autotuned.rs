@@ -166,7 +166,7 @@ impl<P: Adapter> Autotuned<P> {
                     let mut entry = pin!(shared.gate.acquire_with(ask));
                     let permit = shared.enter(entry.as_mut()).await;
                     let permit = permit.map_err(|refused| Error::refused(&refused))?;
-                    shared.dial(permit, Instant::now(), ask).await
+                    shared.dial(permit, Instant::now(), ask, false).await
                 })
             })
             .collect();
@@ -570,7 +570,7 @@ impl<P: Adapter> Shared<P> {
                 }
             }
         } else {
-            let dialled = self.dial(permit, admitted, ask).await;
+            let dialled = self.dial(permit, admitted, ask, false).await;
             let mut unused = dialled.inspect_err(|_| self.recorder.unserved(Unserved::Failed))?;
             match (unused.connection.take(), unused.permit.take()) {
                 (Some(connection), Some(permit)) => (connection, permit, Instant::now()),
@@ -595,7 +595,7 @@ impl<P: Adapter> Shared<P> {
     }
 
     /// Whether a checkout that was admitted will find an idle connection, as far as is known.
-    fn expects_idle(&self) -> bool {
+    pub(crate) fn expects_idle(&self) -> bool {
         self.mode == Mode::Recommend || self.holding() <= self.size_seen.load(Ordering::Relaxed)
     }
 
@@ -620,8 +620,14 @@ impl<P: Adapter> Shared<P> {
     /// Opens a connection in a task of its own.
     ///
     /// A caller that gives up so does not take the dial with it, and a dial that hangs does not keep
-    /// its caller from another connection, opened or returned.
-    fn dial(self: &Arc<Self>, permit: Permit, admitted: Instant, ask: Ask) -> Dial<P> {
+    /// its caller from another connection, opened or returned; `again`: this is the other.
+    pub(crate) fn dial(
+        self: &Arc<Self>,
+        permit: Permit,
+        admitted: Instant,
+        ask: Ask,
+        again: bool,
+    ) -> Dial<P> {
         let shared = Arc::clone(self);
         let opening = Opening::begin(self);
         Box::pin(async move {
@@ -637,7 +643,14 @@ impl<P: Adapter> Shared<P> {
             let mut dialled = pin!(dialled);
             let hangs = end.min(Instant::now() + HANGS);
             if let Ok(dialled) = timeout_at(hangs, dialled.as_mut()).await {
-                return dialled.unwrap_or_else(|_| Err(too_late()));
+                let dialled = dialled.unwrap_or_else(|_| Err(too_late()));
+                // A server that takes no more serves those that it has.
+                return match dialled {
+                    Err(Error::Backend(_)) if !again && shared.stats.in_hand() > 0 => {
+                        shared.another(ask).await.map_or(dialled, Ok)
+                    }
+                    dialled => dialled,
+                };
             }
             // Whichever comes first; if there is no other, the dial may come yet.
             let mut another = pin!(shared.another(ask));
@@ -662,7 +675,7 @@ impl<P: Adapter> Shared<P> {
     async fn another(self: &Arc<Self>, ask: Ask) -> Option<Unused<P>> {
         let entry = pin!(self.gate.acquire_with(ask));
         let permit = self.enter(entry).await.ok()?;
-        self.dial(permit, Instant::now(), ask).await.ok()
+        self.dial(permit, Instant::now(), ask, true).await.ok()
     }
 
     /// Waits in the queue, where it is demand that a limit below its target is raised for.
@@ -974,11 +987,11 @@ async fn dial<P: Adapter>(
 }
 
 /// A dial as its caller sees it.
-type Dial<P> =
+pub(crate) type Dial<P> =
     Pin<Box<dyn Future<Output = Result<Unused<P>, Error<<P as Adapter>::Error>>> + Send>>;
 
 /// A connection that is open and not in use. Goes back when it is dropped.
-struct Unused<P: Adapter> {
+pub(crate) struct Unused<P: Adapter> {
     connection: Option<P::Connection>,
     permit: Option<Permit>,
     generation: usize,

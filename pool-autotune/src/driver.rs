@@ -19,6 +19,8 @@ use crate::autotuned::{Shared, keep_decision};
 use crate::holders::Held;
 use crate::metrics::Levels;
 use crate::stats::{Stats, Waits, WindowReader};
+use tower_capacity::gate::Ask;
+
 use crate::tuner::{
     Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Recording, Tuner, Verdict,
 };
@@ -83,6 +85,10 @@ pub(crate) struct Control {
     pub(crate) hanging: usize,
     /// Connections held for far longer, at the last look.
     held: Held,
+    /// What had come back when the last dial failed.
+    completed_then: u64,
+    /// Connections to open although no checkout waits: those that would have had no patience for it.
+    ahead: usize,
     #[cfg(feature = "json")]
     log: Option<LogWriter>,
 }
@@ -114,6 +120,8 @@ impl Control {
             held_after: Duration::MAX,
             hanging: 0,
             held: Held::default(),
+            completed_then: 0,
+            ahead: 0,
             #[cfg(feature = "json")]
             log: None,
         }
@@ -224,7 +232,7 @@ impl<P: Adapter> Shared<P> {
     /// Closes a window if it is time, moves the limit towards its target, and says when to look
     /// again.
     /// `None` ends the task.
-    fn step(&self, turn: u64, now: Instant) -> Option<Instant> {
+    fn step(self: &Arc<Self>, turn: u64, now: Instant) -> Option<Instant> {
         let mut control = self.control();
         if control.turn != turn {
             return None;
@@ -238,6 +246,7 @@ impl<P: Adapter> Shared<P> {
             control.next_window = control.next_window.min(now + SOON);
         }
         self.apply(&mut control, now);
+        self.open_ahead(&mut control, now);
         let waiting_for_token = self.gate.queued() > 0
             && self.ceiling() < self.allowed.load(Relaxed)
             && self.mode == Mode::Enforce;
@@ -248,6 +257,19 @@ impl<P: Adapter> Shared<P> {
             wake = next.fold(wake, Instant::min);
         }
         Some(wake)
+    }
+
+    /// Opens connections that no checkout waits for.
+    fn open_ahead(self: &Arc<Self>, control: &mut Control, now: Instant) {
+        while control.ahead > 0 {
+            let Ok(permit) = self.gate.try_acquire() else {
+                return;
+            };
+            control.ahead -= 1;
+            if !self.expects_idle() {
+                drop(Handle::current().spawn(self.dial(permit, now, Ask::new(), true)));
+            }
+        }
     }
 
     /// Drives the pool from this runtime, if the one that did has ended or stands still.
@@ -352,6 +374,7 @@ impl<P: Adapter> Shared<P> {
         let now = Instant::now();
         let mut control = self.control();
         control.dial.failed(now);
+        control.completed_then = self.stats.completed();
         self.apply(&mut control, now);
     }
 
@@ -439,7 +462,12 @@ impl<P: Adapter> Shared<P> {
         let decision = control.tuner.on_window(now, &window);
         #[cfg(feature = "json")]
         control.log(&decision, || Given::Window(Box::new(window.clone())));
+        let growth = decision.to().saturating_sub(decision.from());
         self.record(control, decision);
+        control.ahead = match gate.queued() {
+            0 => growth.max(control.ahead),
+            _ => 0,
+        };
         let at_knee = matches!(control.tuner.verdict(), Verdict::AtKnee(_));
         if self.mode == Mode::Enforce && at_knee != control.sheds {
             control.sheds = at_knee;
@@ -485,7 +513,9 @@ impl<P: Adapter> Shared<P> {
         let target = (target + hanging).min(max);
         self.allowed.store(target, Release);
         let size = self.count_connections() + hanging;
-        let state = DialState::new(ceiling, target, size, gate.queued());
+        let wanted = gate.queued().max(control.ahead);
+        let is_alone = self.stats.completed() == control.completed_then;
+        let state = DialState::new(ceiling, target, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
         let limit = raised.min(admitted + hanging);
         if limit != gate.limit() || raised != ceiling {

@@ -14,7 +14,7 @@ use pool_autotune::tuner::{Reason, Verdict};
 use pool_autotune::{Autotuned, Error, Mode};
 use support::{Dice, Memory};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -177,7 +177,7 @@ async fn growth_is_told_by_what_was_seen() {
     assert_eq!(grown.reason(), Reason::Starving);
     let text = grown.to_string();
     assert!(
-        text.contains("wait longer than a connection takes to open"),
+        text.contains("checkouts wait, and more connections are allowed"),
         "{text}"
     );
     let never = pool.get().await;
@@ -448,4 +448,123 @@ async fn draining_waits_for_those_inside_and_closes_what_is_idle() {
     assert!(pool.drain(10 * SECOND).await);
     user.await.expect("no panic");
     assert_eq!(pool.snapshot().size(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_without_the_patience_for_a_dial_are_served_by_those_that_others_began() {
+    let server = Server::new(ms(300));
+    let dials = Arc::clone(&server.dials);
+    let pool = Autotuned::new(Bb8::new(bb8::Pool::builder().max_size(10), server));
+    let pool = pool.expect("a runtime");
+    let start = Instant::now();
+    let callers = (0..10).map(|_| async {
+        let mut served = 0;
+        while start.elapsed() < 5 * SECOND {
+            served += usize::from(matches!(timeout(ms(200), pool.get()).await, Ok(Ok(_))));
+            sleep(ms(5)).await;
+        }
+        served
+    });
+    let served: usize = join_all(callers).await.into_iter().sum();
+    assert!(served > 4_000, "{served}");
+    assert!(dials.load(Relaxed) <= 12, "{dials:?}");
+}
+
+/// Connections that all die at once.
+struct Mortal {
+    generation: Arc<AtomicUsize>,
+    dialling: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl deadpool::managed::Manager for Mortal {
+    type Type = usize;
+    type Error = std::io::Error;
+
+    async fn create(&self) -> Result<usize, std::io::Error> {
+        let generation = self.generation.load(Relaxed);
+        let now = self.dialling.fetch_add(1, Relaxed) + 1;
+        self.most.fetch_max(now, Relaxed);
+        sleep(ms(100)).await;
+        self.dialling.fetch_sub(1, Relaxed);
+        Ok(generation)
+    }
+
+    async fn recycle(
+        &self,
+        of: &mut usize,
+        _: &deadpool::managed::Metrics,
+    ) -> deadpool::managed::RecycleResult<std::io::Error> {
+        if *of == self.generation.load(Relaxed) {
+            Ok(())
+        } else {
+            Err(deadpool::managed::RecycleError::message("dead"))
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_connections_die_at_once_they_are_replaced_within_the_dial_budget() {
+    let (generation, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let mortal = Mortal {
+        generation: Arc::clone(&generation),
+        dialling: Arc::default(),
+        most: Arc::clone(&most),
+    };
+    let inner = deadpool::managed::Pool::<Mortal>::builder(mortal).max_size(50);
+    let pool = Autotuned::builder(inner.build().expect("no timeouts are set"))
+        .bounds(40..=50)
+        .build()
+        .expect("valid settings");
+    let (start, died) = (Instant::now(), 4 * SECOND);
+    let after = AtomicUsize::new(0);
+    let users = (0..100).map(|_| async {
+        while start.elapsed() < died + 4 * SECOND {
+            let Ok(connection) = pool.get().await else {
+                continue;
+            };
+            for _ in 0..20 {
+                sleep(ms(1)).await;
+                if **connection != generation.load(Relaxed) {
+                    break;
+                }
+            }
+            after.fetch_add(usize::from(start.elapsed() > died + SECOND), Relaxed);
+        }
+    });
+    let death = async {
+        sleep(died).await;
+        assert!(pool.snapshot().size() >= 40, "{:?}", pool.snapshot());
+        most.store(0, Relaxed);
+        generation.fetch_add(1, Relaxed);
+    };
+    tokio::join!(join_all(users), death);
+    // One found its connection dead before the others could know.
+    assert!(most.load(Relaxed) <= 3, "{most:?} at once");
+    assert!(after.load(Relaxed) > 1_000, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_taken_out_for_good_takes_nothing_from_the_target() {
+    let pool = pool(10);
+    let mut kept = Vec::new();
+    for _ in 0..8 {
+        kept.push(pool.get().await.expect("allowed").detach());
+    }
+    let (served, refused) = open_loop(&pool, 40, 20 * SECOND, ms(5)).await;
+    assert_eq!(refused, 0, "{served} served");
+    assert_eq!(pool.verdict(), Verdict::Healthy, "it is no leak");
+    assert_eq!(pool.snapshot().in_use(), 8);
+    drop(kept);
+    assert_eq!(pool.snapshot().in_use(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_opened_in_advance_up_to_the_target() {
+    let memory = Memory::new(10, ms(3));
+    let pool = Autotuned::new(memory.clone()).expect("a runtime");
+    pool.prewarm(3).await.expect("they open");
+    assert_eq!((memory.opened(), pool.snapshot().size()), (3, 3));
+    pool.prewarm(10).await.expect("they open");
+    assert_eq!(pool.snapshot().size(), pool.snapshot().target());
 }

@@ -19,6 +19,11 @@
 //! # }
 //! ```
 //!
+//! sqlx 0.8. Sea-orm 2 is on sqlx 0.9 and takes a pool by value, so it cannot be tuned.
+//!
+//! `PgListener::connect_with` takes the pool itself: give it [`Autotuned::inner`](crate::Autotuned::inner),
+//! whose connections are told apart from those of the gate, or a pool of its own.
+//!
 //! sqlx puts a connection back in a task of its own, after a ping; its permit goes with it, so the
 //! next checkout finds it idle. [`Connection::close_on_drop`] closes it instead, and its permit is
 //! returned when the socket is closed.
@@ -47,7 +52,10 @@ impl<DB: Database> Adapter for Pool<DB> {
     }
 
     fn idle(&self) -> Option<usize> {
-        Some(self.num_idle())
+        // sqlx counts a connection that is taken before it has counted it as idle, so for a moment there
+        // may be fewer than none.
+        let idle = self.num_idle();
+        Some(if idle > self.max_size() { 0 } else { idle })
     }
 
     async fn checkout(&self) -> Result<Checked<Connection<DB>>, Error> {

@@ -85,7 +85,8 @@ impl fmt::Display for Decision {
 pub enum Reason {
     /// More checkouts wait than there are connections, and the database is not slower than usual.
     Backlog,
-    /// Checkouts wait longer than it takes to open a connection.
+    /// Checkouts wait longer than it takes to open a connection, or than 25 ms, or give up, and more
+    /// are allowed.
     Starving,
     /// The pool is saturated, and demand is above the target.
     Saturated,
@@ -155,7 +156,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Backlog => "more wait than there are connections",
-            Self::Starving => "checkouts wait longer than a connection takes to open",
+            Self::Starving => "checkouts wait, and more connections are allowed",
             Self::Saturated => "saturated",
             Self::Trial => "saturated; trying whether more connections earn more",
             Self::Paid => "the growth pays",

@@ -73,6 +73,9 @@ pub struct DialState {
     pub size: usize,
     /// Checkouts that wait.
     pub queued: usize,
+    /// Whether there is no connection to live on: none exists, or none has come back since the last
+    /// dial failed.
+    pub alone: bool,
 }
 
 impl DialState {
@@ -84,7 +87,15 @@ impl DialState {
             target,
             size,
             queued,
+            alone: size == 0,
         }
+    }
+
+    /// Says that the connections there are serve nothing.
+    #[must_use]
+    pub const fn alone(mut self, alone: bool) -> Self {
+        self.alone |= alone;
+        self
     }
 }
 
@@ -149,7 +160,7 @@ impl DialBudget {
         let at_once = match self.frozen {
             // With nothing to live on, one at a time has to try, and soon.
             Some(frozen) if now < frozen.until => {
-                usize::from(state.size == 0 && now >= frozen.alone_until)
+                usize::from(state.alone && now >= frozen.alone_until)
             }
             _ => self.config.at_once,
         };

@@ -142,6 +142,7 @@ pub(super) struct Knee {
     /// The one before a growth that did: chance, if that is taken back later.
     doubted: Option<Failed>,
     calm_since: Option<Instant>,
+    saturated_since: Option<Instant>,
     /// Whether anything completed in the last window.
     completes: bool,
     trial: Trial,
@@ -257,6 +258,7 @@ impl Knee {
             failed: None,
             doubted: None,
             calm_since: None,
+            saturated_since: None,
             completes: false,
             trial: Trial::None,
         }
@@ -339,7 +341,12 @@ impl Knee {
         floor: usize,
         window: &PoolWindow,
     ) -> bool {
+        // A probe costs a tenth of the throughput while it lasts. Where no growth is in doubt, a short
+        // overload is over before that pays.
+        let is_suspected = self.failed.is_some() || self.cap.is_some() || self.unjudged;
+        let since = self.saturated_since.unwrap_or(now);
         if now < self.not_before.max(self.probe_after)
+            || !is_suspected && now - since < self.config.forget
             || !self.is_idle()
             || !self.can_resolve(window)
         {
@@ -458,11 +465,13 @@ impl Knee {
     ) {
         if saturated {
             self.calm_since = None;
+            self.saturated_since.get_or_insert(now);
             if self.is_refuted(now, size, window) {
                 *self = Self::new(self.config, now);
             }
             return;
         }
+        self.saturated_since = None;
         let since = *self.calm_since.get_or_insert(now);
         if now - since >= self.config.forget {
             *self = Self::new(self.config, now);

@@ -20,7 +20,8 @@
 //! A saturated pool may still be too small, or the database may be doing all it can: use times
 //! cannot tell, throughput can. So growth of a saturated pool is an *experiment*, kept only if it
 //! pays, and at the knee K where it stops paying the pool now and then tries whether fewer would do
-//! (on the gate, opening and closing nothing). An experiment that shows slower queries not to be
+//! (on the gate, opening and closing nothing). What is not known is no reason to let checkouts wait:
+//! growth stays until an experiment speaks against it. An experiment that shows slower queries not to be
 //! our doing moves S0.
 //!
 //! # When the target moves
@@ -28,8 +29,9 @@
 //! - **Up, at once**: more checkouts wait than connections are allowed, and use times are near S0
 //!   (so more connections will help): demand plus what it takes to work off the backlog in half a
 //!   second, within one 250 ms window, to at most 8n + 8.
-//! - **Up, at once**: half of the connections or more are held by tasks that wait for another one. They
-//!   do not work meanwhile, so as many more cost the database nothing.
+//! - **Up, at once**: checkouts wait longer than a connection takes to open, or give up. Doubled at
+//!   first, and again once throughput has shown that the last doubling paid; two at a time while that
+//!   is not known; not at all once it has shown that more do not pay.
 //! - **Up**, after one saturated window: to demand, or, if the pool was full all the time, to as
 //!   many as wait and run, by at most the factor on trial (2 at first), and back if it does not pay.
 //! - **Down**, 5 s after a backlog was worked off: to demand, at once.
@@ -149,6 +151,8 @@ pub struct Tuner {
     verdict: Verdict,
     /// The mean time that the last connections took to open.
     dial: Option<f64>,
+    /// The fastest such time.
+    fastest_dial: Option<f64>,
     may_grow: bool,
     /// Connections in use in the last whole window, on average.
     in_use: usize,
@@ -178,6 +182,7 @@ impl Tuner {
             knee: Knee::new(config.knee, now),
             verdict: Verdict::Healthy,
             dial: None,
+            fastest_dial: None,
             may_grow: true,
             in_use: 0,
             lately: PoolWindow::default(),
@@ -262,6 +267,10 @@ impl Tuner {
 
     fn act_on(&mut self, now: Instant, window: &PoolWindow) -> Decision {
         self.dial = window.mean_dial_time().or(self.dial);
+        self.fastest_dial = match (window.mean_dial_time(), self.fastest_dial) {
+            (Some(seen), Some(fastest)) => Some(seen.min(fastest)),
+            (seen, fastest) => fastest.or(seen),
+        };
         self.knee.see(window);
         self.gathered.merge(window);
         self.note_full(window);
@@ -319,6 +328,10 @@ impl Tuner {
     fn is_starving(&self, window: &PoolWindow) -> bool {
         /// Where nothing was seen yet, no wait below this is worth a connection.
         const SHORTEST: Duration = Duration::from_millis(5);
+        /// Where dials take longer, the sooner they begin the better.
+        const LONGEST: Duration = Duration::from_millis(25);
+        /// Dialling that takes this many times its fastest is slow.
+        const SLOW: f64 = 2.0;
         let room = self.bounds.max().saturating_sub(window.held);
         if window.limit < self.target.min(room) {
             return false;
@@ -333,6 +346,12 @@ impl Tuner {
             self.config.slow_wait
         };
         let dial = self.dial.map_or(Duration::ZERO, Duration::from_secs_f64);
+        // A server that has become slow to open connections is busy.
+        let is_busy = match (self.dial, self.fastest_dial) {
+            (Some(dial), Some(fastest)) => dial > SLOW * fastest,
+            _ => false,
+        };
+        let dial = if is_busy { dial } else { dial.min(LONGEST) };
         window.queued > 0 && window.mean_age() > dial.max(shortest)
     }
 

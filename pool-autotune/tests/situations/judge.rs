@@ -1,6 +1,7 @@
 //! Whether a tuned pool did what it must.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::generate::{Event, Situation, Style};
 use crate::play::{Outcome, bare, fair, tuned};
@@ -13,9 +14,26 @@ use crate::play::{Outcome, bare, fair, tuned};
 /// the others dial, which is luck that a fair pool does not have.
 pub(crate) fn judge(situation: &Situation) -> Result<(), String> {
     let tuned = tuned(situation);
+    dials_within_the_budget(situation, &tuned)?;
     verdict(situation, &bare(situation, true), &tuned)
         .or_else(|_| verdict(situation, &bare(situation, false), &tuned))
         .or_else(|_| verdict(situation, &fair(situation), &tuned))
+}
+
+/// Two dials run at a time, except for those that hang, and for those within the pool behind where it
+/// finds its idle connections dead before the first of them is known.
+fn dials_within_the_budget(situation: &Situation, tuned: &Outcome) -> Result<(), String> {
+    const HANGS: Duration = Duration::from_millis(500);
+    const AT_ONCE: usize = 2;
+    const FOUND_DEAD: usize = 2;
+    let hang = situation
+        .phases
+        .iter()
+        .any(|phase| phase.dial >= HANGS || matches!(phase.event, Event::Hang(_)));
+    if hang || tuned.peak_dials <= AT_ONCE + FOUND_DEAD {
+        return Ok(());
+    }
+    Err(format!("{} dials at once", tuned.peak_dials))
 }
 
 fn verdict(situation: &Situation, bare: &Outcome, tuned: &Outcome) -> Result<(), String> {

@@ -17,6 +17,7 @@ pub(crate) struct Memory {
     max_size: usize,
     dial: Duration,
     refusing: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
     state: Arc<Mutex<MemoryState>>,
 }
 
@@ -35,12 +36,18 @@ impl Memory {
             max_size,
             dial,
             refusing: Arc::default(),
+            refused: Arc::default(),
             state: Arc::default(),
         }
     }
 
     pub(crate) fn opened(&self) -> usize {
         self.state.lock().unwrap().opened
+    }
+
+    /// Dials that were refused.
+    pub(crate) fn refused(&self) -> usize {
+        self.refused.load(Ordering::SeqCst)
     }
 
     /// From now on refuses to open connections, or not.
@@ -79,6 +86,7 @@ impl Adapter for Memory {
         tokio::time::sleep(self.dial).await;
         drop(dial);
         if self.refusing.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(std::io::ErrorKind::ConnectionRefused.into());
         }
         let mut state = self.state.lock().unwrap();
