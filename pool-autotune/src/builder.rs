@@ -164,7 +164,7 @@ impl<P: Adapter> Builder<P> {
     /// Keeps connections for checkouts of [`Priority::Critical`](crate::Priority::Critical), such as
     /// health checks and migrations, which so get one while everything else is in use.
     ///
-    /// They are part of the limit, not beyond it. A limit of 1 is for everybody. Defaults to none.
+    /// They are part of the limit, not beyond it. A limit of 1 is for all classes. Defaults to none.
     #[must_use]
     pub fn reserved(mut self, connections: usize) -> Self {
         self.reserved = connections;
@@ -216,7 +216,7 @@ impl<P: Adapter> Builder<P> {
         }
         if self.reserved >= bounds.min().max(1) && self.reserved > 0 {
             return Err(setting(format!(
-                "reserved({}) leaves nobody else a connection at the smallest size of {}: reserve \
+                "reserved({}) leaves no other checkout a connection at the smallest size of {}: reserve \
                  fewer, or raise the minimum",
                 self.reserved,
                 bounds.min()
@@ -314,7 +314,7 @@ impl<P: Adapter> Builder<P> {
         let timeout = self.wait_timeout.or(own).unwrap_or(default);
         if timeout.is_zero() {
             return Err(setting(
-                "wait_timeout is 0 s: allow some wait, or use max_waiting(0) to refuse whoever \
+                "wait_timeout is 0 s: allow some wait, or use max_waiting(0) to refuse those that \
                  would have to",
             ));
         }

@@ -45,7 +45,7 @@ pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>, tu
     }
 }
 
-/// What is touched only by whoever drives the tuner, and by those who look.
+/// What the driver of the tuner changes, and snapshots read.
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) tuner: Tuner,
@@ -549,7 +549,7 @@ impl<P: Adapter> Shared<P> {
 
 /// How many shared connections would do the work of a pool of exclusive ones, if the pool needs
 /// more than one, and for commands that answer at once: one that blocks, as `BLPOP` does, holds up
-/// whoever shares its connection.
+/// the tasks that share its connection.
 fn worth_sharing(window: &PoolWindow) -> Option<usize> {
     /// Less than a third of what one shared connection did when measured (362,000 a second).
     const EACH: f64 = 100_000.0;
@@ -561,7 +561,7 @@ fn worth_sharing(window: &PoolWindow) -> Option<usize> {
     (in_use > 1.0 && !blocks).then(|| (window.throughput() / EACH).ceil().max(1.0) as usize)
 }
 
-/// Windows of the last five to ten seconds, for whoever looks.
+/// Windows of the last five to ten seconds, for snapshots.
 #[derive(Debug, Default)]
 struct Recent {
     earlier: (PoolWindow, Waits),

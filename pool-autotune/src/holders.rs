@@ -1,4 +1,4 @@
-//! Who has a connection, who waits for a second one, and who forgot to give one back.
+//! The checkouts that hold a connection, wait for a second one, or were never given back.
 
 use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -192,7 +192,7 @@ struct Totals {
     waits: [u64; BUCKETS],
 }
 
-/// Turns totals into windows. Owned by whoever drives the tuner.
+/// Turns totals into windows. Owned by the driver of the tuner.
 #[derive(Debug)]
 pub(crate) struct WindowReader {
     last: Totals,
@@ -292,7 +292,7 @@ impl TimeIntegral {
     fn between(then: u64, now: u64) -> Duration {
         const MODULUS_BITS: u32 = 64 - TimeIntegral::COUNT_BITS;
         let difference = now.wrapping_sub(then) << Self::COUNT_BITS >> Self::COUNT_BITS;
-        // Somebody who entered a moment before the last look may be recorded just after it, with
+        // A checkout that entered a moment before the last look may be recorded just after it, with
         // the earlier time; read the other way round the difference can be a little below zero.
         let negative = difference >> (MODULUS_BITS - 1) == 1;
         Duration::from_micros(if negative { 0 } else { difference })

@@ -1,4 +1,4 @@
-//! Who gets a connection, who does not, and what is told about it. In virtual time.
+//! Which checkouts get a connection, which do not, and what is reported. In virtual time.
 
 mod support;
 
@@ -349,7 +349,7 @@ async fn settings_that_cannot_be_are_refused_with_their_value() {
     assert_eq!(tuner, "tuner.shrink_step is 2: it is a part, from 0 to 1");
     let none = Autotuned::new(Memory::new(0, DIAL))
         .map(drop)
-        .expect_err("no room for anybody");
+        .expect_err("there is no room");
     assert!(matches!(none, BuildError::Bounds(_)), "{none}");
 
     let pool = Autotuned::new(Memory::new(8, DIAL)).expect("valid settings");
@@ -477,7 +477,7 @@ async fn replaying_a_recording_makes_the_same_decisions() {
 async fn a_reserved_connection_is_for_the_critical() {
     let builder = Autotuned::builder(Memory::new(2, DIAL)).bounds(2..=2);
     let pool = builder.reserved(1).build().expect("valid settings");
-    let _held = pool.get().await.expect("one is for everybody");
+    let _held = pool.get().await.expect("one is for all classes");
     let refused = pool.get_with(Ask::new().max_wait(ms(50))).await;
     assert!(matches!(refused, Err(Error::Timeout(_))), "{refused:?}");
     let check = pool.get_with(Ask::new().priority(Priority::Critical)).await;
@@ -545,7 +545,7 @@ async fn a_server_that_changed_is_told_by_its_errors_once() {
 async fn at_the_knee_the_queue_is_shed_from_as_configured() {
     let pool = Autotuned::builder(Memory::new(32, ms(1))).codel(Some(Codel::POOLS));
     let pool = pool.bounds(2..=32).build().expect("valid settings");
-    // One row that everybody updates: 200 a second, however many connections.
+    // One row that all update: 200 a second, however many connections.
     let row = std::sync::Arc::new(tokio::sync::Mutex::new(()));
     let users = (0..80).map(|_| {
         let (pool, row) = (pool.clone(), std::sync::Arc::clone(&row));
@@ -586,7 +586,7 @@ async fn trying_whether_fewer_connections_earn_as_much_closes_none() {
     let memory = Memory::new(32, ms(1));
     let builder = Autotuned::builder(memory.clone()).bounds(2..=32);
     let pool = builder.build().expect("valid settings");
-    // One row that everybody updates, after something that any number can do at once.
+    // One row that all update, after something that any number can do at once.
     let row = std::sync::Arc::new(tokio::sync::Mutex::new(()));
     let users = (0..40).map(|_| {
         let (pool, row) = (pool.clone(), std::sync::Arc::clone(&row));

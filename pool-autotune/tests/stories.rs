@@ -147,7 +147,7 @@ async fn a_pool_at_its_maximum_whose_every_connection_earns_its_share_is_hardly_
 async fn one_task_that_works_with_many_connections_is_no_deadlock() {
     let pool = Autotuned::builder(Memory::new(50, ms(3))).wait_timeout(30 * SECOND);
     let pool = pool.build().expect("valid settings");
-    // One row, that everybody updates.
+    // One row that all update.
     let row = Mutex::new(());
     let mut worst = 0;
     stream::iter(0..20_000)

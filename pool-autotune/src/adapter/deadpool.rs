@@ -91,7 +91,7 @@ where
 
 /// Takes an object without waiting in deadpool's own line.
 ///
-/// The gate has done the waiting. That there is no place nevertheless means that somebody else uses
+/// The gate has done the waiting. That there is no place nevertheless means that others use
 /// the pool too, and deadpool without a timeout waits for them.
 async fn get<M, W>(pool: &Pool<M, W>) -> Result<W, PoolError<M::Error>>
 where

@@ -6,7 +6,7 @@
 //! # Writing one
 //!
 //! The pool is built once at its hard maximum and never resized: the gate in front decides how
-//! many connections are out, so the pool itself never makes anybody wait. What is asked of it:
+//! many connections are out, so the pool itself never makes a checkout wait. What is asked of it:
 //!
 //! - [`checkout`](Adapter::checkout) reuses an idle connection if there is one, else opens one.
 //!   It must not open one while it has an idle one, and must open it in its own future, not in a

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 /// A budget of dials: a token bucket, and a bound on how many run at once.
 ///
-/// A pool that may grow by forty connections opens them a few at a time, and only while somebody
-/// waits: by the time the next one could be dialled, the wait may be over (HikariCP calls this
+/// A pool that may grow by forty connections opens them a few at a time, and only while checkouts
+/// wait: by the time the next one could be dialled, the wait may be over (HikariCP calls this
 /// elision). It works on the limit of the gate and not on the dial itself, so a checkout never
 /// holds a permit while it waits for the budget, and waits in one line only.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct DialConfig {
     pub burst: f64,
     /// How long no further connection is opened after a dial failed, as long as there is one at all.
     /// Defaults to 1 s, and doubles with every failure up to 5 s: a server that has no slot left
-    /// (SQLSTATE 53300) is served best by those who have one. A pool without any connection tries again
+    /// (SQLSTATE 53300) is served best with the connections there are. A pool without any connection tries again
     /// after a twentieth of that.
     pub freeze: Duration,
     /// Dials under way at the same time. Defaults to 2: a server that answers slowly, because many

@@ -663,7 +663,7 @@ impl Knee {
         slots: &mut Slots,
     ) -> Outcome {
         if window.queued == 0 {
-            // Nobody waits: the limit is not what bounds throughput.
+            // No checkout waits: the limit is not what bounds throughput.
             return Outcome::Unclear(None);
         }
         let slot = now - slots.started;
