@@ -393,3 +393,41 @@ async fn a_restart_of_three_seconds_costs_no_checkout_a_second_after_it() {
     println!("{served} of {all} that came in the last two seconds of the outage were served");
     assert!(served * 2 > all, "{served} of {all}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_on_the_pool_behind_make_no_connection_close() {
+    use sqlx::Executor;
+    use sqlx::postgres::{PgListener, PgPoolOptions};
+
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let admin = connect(&config(&postgres)).await.expect("it accepts");
+    let inner = PgPoolOptions::new().max_connections(50);
+    let inner = inner.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::new(inner).expect("valid settings");
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        let listener = PgListener::connect_with(pool.inner()).await;
+        let mut listener = listener.expect("it accepts");
+        listener.listen("orders").await.expect("it listens");
+        listeners.push(listener);
+    }
+    let work = async |lasts: Duration| {
+        let start = Instant::now();
+        let users = (0..4).map(|_| async {
+            while start.elapsed() < lasts {
+                let mut connection = pool.get().await.expect("in time");
+                connection.execute("SELECT 1").await.expect("it answers");
+                drop(connection);
+                sleep(Duration::from_millis(3)).await;
+            }
+        });
+        join_all(users).await;
+    };
+    work(Duration::from_secs(1)).await;
+    let before = sessions(&admin).await;
+    work(Duration::from_secs(3)).await;
+    let after = sessions(&admin).await;
+    assert!(before.len() > listeners.len(), "{before:?}");
+    let closed = before.iter().filter(|pid| !after.contains(pid));
+    assert_eq!(closed.count(), 0, "{before:?} {after:?}");
+}
