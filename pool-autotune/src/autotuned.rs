@@ -12,18 +12,20 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
-use tower_capacity::gate::{Ask, Gate, Permit, Refused, RefusedReason};
+use tower_capacity::Pressure;
+use tower_capacity::gate::{Acquire, Ask, Codel, Gate, Permit, Priority, Refused, RefusedReason};
 
 use crate::adapter::{Adapter, Checked, PutBack};
 use crate::driver::Control;
 use crate::holders::{Holders, Slot};
-use crate::metrics::Recorder;
+use crate::metrics::{Recorder, Unserved};
 use crate::stats::{Stats, WaitEnd};
 use crate::tuner::{Decision, Recording, Verdict};
 use crate::{
-    Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, events, sqlstate,
+    Bounds, BoundsError, BuildError, Builder, Error, Mode, PoolSnapshot, Report, sqlstate,
 };
 
 /// A connection pool that sizes itself.
@@ -47,7 +49,9 @@ impl<P: Adapter> Autotuned<P> {
     ///
     /// # Errors
     ///
-    /// When called outside a tokio runtime, or when the pool was built for no connections at all.
+    /// Fails outside of a tokio runtime, if the pool was built for no connections at all, if its own
+    /// wait timeout is zero, or if its settings work against the tuner
+    /// ([`Adapter::check`](crate::adapter::Adapter::check)).
     pub fn new(pool: P) -> Result<Self, BuildError> {
         Self::builder(pool).build()
     }
@@ -123,6 +127,59 @@ impl<P: Adapter> Autotuned<P> {
         async move { Arc::clone(&self.shared).checkout(call_site, ask).await }
     }
 
+    /// Like [`get`](Self::get), except that the future owns the pool and can be spawned.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Like [`get`](Self::get).
+    #[track_caller]
+    pub fn get_owned(
+        &self,
+    ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<P> {
+        let shared = Arc::clone(&self.shared);
+        shared.checkout(Location::caller(), Ask::new())
+    }
+
+    /// Opens connections in advance, within the dial budget, until there are as many or as many as the
+    /// target; returns when all are open.
+    ///
+    /// Meant for a service that reports ready only then.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]: the first that one of them failed with. Those that opened stay open.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was begun goes on.
+    pub async fn prewarm(&self, connections: usize) -> Result<(), Error<P::Error>> {
+        let target = self.shared.target.load(Ordering::Relaxed);
+        let opening: Vec<_> = (0..connections.min(target))
+            .map(|_| {
+                let shared = Arc::clone(&self.shared);
+                tokio::spawn(async move {
+                    let ask = Ask::new();
+                    let mut entry = pin!(shared.gate.acquire_with(ask));
+                    let permit = shared.enter(entry.as_mut()).await;
+                    let permit = permit.map_err(|refused| Error::refused(&refused))?;
+                    shared.dial(permit, Instant::now(), ask, false).await
+                })
+            })
+            .collect();
+        // All are kept until the last is open: one that goes back would be the next to be found.
+        let mut open = Vec::new();
+        for opening in opening {
+            if let Ok(opened) = opening.await {
+                open.push(opened?);
+            }
+        }
+        Ok(())
+    }
+
     /// The state of the pool now.
     #[must_use]
     pub fn snapshot(&self) -> PoolSnapshot {
@@ -155,18 +212,16 @@ impl<P: Adapter> Autotuned<P> {
         self.shared.verdict(Instant::now())
     }
 
-    /// How hard the pool is pressed, from 0 to 1.
+    /// How hard the pool is pressed: ½ when all connections are in use, 1 when as many checkouts
+    /// wait as connections are allowed, so that the next waits for about one use time.
     ///
-    /// Up to ½ it is half the part of the limit that is in use. Above ½ everything is in use and
-    /// checkouts wait; at 1 as many wait as connections are allowed, so a newcomer waits about one
-    /// use time.
+    /// On the scale of `tower_capacity::Limiter::pressure`.
     #[must_use]
-    pub fn pressure(&self) -> f64 {
+    pub fn pressure(&self) -> Pressure {
         let gate = self.shared.gate.snapshot();
-        let limit = gate.limit().max(1) as f64;
-        let used = (gate.inflight() as f64 / limit).min(1.0);
-        let waiting = (gate.queued() as f64 / limit).min(1.0);
-        (used + waiting) / 2.0
+        // After a shrink more may be out than are allowed.
+        let in_use = gate.inflight().min(gate.limit());
+        Pressure::of(in_use, gate.queued(), gate.limit())
     }
 
     /// Changes the bounds. The target moves into them at once; connections above it are closed as
@@ -186,13 +241,12 @@ impl<P: Adapter> Autotuned<P> {
     }
 
     /// Closes every connection opened until now, the idle ones at once and those in use as they come
-    /// back, and starts anew with half the target.
+    /// back. In [`Mode::Recommend`] none is closed.
     ///
     /// To be called when the server has changed under connections that look alive: a primary that
     /// became read-only (SQLSTATE 25006), an address that now leads elsewhere. Connections that
     /// *are* dead need no call: the pool behind finds them out. New ones are opened within the dial
-    /// budget, and the tuner forgets what it learned and decides nothing until a second after they are
-    /// open, or for ten seconds.
+    /// budget, and the tuner forgets what it learned.
     pub fn failover(&self) {
         self.shared.failover();
     }
@@ -208,19 +262,45 @@ impl<P: Adapter> Autotuned<P> {
 
     /// Says which SQLSTATE a query failed with.
     ///
-    /// - `25006` (read-only transaction), `57P01`, `57P02`, `57P03` (shutdown, crash, starting up),
-    ///   class `08` (connection): the server under the connections has changed, so
-    ///   [`failover`](Self::failover), once in ten seconds at most.
+    /// - `25006` (read-only transaction), `57P02`, `57P03` (crash, starting up): the server under the
+    ///   connections has changed, so [`failover`](Self::failover), once in ten seconds at most.
+    /// - `57P01` (ended by an operator or by a shutdown), `08000`, `08001`, `08003`, `08006`, `08007`
+    ///   (connection lost): a failover too, if it is told twice within a second. Once is that
+    ///   connection's affair.
     /// - `53300` (too many connections): no more are opened for a while, as after any failed dial.
     ///
-    /// Others say nothing about the pool.
+    /// Others say nothing about the pool, nor does `08P01` (protocol violation), which `PgBouncer`
+    /// sends when it has no place for another client.
     pub fn note_sqlstate(&self, code: &str) {
         self.shared.note_sqlstate(code);
     }
 
-    /// Refuses every checkout from now on. Those in line and those checked out are not affected.
+    /// Refuses every checkout from now on. Those that wait and those checked out are not affected.
+    /// See [`drain`](Self::drain) to wait for them.
     pub fn close(&self) {
         self.shared.gate.close();
+    }
+
+    /// Closes the pool, waits until every checkout is back, for at most `within`, and closes the idle
+    /// connections. Returns whether all of them came back.
+    ///
+    /// # Cancel safety
+    ///
+    /// The pool stays closed; the idle connections may still be open.
+    pub async fn drain(&self, within: Duration) -> bool {
+        self.close();
+        let end = deadline(Instant::now(), within);
+        let is_empty = timeout_at(end, self.shared.gate.emptied()).await.is_ok();
+        if let PutBack::Later(closing) = self.shared.adapter.close_idle(usize::MAX) {
+            let _ = timeout(DONE_WITHIN, closing).await;
+        }
+        is_empty
+    }
+
+    /// Whether checkouts are refused because the pool was closed: not ready any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.gate.is_closed() || self.shared.adapter.is_closed()
     }
 
     /// The pool behind. A checkout made there is invisible to the gate.
@@ -276,6 +356,59 @@ impl<P: Adapter> Checkout<P> {
     pub fn since(&self) -> Instant {
         self.since
     }
+
+    /// Takes the connection out for good, to listen on it or to keep a lock for as long as the process
+    /// runs.
+    ///
+    /// It is counted as held at once, so it takes nothing from the target, and it is no leak; of the
+    /// maximum it takes one for as long as the [`Place`] lives. Drop that after the connection.
+    ///
+    /// ```
+    /// # use pool_autotune::{Autotuned, adapter::Adapter};
+    /// # async fn listen<P: Adapter>(pool: Autotuned<P>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (connection, place) = pool.get().await?.detach();
+    /// // `LISTEN orders`, and wait for notifications.
+    /// drop(connection);
+    /// drop(place);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "the connection goes back when it is dropped"]
+    pub fn detach(mut self) -> (P::Connection, Place<P>) {
+        let connection = self.connection.take();
+        let place = Place {
+            permit: self.permit.take(),
+            slot: self.slot.take(),
+            since_us: self.since_us,
+            shared: Arc::clone(&self.shared),
+        };
+        place.shared.holders.keep(place.slot);
+        // Only `drop` and this take it.
+        let connection = connection.expect("a checkout has its connection until it is dropped");
+        (connection, place)
+    }
+}
+
+/// The place in the pool of a connection that was [detached](Checkout::detach).
+pub struct Place<P: Adapter> {
+    permit: Option<Permit>,
+    slot: Slot,
+    since_us: u64,
+    shared: Arc<Shared<P>>,
+}
+
+impl<P: Adapter> Drop for Place<P> {
+    fn drop(&mut self) {
+        self.shared.holders.leave(self.slot);
+        self.shared.stats.left(self.since_us, Instant::now());
+        drop(self.permit.take());
+    }
+}
+
+impl<P: Adapter> fmt::Debug for Place<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").finish_non_exhaustive()
+    }
 }
 
 impl<P: Adapter> Deref for Checkout<P> {
@@ -300,8 +433,6 @@ impl<P: Adapter> DerefMut for Checkout<P> {
 
 impl<P: Adapter> Drop for Checkout<P> {
     fn drop(&mut self) {
-        /// A connection that is not back by then is closed, and its permit handed on.
-        const BACK_WITHIN: Duration = Duration::from_secs(5);
         // Both are there until now, and `drop` comes once.
         let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else {
             return;
@@ -309,28 +440,40 @@ impl<P: Adapter> Drop for Checkout<P> {
         let used = Instant::now().saturating_duration_since(self.since);
         self.shared.recorder.used(used);
         self.shared.holders.leave(self.slot);
-        let ceiling = self.shared.ceiling();
-        if self.generation != self.shared.generation.load(Ordering::Acquire) {
-            let since = self.shared.control().generation_since;
-            self.shared.adapter.discard(connection, since);
-            return self.shared.put_back(permit, ceiling, self.since_us, used);
-        }
-        match self.shared.adapter.put_back(connection) {
-            PutBack::Done => self.shared.put_back(permit, ceiling, self.since_us, used),
-            PutBack::Later(back) => {
-                let shared = Arc::clone(&self.shared);
-                let (since, since_us) = (self.since, self.since_us);
-                let back = async move {
-                    // Done or given up: either way it is not out any more.
-                    let _ = timeout(BACK_WITHIN, back).await;
-                    shared.put_back(permit, ceiling, since_us, since.elapsed());
-                };
-                match Handle::try_current() {
-                    Ok(runtime) => drop(runtime.spawn(back)),
-                    // Nobody to do it: dropping it closes the connection and returns the permit.
-                    Err(_) => self.shared.stats.returned(self.since_us, used),
-                }
-            }
+        let usage = Usage {
+            since: self.since,
+            since_us: self.since_us,
+            used,
+        };
+        self.shared
+            .take_back(connection, permit, self.generation, Some(usage));
+    }
+}
+
+/// How long a connection was in use.
+#[derive(Clone, Copy)]
+struct Usage {
+    since: Instant,
+    since_us: u64,
+    used: Duration,
+}
+
+/// A connection on its way back. It is back when this is dropped, by the end of the runtime, too.
+struct Returning<P: Adapter> {
+    shared: Arc<Shared<P>>,
+    permit: Option<Permit>,
+    allowed: usize,
+    usage: Option<Usage>,
+}
+
+impl<P: Adapter> Drop for Returning<P> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            let usage = self.usage.map(|usage| Usage {
+                used: usage.since.elapsed(),
+                ..usage
+            });
+            self.shared.put_back(permit, self.allowed, usage);
         }
     }
 }
@@ -357,11 +500,23 @@ pub(crate) struct Shared<P> {
     pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
     pub(crate) open_timeout: Duration,
+    /// Whether connections are kept for critical checkouts.
+    pub(crate) reserves: bool,
+    /// How the queue is shed from at the knee.
+    pub(crate) codel: Option<Codel>,
     /// What the tuner wants; the limit in force may be on its way there.
     pub(crate) target: AtomicUsize,
+    /// The target, and as many more as are held for far longer than usual.
+    pub(crate) allowed: AtomicUsize,
     /// How many connections may exist. The limit of the gate, or more while the tuner tries with an
     /// open pool whether fewer would do.
     pub(crate) ceiling: AtomicUsize,
+    /// Checkouts that are to open a connection.
+    pub(crate) opening: AtomicUsize,
+    /// Connections that exist, when last looked at.
+    pub(crate) size_seen: AtomicUsize,
+    /// Dials that may run at the same time.
+    pub(crate) dials: Arc<Semaphore>,
     /// Counts failovers.
     pub(crate) generation: AtomicUsize,
     /// Wakes the task that drives the tuner.
@@ -378,39 +533,49 @@ impl<P: Adapter> Shared<P> {
         let start = Instant::now();
         self.stats.arrived();
         let (permit, admitted) = match self.gate.try_acquire_with(ask) {
-            Ok(permit) => (permit, start),
+            Ok(permit) => {
+                self.recorder.waited(Duration::ZERO);
+                (permit, start)
+            }
             Err(refused) => {
                 if self.comes_too_late(&refused, ask) {
                     self.stats.turned_away();
+                    self.recorder.unserved(Unserved::Shed);
                     return Err(Error::refused(&refused));
                 }
                 (self.wait(start, call_site, ask).await?, Instant::now())
             }
         };
-        self.recorder.waited(admitted - start);
 
         // Read before: a connection opened while the server changes counts as one from before.
         let generation = self.generation.load(Ordering::Acquire);
-        let opened = {
+        let (connection, permit, since) = if self.expects_idle() {
             let mut opening = pin!(self.adapter.checkout());
             // Most are there at once, and need no timer.
-            match poll_once(opening.as_mut()).await {
+            let opened = match poll_once(opening.as_mut()).await {
                 Poll::Ready(opened) => Ok(opened),
-                Poll::Pending => timeout_at(deadline(admitted, self.open_timeout), opening).await,
-            }
-        };
-        let (connection, since) = match opened {
-            Ok(Ok(Checked::Reused(connection))) => (connection, admitted),
-            Ok(Ok(Checked::Opened(connection))) => (connection, self.opened(admitted)),
-            Ok(Err(error)) => {
-                if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
-                    self.dial_failed();
+                Poll::Pending => self.open(admitted, opening).await,
+            };
+            match opened {
+                Ok(Ok(Checked::Reused(connection))) => (connection, permit, admitted),
+                Ok(Ok(Checked::Opened(connection))) => (connection, permit, self.opened(admitted)),
+                Ok(Err(error)) => {
+                    self.recorder.unserved(Unserved::Failed);
+                    return Err(self.not_opened(error));
                 }
-                return Err(Error::Backend(error));
+                Err(_) => {
+                    self.recorder.unserved(Unserved::Failed);
+                    self.dial_failed();
+                    return Err(Error::OpenTimeout(self.open_timeout));
+                }
             }
-            Err(_) => {
-                self.dial_failed();
-                return Err(Error::OpenTimeout(self.open_timeout));
+        } else {
+            let dialled = self.dial(permit, admitted, ask, false).await;
+            let mut unused = dialled.inspect_err(|_| self.recorder.unserved(Unserved::Failed))?;
+            match (unused.connection.take(), unused.permit.take()) {
+                (Some(connection), Some(permit)) => (connection, permit, Instant::now()),
+                // It was made with both.
+                _ => return Err(Error::OpenTimeout(self.open_timeout)),
             }
         };
         let since_us = self.stats.at(since);
@@ -429,6 +594,140 @@ impl<P: Adapter> Shared<P> {
         })
     }
 
+    /// Whether a checkout that was admitted will find an idle connection, as far as is known.
+    pub(crate) fn expects_idle(&self) -> bool {
+        self.mode == Mode::Recommend || self.holding() <= self.size_seen.load(Ordering::Relaxed)
+    }
+
+    /// Checkouts that hold a connection, or are about to take an idle one.
+    fn holding(&self) -> usize {
+        let opening = self.opening.load(Ordering::Relaxed);
+        self.gate.inflight().saturating_sub(opening)
+    }
+
+    /// Looks how many connections exist that did not bypass the gate.
+    pub(crate) fn count_connections(&self) -> usize {
+        let size = self.adapter.size();
+        // A checkout that found its connection dead holds none until it has opened another.
+        let count = match self.adapter.idle() {
+            Some(idle) => size.min(idle + self.holding()),
+            None => size,
+        };
+        self.size_seen.store(count, Ordering::Relaxed);
+        count
+    }
+
+    /// Opens a connection in a task of its own.
+    ///
+    /// A caller that gives up so does not take the dial with it, and a dial that hangs does not keep
+    /// its caller from another connection, opened or returned; `again`: this is the other.
+    pub(crate) fn dial(
+        self: &Arc<Self>,
+        permit: Permit,
+        admitted: Instant,
+        ask: Ask,
+        again: bool,
+    ) -> Dial<P> {
+        let shared = Arc::clone(self);
+        let opening = Opening::begin(self);
+        Box::pin(async move {
+            let too_late = || Error::OpenTimeout(shared.open_timeout);
+            let end = deadline(admitted, shared.open_timeout);
+            let slot = timeout_at(end, Arc::clone(&shared.dials).acquire_owned()).await;
+            let Ok(slot) = slot.map_err(|_| too_late())? else {
+                return Err(Error::Closed);
+            };
+            let (done, dialled) = oneshot::channel();
+            let dial = dial(opening, permit, slot, done);
+            tokio::spawn(dial);
+            let mut dialled = pin!(dialled);
+            let hangs = end.min(Instant::now() + HANGS);
+            if let Ok(dialled) = timeout_at(hangs, dialled.as_mut()).await {
+                let dialled = dialled.unwrap_or_else(|_| Err(too_late()));
+                // A server that takes no more serves those that it has.
+                return match dialled {
+                    Err(Error::Backend(_)) if !again && shared.stats.in_hand() > 0 => {
+                        shared.another(ask).await.map_or(dialled, Ok)
+                    }
+                    dialled => dialled,
+                };
+            }
+            // Whichever comes first; if there is no other, the dial may come yet.
+            let mut another = pin!(shared.another(ask));
+            let mut is_alone = false;
+            poll_fn(|cx| {
+                if let Poll::Ready(dialled) = dialled.as_mut().poll(cx) {
+                    return Poll::Ready(dialled.unwrap_or_else(|_| Err(too_late())));
+                }
+                if !is_alone && let Poll::Ready(another) = another.as_mut().poll(cx) {
+                    match another {
+                        Some(another) => return Poll::Ready(Ok(another)),
+                        None => is_alone = true,
+                    }
+                }
+                Poll::Pending
+            })
+            .await
+        })
+    }
+
+    /// Another connection for a checkout whose dial hangs.
+    async fn another(self: &Arc<Self>, ask: Ask) -> Option<Unused<P>> {
+        let entry = pin!(self.gate.acquire_with(ask));
+        let permit = self.enter(entry).await.ok()?;
+        self.dial(permit, Instant::now(), ask, true).await.ok()
+    }
+
+    /// Waits in the queue, where it is demand that a limit below its target is raised for.
+    async fn enter(&self, mut entry: Pin<&mut Acquire>) -> Result<Permit, Refused> {
+        let mut is_queued = false;
+        poll_fn(|cx| {
+            let polled = entry.as_mut().poll(cx);
+            if polled.is_pending() && !std::mem::replace(&mut is_queued, true) {
+                if self.gate.queued() <= 1 {
+                    // The driver is to look earlier than it would otherwise.
+                    self.news.notify_one();
+                }
+                self.tell_if_below_target();
+            }
+            polled
+        })
+        .await
+    }
+
+    /// What a checkout fails with whose connection did not open.
+    fn not_opened(&self, error: P::Error) -> Error<P::Error> {
+        if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
+            self.dial_failed();
+        }
+        if self.adapter.is_closed() {
+            return Error::Closed;
+        }
+        Error::Backend(error)
+    }
+
+    /// Waits for a connection that is being opened or checked.
+    async fn open<F: Future>(
+        &self,
+        admitted: Instant,
+        mut opening: Pin<&mut F>,
+    ) -> Result<F::Output, Elapsed> {
+        let deadline = deadline(admitted, self.open_timeout);
+        if self.mode == Mode::Enforce {
+            // Where an idle connection was found dead, the others may be, and are replaced within
+            // the dial budget.
+            if self.count_connections() < self.ceiling() {
+                self.apply(&mut self.control(), Instant::now());
+            }
+            let hangs = deadline.min(admitted + HANGS);
+            if let Ok(opened) = timeout_at(hangs, opening.as_mut()).await {
+                return Ok(opened);
+            }
+        }
+        let _hanging = Hanging::begin(self);
+        timeout_at(deadline, opening).await
+    }
+
     /// Whether the turn of a checkout is expected after the time it has left: those ahead of it and
     /// itself, at the pace of the last seconds.
     fn comes_too_late(&self, refused: &Refused, ask: Ask) -> bool {
@@ -441,33 +740,31 @@ impl<P: Adapter> Shared<P> {
     }
 
     async fn wait(
-        &self,
+        self: &Arc<Self>,
         start: Instant,
         call_site: &'static Location<'static>,
         ask: Ask,
     ) -> Result<Permit, Error<P::Error>> {
+        self.revive_driver(start);
         let mut waiting = Waiting {
             shared: self,
             since: start,
             end: WaitEnd::Cancelled,
         };
         self.stats.queued(start);
-        let mut entry = pin!(self.gate.acquire_with(ask));
+        // The first in the queue may wait for what this one holds. (Not where connections are reserved:
+        // they are for what the application calls critical.)
+        let ask = if self.mode == Mode::Enforce && !self.reserves && self.holders.is_nested() {
+            ask.priority(Priority::Critical)
+        } else {
+            ask
+        };
+        let entry = pin!(self.gate.acquire_with(ask));
         let nested = self.holders.wait(call_site, self.gate.limit());
         if let Some((_, Some(deadlock))) = &nested {
-            events::nested(&self.name, deadlock);
-            self.control().nested = Some((start, *deadlock));
+            self.control().suspect(*deadlock, self.stats.completed());
         }
-        let mut told = false;
-        let entered = poll_fn(|cx| {
-            let polled = entry.as_mut().poll(cx);
-            // Once in line, this is demand that a limit below its target can be raised for.
-            if polled.is_pending() && !std::mem::replace(&mut told, true) {
-                self.tell_if_below_target();
-            }
-            polled
-        });
-        let result = entered.await;
+        let result = self.enter(entry).await;
         waiting.end = match result.as_ref().map_err(Refused::reason) {
             Ok(_) => WaitEnd::Admitted,
             Err(RefusedReason::WaitTimeout) => WaitEnd::TimedOut,
@@ -483,6 +780,7 @@ impl<P: Adapter> Shared<P> {
         let now = Instant::now();
         self.recorder.opened(now - admitted);
         self.stats.opened(now - admitted);
+        self.count_connections();
         self.control().dial.succeeded();
         self.tell_if_below_target();
         now
@@ -493,17 +791,10 @@ impl<P: Adapter> Shared<P> {
     }
 
     fn note_sqlstate(&self, code: &str) -> Option<sqlstate::Meaning> {
-        /// Every connection of the old server will say the same.
-        const ONCE_IN: Duration = Duration::from_secs(10);
         let meaning = sqlstate::meaning(code);
         match meaning {
-            Some(sqlstate::Meaning::ServerChanged) => {
-                let last = self.control().generation_since;
-                let is_first = self.generation.load(Ordering::Acquire) == 0;
-                if is_first || last.elapsed() >= ONCE_IN {
-                    self.failover();
-                }
-            }
+            Some(sqlstate::Meaning::ServerChanged) => self.server_changed(),
+            Some(sqlstate::Meaning::ConnectionLost) => self.connection_lost(),
             Some(sqlstate::Meaning::TooManyConnections) => self.dial_failed(),
             None => {}
         }
@@ -511,26 +802,58 @@ impl<P: Adapter> Shared<P> {
     }
 
     fn tell_if_below_target(&self) {
-        if self.ceiling() < self.target.load(Ordering::Relaxed) {
+        if self.ceiling() < self.allowed.load(Ordering::Relaxed) {
             self.news.notify_one();
         }
     }
 
-    /// A connection that was taken at `since_us` is back after as long; `ceiling`: when it began to
-    /// go back.
+    /// Puts a connection back, or closes one that is from before the last failover.
+    fn take_back(
+        self: &Arc<Self>,
+        connection: P::Connection,
+        permit: Permit,
+        generation: usize,
+        usage: Option<Usage>,
+    ) {
+        let allowed = self.allowed.load(Ordering::Acquire);
+        let back = if generation == self.generation.load(Ordering::Acquire) {
+            self.adapter.put_back(connection)
+        } else {
+            let since = self.control().generation_since;
+            self.adapter.discard(connection, since)
+        };
+        match back {
+            PutBack::Done => self.put_back(permit, allowed, usage),
+            PutBack::Later(back) => {
+                let returning = Returning {
+                    shared: Arc::clone(self),
+                    permit: Some(permit),
+                    allowed,
+                    usage,
+                };
+                until_done(PutBack::Later(back), returning);
+            }
+        }
+    }
+
+    /// A connection is back; `allowed`: how many were, when it began to go back.
     ///
     /// It comes back before its permit, so that the next in line finds it idle. While more are
-    /// inside than may exist it is one too many, and one is closed while it is still paid for.
-    fn put_back(&self, permit: Permit, ceiling: usize, since_us: u64, used: Duration) {
-        self.stats.returned(since_us, used);
-        let enforce = self.mode == Mode::Enforce;
-        if enforce && self.gate.inflight() > self.ceiling() {
-            self.adapter.close_idle(1);
+    /// inside than are allowed it is one too many, and one is closed while it is still paid for.
+    fn put_back(&self, permit: Permit, allowed: usize, usage: Option<Usage>) {
+        if let Some(usage) = usage {
+            self.stats.returned(usage.since_us, usage.used);
         }
-        drop(permit);
-        // The ceiling was lowered after that look: what was closed then was counted with this
-        // permit still out, so one is left that nobody else will close.
-        if enforce && self.ceiling() < ceiling {
+        let enforce = self.mode == Mode::Enforce;
+        let still_allowed = || self.allowed.load(Ordering::Acquire);
+        if enforce && self.gate.inflight() > still_allowed() {
+            self.close_idle(1, vec![permit]);
+        } else {
+            drop(permit);
+        }
+        // Fewer are allowed since that look: what was closed then was counted with this permit still
+        // out, so one is left that nothing else will close.
+        if enforce && still_allowed() < allowed {
             self.close_surplus(1);
         }
     }
@@ -539,19 +862,24 @@ impl<P: Adapter> Shared<P> {
     ///
     /// Their permits are taken before and returned after, so that at no moment there are more
     /// connections than the limit in force and the debt allow, not even on their way out. Those
-    /// that are in use come back to a debt, and are closed then.
+    /// that are in use come back to a debt, and are closed then. What is within the target stays, even
+    /// if the dial budget allows no more at the moment.
     pub(crate) fn lower_limit(&self, from: usize, to: usize) {
         let free = iter::from_fn(|| self.gate.try_acquire().ok());
         let cover: Vec<Permit> = free.take(from.saturating_sub(to)).collect();
         // Checkouts inside that are not known to hold a connection may be opening one. Read in this
         // order, one that is no longer counted here is already counted by the pool.
         let inside = self.gate.inflight().saturating_sub(cover.len());
-        let opening = inside.saturating_sub(self.stats.in_hand());
-        let surplus = (self.adapter.size() + opening).saturating_sub(to);
-        self.adapter.close_idle(surplus.min(cover.len()));
+        let all = match self.adapter.idle() {
+            Some(idle) => idle + inside,
+            None => self.adapter.size() + inside.saturating_sub(self.stats.in_hand()),
+        };
+        let allowed = self.allowed.load(Ordering::Acquire);
+        let surplus = all.saturating_sub(to.max(allowed));
         self.ceiling.store(to, Ordering::Release);
+        let closing = self.adapter.close_idle(surplus.min(cover.len()));
         self.gate.set_limit(to);
-        drop(cover);
+        until_done(closing, cover);
     }
 
     pub(crate) fn ceiling(&self) -> usize {
@@ -561,15 +889,18 @@ impl<P: Adapter> Shared<P> {
     /// Closes the idle connections whose permits are free.
     pub(crate) fn close_all_idle(&self) {
         let cover: Vec<Permit> = iter::from_fn(|| self.gate.try_acquire().ok()).collect();
-        self.adapter.close_idle(cover.len());
-        drop(cover);
+        self.close_idle(cover.len(), cover);
     }
 
     /// Closes idle connections above the limit, as far as there are any.
     pub(crate) fn close_surplus(&self, count: usize) {
         let cover: Vec<Permit> = (0..count).map(|_| self.gate.acquire_anyway().0).collect();
-        self.adapter.close_idle(count);
-        drop(cover);
+        self.close_idle(count, cover);
+    }
+
+    /// Closes idle connections, and returns their permits once they are gone.
+    fn close_idle(&self, count: usize, cover: Vec<Permit>) {
+        until_done(self.adapter.close_idle(count), cover);
     }
 
     pub(crate) fn control(&self) -> MutexGuard<'_, Control> {
@@ -585,6 +916,119 @@ impl<P> Drop for Shared<P> {
     }
 }
 
+/// What takes longer to open hangs, as far as other checkouts are concerned.
+const HANGS: Duration = Duration::from_millis(500);
+
+/// A checkout that is to open a connection, and has none.
+struct Opening<P: Adapter>(Arc<Shared<P>>);
+
+impl<P: Adapter> Opening<P> {
+    fn begin(shared: &Arc<Shared<P>>) -> Self {
+        shared.opening.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl<P: Adapter> Drop for Opening<P> {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Opens a connection, whether its caller still waits for it or not.
+async fn dial<P: Adapter>(
+    opening: Opening<P>,
+    permit: Permit,
+    slot: OwnedSemaphorePermit,
+    done: oneshot::Sender<Result<Unused<P>, Error<P::Error>>>,
+) {
+    let shared = Arc::clone(&opening.0);
+    let generation = shared.generation.load(Ordering::Acquire);
+    let start = Instant::now();
+    let end = deadline(start, shared.open_timeout);
+    let opened = {
+        let mut checkout = pin!(shared.adapter.checkout());
+        match timeout_at(end.min(start + HANGS), checkout.as_mut()).await {
+            Ok(opened) => {
+                drop((opening, slot));
+                Ok(opened)
+            }
+            Err(_) => {
+                drop(slot);
+                let hanging = Hanging::begin(&shared);
+                let opened = timeout_at(end, checkout).await;
+                // In this order, or there would be one connection too many for a moment.
+                drop(opening);
+                drop(hanging);
+                opened
+            }
+        }
+    };
+    let connection = match opened {
+        Ok(Ok(Checked::Reused(connection))) => Ok(connection),
+        Ok(Ok(Checked::Opened(connection))) => {
+            shared.opened(start);
+            Ok(connection)
+        }
+        Ok(Err(error)) => Err(shared.not_opened(error)),
+        Err(_) => {
+            shared.dial_failed();
+            Err(Error::OpenTimeout(shared.open_timeout))
+        }
+    };
+    let unused = connection.map(|connection| Unused {
+        connection: Some(connection),
+        permit: Some(permit),
+        generation,
+        shared,
+    });
+    // Without a caller it goes back, and to the next in the queue.
+    let _ = done.send(unused);
+}
+
+/// A dial as its caller sees it.
+pub(crate) type Dial<P> =
+    Pin<Box<dyn Future<Output = Result<Unused<P>, Error<<P as Adapter>::Error>>> + Send>>;
+
+/// A connection that is open and not in use. Goes back when it is dropped.
+pub(crate) struct Unused<P: Adapter> {
+    connection: Option<P::Connection>,
+    permit: Option<Permit>,
+    generation: usize,
+    shared: Arc<Shared<P>>,
+}
+
+impl<P: Adapter> Drop for Unused<P> {
+    fn drop(&mut self) {
+        if let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) {
+            self.shared
+                .take_back(connection, permit, self.generation, None);
+        }
+    }
+}
+
+/// A checkout whose connection does not open.
+struct Hanging<'a, P: Adapter>(&'a Shared<P>);
+
+impl<'a, P: Adapter> Hanging<'a, P> {
+    fn begin(shared: &'a Shared<P>) -> Self {
+        let mut control = shared.control();
+        control.hanging += 1;
+        shared.apply(&mut control, Instant::now());
+        drop(control);
+        shared.news.notify_one();
+        Self(shared)
+    }
+}
+
+impl<P: Adapter> Drop for Hanging<'_, P> {
+    fn drop(&mut self) {
+        let mut control = self.0.control();
+        control.hanging -= 1;
+        self.0.apply(&mut control, Instant::now());
+    }
+}
+
 /// A checkout in line. Recorded when it leaves, whichever way.
 struct Waiting<'a, P: Adapter> {
     shared: &'a Shared<P>,
@@ -594,16 +1038,41 @@ struct Waiting<'a, P: Adapter> {
 
 impl<P: Adapter> Drop for Waiting<'_, P> {
     fn drop(&mut self) {
-        self.shared
-            .stats
-            .waited(self.since, Instant::now(), self.end);
-        if matches!(self.end, WaitEnd::TimedOut) {
-            self.shared.recorder.timed_out();
+        let Shared {
+            stats, recorder, ..
+        } = self.shared;
+        let now = Instant::now();
+        stats.waited(self.since, now, self.end);
+        recorder.waited(now - self.since);
+        match self.end {
+            WaitEnd::Admitted => {}
+            WaitEnd::TimedOut => recorder.unserved(Unserved::Timeout),
+            WaitEnd::Shed => recorder.unserved(Unserved::Shed),
+            WaitEnd::Cancelled => recorder.unserved(Unserved::Cancelled),
+            WaitEnd::Closed => recorder.unserved(Unserved::Closed),
         }
     }
 }
 
-/// Polls a future, and hands out what it answered.
+/// A connection that is not back or gone by then is dropped, and its permit returned.
+const DONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Drops `then` when connections are back or gone.
+fn until_done(back: PutBack, then: impl Send + 'static) {
+    let PutBack::Later(back) = back else {
+        return;
+    };
+    let back = async move {
+        let _ = timeout(DONE_WITHIN, back).await;
+        drop(then);
+    };
+    // Without a runtime, dropping it closes the connections and returns the permits.
+    if let Ok(runtime) = Handle::try_current() {
+        drop(runtime.spawn(back));
+    }
+}
+
+/// Polls a future once, and returns its output if it is ready.
 async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }

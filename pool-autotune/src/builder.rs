@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
-use tower_capacity::gate::{Gate, GateConfig};
+use tower_capacity::gate::{Codel, Gate, GateConfig};
 
 use crate::adapter::Adapter;
 use crate::autotuned::Shared;
@@ -59,6 +59,8 @@ pub struct Builder<P> {
     wait_timeout: Option<Duration>,
     open_timeout: Option<Duration>,
     max_waiting: Option<usize>,
+    /// Outer `None`: follows the wait timeout.
+    codel: Option<Option<Codel>>,
     reserved: usize,
     tuner: TunerConfig,
     #[cfg(feature = "json")]
@@ -86,6 +88,7 @@ impl<P: Adapter> Builder<P> {
             wait_timeout: None,
             open_timeout: None,
             max_waiting: None,
+            codel: None,
             reserved: 0,
             tuner: TunerConfig::default(),
             #[cfg(feature = "json")]
@@ -139,19 +142,29 @@ impl<P: Adapter> Builder<P> {
         self
     }
 
-    /// Sets how many checkouts may wait in line; one more is refused at once.
-    ///
-    /// Defaults to 1024, or in [`Mode::Recommend`] to no limit.
+    /// Sets how many checkouts may wait; one more is refused at once. Defaults to no limit, as in the
+    /// pools behind: each waits for at most the wait timeout.
     #[must_use]
     pub fn max_waiting(mut self, checkouts: usize) -> Self {
         self.max_waiting = Some(checkouts);
         self
     }
 
+    /// Sets how the queue is shed from while the database is at its knee, `None` for not at all.
+    ///
+    /// Defaults to a target of a quarter of the wait timeout within ten times as long, but at most
+    /// 5 s: a checkout is shed once it has waited for half of its patience while no other waited
+    /// less than a quarter. So workers that wait for as long as it takes are never shed.
+    #[must_use]
+    pub fn codel(mut self, codel: Option<Codel>) -> Self {
+        self.codel = Some(codel);
+        self
+    }
+
     /// Keeps connections for checkouts of [`Priority::Critical`](crate::Priority::Critical), such as
     /// health checks and migrations, which so get one while everything else is in use.
     ///
-    /// They are part of the limit, not beyond it. A limit of 1 is for everybody. Defaults to none.
+    /// They are part of the limit, not beyond it. A limit of 1 is for all classes. Defaults to none.
     #[must_use]
     pub fn reserved(mut self, connections: usize) -> Self {
         self.reserved = connections;
@@ -186,6 +199,7 @@ impl<P: Adapter> Builder<P> {
     pub fn build(self) -> Result<Autotuned<P>, BuildError> {
         let runtime = Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         check_tuner(&self.tuner)?;
+        self.pool.check().map_err(BuildError::Setting)?;
         let pool_max = self.pool.max_size();
         let bounds = self.checked_bounds(pool_max)?;
         let wait_timeout = self.checked_wait_timeout()?;
@@ -202,15 +216,13 @@ impl<P: Adapter> Builder<P> {
         }
         if self.reserved >= bounds.min().max(1) && self.reserved > 0 {
             return Err(setting(format!(
-                "reserved({}) leaves nobody else a connection at the smallest size of {}: reserve \
+                "reserved({}) leaves no other checkout a connection at the smallest size of {}: reserve \
                  fewer, or raise the minimum",
                 self.reserved,
                 bounds.min()
             )));
         }
-        let max_waiting = self
-            .max_waiting
-            .unwrap_or(if enforce { 1024 } else { usize::MAX });
+        let max_waiting = self.max_waiting.unwrap_or(usize::MAX);
 
         let now = Instant::now();
         /// Enough to begin with for most services, and little to dial at once for the rest.
@@ -223,11 +235,9 @@ impl<P: Adapter> Builder<P> {
         };
         let tuner = Tuner::new(config, bounds, start, now);
         let mut dial = DialBudget::new(self.tuner.dial, now);
+        let size = self.pool.size();
         let limit = if enforce {
-            dial.limit(
-                now,
-                DialState::new(0, tuner.target(), self.pool.size(), usize::MAX),
-            )
+            dial.limit(now, DialState::new(0, tuner.target(), size, usize::MAX))
         } else {
             pool_max
         };
@@ -256,19 +266,28 @@ impl<P: Adapter> Builder<P> {
         let shared = Arc::new(Shared {
             adapter: self.pool,
             gate,
-            recorder: Recorder::new(&name, target),
+            recorder: Recorder::new(&name),
             mode: self.mode,
             name,
             open_timeout,
+            reserves: self.reserved > 0,
+            codel: self.codel.unwrap_or_else(|| Some(patient(wait_timeout))),
             target: AtomicUsize::new(target),
+            allowed: AtomicUsize::new(target),
             ceiling: AtomicUsize::new(limit),
+            opening: AtomicUsize::new(0),
+            size_seen: AtomicUsize::new(size),
+            dials: Arc::new(Semaphore::new(
+                self.tuner.dial.at_once.min(Semaphore::MAX_PERMITS),
+            )),
             generation: AtomicUsize::new(0),
             holders: Holders::new(pool_max),
             news: Arc::clone(&news),
             control: Mutex::new(control),
             stats,
         });
-        runtime.spawn(driver::run(Arc::downgrade(&shared), news));
+        let driver = runtime.spawn(driver::run(Arc::downgrade(&shared), news, 0));
+        shared.control().driver = Some(driver.abort_handle());
         Ok(Autotuned::from_shared(shared))
     }
 
@@ -295,12 +314,20 @@ impl<P: Adapter> Builder<P> {
         let timeout = self.wait_timeout.or(own).unwrap_or(default);
         if timeout.is_zero() {
             return Err(setting(
-                "wait_timeout is 0 s: allow some wait, or use max_waiting(0) to refuse whoever \
+                "wait_timeout is 0 s: allow some wait, or use max_waiting(0) to refuse those that \
                  would have to",
             ));
         }
         Ok(timeout)
     }
+}
+
+/// Sheds only what has waited for a good part of its patience.
+fn patient(wait_timeout: Duration) -> Codel {
+    const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
+    let target = wait_timeout / 4;
+    let interval = target.saturating_mul(10).min(LONGEST_INTERVAL.max(target));
+    Codel::new(target, interval)
 }
 
 fn check_tuner(config: &TunerConfig) -> Result<(), BuildError> {

@@ -9,13 +9,18 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-use tower_capacity::gate::Codel;
 
 use crate::adapter::Adapter;
 use crate::autotuned::{Shared, keep_decision};
+use crate::holders::Held;
+use crate::metrics::Levels;
 use crate::stats::{Stats, Waits, WindowReader};
+use tower_capacity::gate::Ask;
+
 use crate::tuner::{
     Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Recording, Tuner, Verdict,
 };
@@ -26,14 +31,21 @@ use crate::{Bounds, Mode, PoolSnapshot, events};
 /// How often a window is closed: the fast path acts within this time.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 
-pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>) {
-    while let Some(wake) = pool.upgrade().map(|pool| pool.step(Instant::now())) {
+/// The same while checkouts wait and the tuner may open more for them.
+const SOON: Duration = Duration::from_millis(10);
+
+/// `turn`: a task with a later one has taken its place.
+pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>, turn: u64) {
+    while let Some(wake) = pool
+        .upgrade()
+        .and_then(|pool| pool.step(turn, Instant::now()))
+    {
         // Both ends mean the same: look again.
         let _ = timeout_at(wake, news.notified()).await;
     }
 }
 
-/// What is touched only by whoever drives the tuner, and by those who look.
+/// What the driver of the tuner changes, and snapshots read.
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) tuner: Tuner,
@@ -46,15 +58,37 @@ pub(crate) struct Control {
     capacity: Duration,
     limit_since: Instant,
     recent: Recent,
-    /// The last time that all connections were held by tasks waiting for another.
-    pub(crate) nested: Option<(Instant, NestedAcquire)>,
+    /// The last time that all connections were held by tasks waiting for another, and none came
+    /// back.
+    nested: Option<(Instant, NestedAcquire)>,
+    /// All were held by such tasks, when so many had come back. One task that checks out several at
+    /// once looks like that, too, until one of them is returned.
+    suspected: Option<(NestedAcquire, u64)>,
     /// Connections opened before are from before the last failover.
     pub(crate) generation_since: Instant,
+    failed_over: Option<Instant>,
+    /// When the last connection was told to be lost.
+    lost: Option<Instant>,
+    /// The task that drives the pool, which of several it is, and when it last did.
+    pub(crate) driver: Option<AbortHandle>,
+    turn: u64,
+    stepped: Instant,
     /// Since when checkouts wait for connections that are allowed and do not open.
     opening_since: Option<Instant>,
     app: AppClock,
     /// Whether the line is shed from, because more connections would not serve it faster.
     sheds: bool,
+    /// The last usual use time that was seen.
+    usual: Option<Duration>,
+    held_after: Duration,
+    /// Checkouts whose connection does not open.
+    pub(crate) hanging: usize,
+    /// Connections held for far longer, at the last look.
+    held: Held,
+    /// What had come back when the last dial failed.
+    completed_then: u64,
+    /// Connections to open although no checkout waits: those that would have had no patience for it.
+    ahead: usize,
     #[cfg(feature = "json")]
     log: Option<LogWriter>,
 }
@@ -72,13 +106,38 @@ impl Control {
             limit_since: now,
             recent: Recent::default(),
             nested: None,
+            suspected: None,
             generation_since: now,
+            failed_over: None,
+            lost: None,
+            driver: None,
+            turn: 0,
+            stepped: now,
             opening_since: None,
             app: AppClock::start(),
             sheds: false,
+            usual: None,
+            held_after: Duration::MAX,
+            hanging: 0,
+            held: Held::default(),
+            completed_then: 0,
+            ahead: 0,
             #[cfg(feature = "json")]
             log: None,
         }
+    }
+
+    pub(crate) fn suspect(&mut self, nested: NestedAcquire, completed: u64) {
+        match self.suspected {
+            Some((_, before)) if before == completed => {}
+            _ => self.suspected = Some((nested, completed)),
+        }
+    }
+
+    /// Whether nothing came back since all connections were held by tasks that wait for another.
+    fn confirm(&self, completed: u64) -> Option<NestedAcquire> {
+        self.suspected
+            .and_then(|(nested, before)| (before == completed).then_some(nested))
     }
 
     /// Connections given back per second, in the last five to ten seconds.
@@ -151,7 +210,7 @@ impl AppClock {
 
     #[cfg(target_has_atomic = "64")]
     fn total() -> Duration {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let Ok(runtime) = Handle::try_current() else {
             return Duration::ZERO;
         };
         let runtime = runtime.metrics();
@@ -172,19 +231,85 @@ impl AppClock {
 impl<P: Adapter> Shared<P> {
     /// Closes a window if it is time, moves the limit towards its target, and says when to look
     /// again.
-    fn step(&self, now: Instant) -> Instant {
+    /// `None` ends the task.
+    fn step(self: &Arc<Self>, turn: u64, now: Instant) -> Option<Instant> {
         let mut control = self.control();
+        if control.turn != turn {
+            return None;
+        }
+        control.stepped = now;
         if now >= control.next_window {
             self.close_window(&mut control, now);
             control.next_window = now + TICK;
         }
+        if self.gate.queued() > 0 && control.tuner.may_grow() {
+            control.next_window = control.next_window.min(now + SOON);
+        }
         self.apply(&mut control, now);
+        self.open_ahead(&mut control, now);
         let waiting_for_token = self.gate.queued() > 0
-            && self.ceiling() < self.target.load(Relaxed)
+            && self.ceiling() < self.allowed.load(Relaxed)
             && self.mode == Mode::Enforce;
-        match control.dial.next_token() {
-            Some(token) if waiting_for_token => token.min(control.next_window),
-            _ => control.next_window,
+        let mut wake = control.next_window;
+        if waiting_for_token {
+            let next = control.dial.next_token().into_iter();
+            let next = next.chain(control.dial.next_try().filter(|&next| next > now));
+            wake = next.fold(wake, Instant::min);
+        }
+        Some(wake)
+    }
+
+    /// Opens connections that no checkout waits for.
+    fn open_ahead(self: &Arc<Self>, control: &mut Control, now: Instant) {
+        while control.ahead > 0 {
+            let Ok(permit) = self.gate.try_acquire() else {
+                return;
+            };
+            control.ahead -= 1;
+            if !self.expects_idle() {
+                drop(Handle::current().spawn(self.dial(permit, now, Ask::new(), true)));
+            }
+        }
+    }
+
+    /// Drives the pool from this runtime, if the one that did has ended or stands still.
+    pub(crate) fn revive_driver(self: &Arc<Self>, now: Instant) {
+        /// Four windows.
+        const STILL: Duration = Duration::from_secs(1);
+        let mut control = self.control();
+        let has_ended = control.driver.as_ref().is_none_or(AbortHandle::is_finished);
+        if !has_ended && now.saturating_duration_since(control.stepped) < STILL {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        control.turn += 1;
+        control.stepped = now;
+        let driver = run(Arc::downgrade(self), Arc::clone(&self.news), control.turn);
+        control.driver = Some(runtime.spawn(driver).abort_handle());
+        events::revived(&self.name);
+    }
+
+    /// One event is one failover, whichever of its errors is told first.
+    pub(crate) fn server_changed(&self) {
+        /// Every connection of the old server says the same.
+        const ONCE_IN: Duration = Duration::from_secs(10);
+        let now = Instant::now();
+        let mut control = self.control();
+        let last = control.failed_over;
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= ONCE_IN) {
+            self.fail_over(&mut control, now);
+        }
+    }
+
+    /// A second connection that is lost within a second tells of the server.
+    pub(crate) fn connection_lost(&self) {
+        const TOGETHER: Duration = Duration::from_secs(1);
+        let now = Instant::now();
+        let last = self.control().lost.replace(now);
+        if last.is_some_and(|last| now.saturating_duration_since(last) <= TOGETHER) {
+            self.server_changed();
         }
     }
 
@@ -226,17 +351,22 @@ impl<P: Adapter> Shared<P> {
     }
 
     pub(crate) fn failover(&self) {
-        let now = Instant::now();
-        let mut control = self.control();
-        control.generation_since = now;
-        self.generation.fetch_add(1, AcqRel);
-        self.close_all_idle();
+        self.fail_over(&mut self.control(), Instant::now());
+    }
+
+    fn fail_over(&self, control: &mut Control, now: Instant) {
+        control.failed_over = Some(now);
+        if self.mode == Mode::Enforce {
+            control.generation_since = now;
+            self.generation.fetch_add(1, AcqRel);
+            self.close_all_idle();
+        }
         let decision = control.tuner.failover(now);
         control.recording.failover(now);
         #[cfg(feature = "json")]
         control.log(&decision, || Given::Failover);
-        self.record(&mut control, decision);
-        self.apply(&mut control, now);
+        self.record(control, decision);
+        self.apply(control, now);
     }
 
     /// A dial failed: for a while, the pool lives on what it has.
@@ -244,6 +374,7 @@ impl<P: Adapter> Shared<P> {
         let now = Instant::now();
         let mut control = self.control();
         control.dial.failed(now);
+        control.completed_then = self.stats.completed();
         self.apply(&mut control, now);
     }
 
@@ -253,19 +384,17 @@ impl<P: Adapter> Shared<P> {
         /// A pool that waits so long for connections to open waits for nothing else.
         const OPENING_FOR: Duration = Duration::from_secs(5);
         let control = self.control();
+        if let Some(nested) = control.confirm(self.stats.completed()) {
+            return Verdict::NestedAcquire(nested);
+        }
         if let Some((at, nested)) = control.nested
             && now.saturating_duration_since(at) < NESTED_FOR
         {
             return Verdict::NestedAcquire(nested);
         }
-        let usual = control
-            .recent
-            .merged()
-            .0
-            .mean_use_time()
-            .map(Duration::from_secs_f64);
-        if let Some(leak) = self.holders.leak(self.stats.at(now), usual) {
-            return Verdict::Leaking(leak);
+        let is_down = control.dial.is_failing() && self.adapter.size() == 0;
+        if is_down {
+            return Verdict::ConnectBound;
         }
         if control
             .opening_since
@@ -278,7 +407,40 @@ impl<P: Adapter> Shared<P> {
         {
             return Verdict::UseMultiplexed { n };
         }
-        control.tuner.verdict()
+        match control.tuner.verdict() {
+            Verdict::Healthy => match self.held(&control, now, Duration::ZERO).leak() {
+                Some(leak) => Verdict::Leaking(leak),
+                None => Verdict::Healthy,
+            },
+            verdict => verdict,
+        }
+    }
+
+    /// Finds the connections that are held for far longer than usual, and takes them out of what
+    /// the tuner looks at: they are no sign of demand, and serve nothing.
+    fn set_held_apart(&self, control: &mut Control, now: Instant, window: &mut PoolWindow) {
+        /// No use time below this is far longer than usual.
+        const LEAST: Duration = Duration::from_secs(10);
+        /// Nor one below this many times the usual.
+        const TIMES: u32 = 20;
+        let recent = control.recent.merged().0.mean_use_time();
+        control.usual = recent.map(Duration::from_secs_f64).or(control.usual);
+        let after = control
+            .usual
+            .map(|usual| LEAST.max(usual.saturating_mul(TIMES)));
+        self.stats.hold_after(after.unwrap_or(Duration::MAX));
+        control.held_after = after.unwrap_or(LEAST);
+        let held = self.held(control, now, window.duration);
+        window.busy = window.busy.saturating_sub(held.busy);
+        window.capacity = window.capacity.saturating_sub(held.busy);
+        window.limit = window.limit.saturating_sub(held.count);
+        window.held = held.count;
+        control.held = held;
+    }
+
+    fn held(&self, control: &Control, now: Instant, window: Duration) -> Held {
+        self.holders
+            .held(self.stats.at(now), window, control.held_after)
     }
 
     fn close_window(&self, control: &mut Control, now: Instant) {
@@ -289,26 +451,39 @@ impl<P: Adapter> Shared<P> {
                 .reader
                 .next(&self.stats, now, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
-        window.nested = self.holders.nested();
+        self.set_held_apart(control, now, &mut window);
         window.app_busy = control.app.busy();
+        if let Some(nested) = control.confirm(self.stats.completed()) {
+            if control.nested.is_none() {
+                events::nested(&self.name, &nested);
+            }
+            control.nested = Some((now, nested));
+        }
         let decision = control.tuner.on_window(now, &window);
         #[cfg(feature = "json")]
-        control.log(&decision, || Given::Window(window.clone()));
+        control.log(&decision, || Given::Window(Box::new(window.clone())));
+        let growth = decision.to().saturating_sub(decision.from());
         self.record(control, decision);
+        control.ahead = match gate.queued() {
+            0 => growth.max(control.ahead),
+            _ => 0,
+        };
         let at_knee = matches!(control.tuner.verdict(), Verdict::AtKnee(_));
         if self.mode == Mode::Enforce && at_knee != control.sheds {
             control.sheds = at_knee;
-            self.gate.set_codel(at_knee.then_some(Codel::POOLS));
+            self.gate.set_codel(self.codel.filter(|_| at_knee));
         }
         control.recent.push(&window, &waits);
         control.recording.window(now, window);
         let size = self.adapter.size();
-        let max = match self.mode {
-            Mode::Enforce => control.tuner.target(),
-            Mode::Recommend => gate.limit(),
-        };
-        self.recorder
-            .levels(size, gate.inflight().min(size), gate.queued(), max);
+        self.recorder.levels(Levels {
+            size,
+            in_use: gate.inflight().min(size),
+            pending: gate.queued(),
+            limit: gate.limit(),
+            target: control.tuner.target(),
+            held: control.held.count,
+        });
     }
 
     fn record(&self, control: &mut Control, decision: Decision) {
@@ -323,16 +498,26 @@ impl<P: Adapter> Shared<P> {
     }
 
     /// Moves the limit in force towards the target, and closes what is too many.
-    fn apply(&self, control: &mut Control, now: Instant) {
+    pub(crate) fn apply(&self, control: &mut Control, now: Instant) {
         if self.mode == Mode::Recommend {
             return;
         }
         let ceiling = self.ceiling();
         let gate = self.gate.snapshot();
-        let target = self.target.load(Relaxed);
-        let state = DialState::new(ceiling, target, self.adapter.size(), gate.queued());
+        let max = control.tuner.bounds().max();
+        let with_held = |connections: usize| (connections + control.held.count).min(max);
+        let target = with_held(self.target.load(Relaxed));
+        let admitted = with_held(control.tuner.admitted());
+        // A dial that hangs holds no place: another may be made beside it.
+        let hanging = control.hanging;
+        let target = (target + hanging).min(max);
+        self.allowed.store(target, Release);
+        let size = self.count_connections() + hanging;
+        let wanted = gate.queued().max(control.ahead);
+        let is_alone = self.stats.completed() == control.completed_then;
+        let state = DialState::new(ceiling, target, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
-        let limit = raised.min(control.tuner.admitted());
+        let limit = raised.min(admitted + hanging);
         if limit != gate.limit() || raised != ceiling {
             control.count_capacity(now, gate.limit());
         }
@@ -344,14 +529,18 @@ impl<P: Adapter> Shared<P> {
         if limit != self.gate.limit() {
             self.gate.set_limit(limit);
         }
-        let opening = raised < target && gate.queued() > 0;
+        let opening = raised < target && gate.queued() > 0 || hanging > 0;
         control.opening_since = opening.then(|| control.opening_since.unwrap_or(now));
         // A pool that puts connections back late leaves some to be closed later.
         // The limit of a dither is no reason to close any: it ends in a second.
-        let surplus = self
-            .adapter
-            .size()
-            .saturating_sub(raised.max(self.gate.inflight()));
+        let inside = self.gate.inflight();
+        let size = self.adapter.size();
+        // A checkout that was just admitted has not taken its idle connection yet.
+        let all = match self.adapter.idle() {
+            Some(idle) => size.min(idle + self.stats.in_hand()),
+            None => size,
+        };
+        let surplus = all.saturating_sub(target.max(inside));
         if surplus > 0 {
             self.close_surplus(surplus);
         }
@@ -360,7 +549,7 @@ impl<P: Adapter> Shared<P> {
 
 /// How many shared connections would do the work of a pool of exclusive ones, if the pool needs
 /// more than one, and for commands that answer at once: one that blocks, as `BLPOP` does, holds up
-/// whoever shares its connection.
+/// the tasks that share its connection.
 fn worth_sharing(window: &PoolWindow) -> Option<usize> {
     /// Less than a third of what one shared connection did when measured (362,000 a second).
     const EACH: f64 = 100_000.0;
@@ -372,7 +561,7 @@ fn worth_sharing(window: &PoolWindow) -> Option<usize> {
     (in_use > 1.0 && !blocks).then(|| (window.throughput() / EACH).ceil().max(1.0) as usize)
 }
 
-/// Windows of the last five to ten seconds, for whoever looks.
+/// Windows of the last five to ten seconds, for snapshots.
 #[derive(Debug, Default)]
 struct Recent {
     earlier: (PoolWindow, Waits),

@@ -29,7 +29,7 @@ pub(crate) fn decided(pool: &str, mode: Mode, decision: &Decision) {
         };
     }
     match decision.reason() {
-        Reason::Slower | Reason::AtMaximum => tell!(tracing::Level::WARN),
+        Reason::AtMaximum => tell!(tracing::Level::WARN),
         _ => tell!(tracing::Level::DEBUG),
     }
 }
@@ -53,3 +53,14 @@ pub(crate) fn log_failed(error: &std::io::Error) {
 
 #[cfg(all(feature = "json", not(feature = "tracing")))]
 pub(crate) fn log_failed(_error: &std::io::Error) {}
+
+#[cfg(feature = "tracing")]
+pub(crate) fn revived(pool: &str) {
+    tracing::warn!(
+        pool,
+        "the runtime that drove the pool has ended or stands still; driven from another"
+    );
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn revived(_pool: &str) {}

@@ -1,4 +1,4 @@
-//! Who has a connection, who waits for a second one, and who forgot to give one back.
+//! The checkouts that hold a connection, wait for a second one, or were never given back.
 
 use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -26,6 +26,8 @@ struct Holder {
     call_site: &'static Location<'static>,
     /// Microseconds since the epoch of the statistics.
     since_us: u64,
+    /// Taken for good, and so no leak.
+    kept: bool,
 }
 
 /// Where a checkout is kept. None if there was no free slot to be found at once.
@@ -48,6 +50,7 @@ impl Holders {
             task: tokio::task::try_id(),
             call_site,
             since_us,
+            kept: false,
         };
         // A hint, no count: of two that read the same, one finds the slot taken.
         let start = self.next.load(Relaxed);
@@ -70,8 +73,30 @@ impl Holders {
         }
     }
 
+    /// The connection of this checkout is kept for good.
+    pub(crate) fn keep(&self, slot: Slot) {
+        if let Some(slot) = slot
+            && let Some(holder) = &mut *lock(&self.slots[slot])
+        {
+            holder.kept = true;
+            // Its task may check out another without waiting for this one.
+            holder.task = None;
+        }
+    }
+
     fn each(&self) -> impl Iterator<Item = Holder> {
         self.slots.iter().filter_map(|slot| *lock(slot))
+    }
+
+    /// Whether this task holds one connection and does not wait for another yet: served before tasks
+    /// that hold none, it gives back two the sooner. A task that works with many at once gets no more
+    /// than its turn.
+    pub(crate) fn is_nested(&self) -> bool {
+        let Some(task) = tokio::task::try_id() else {
+            return false;
+        };
+        let holds = self.each().filter(|holder| holder.task == Some(task));
+        holds.take(2).count() == 1 && lock(&self.nested).iter().all(|&(other, _)| other != task)
     }
 
     /// This task is about to wait at `call_site`. The guard is for a task that holds a connection
@@ -105,37 +130,52 @@ impl Holders {
         Some((wait, deadlock))
     }
 
-    /// Connections held by tasks that wait for another one.
-    pub(crate) fn nested(&self) -> usize {
-        let nested = lock(&self.nested);
-        if nested.is_empty() {
-            return 0;
+    /// The connections that have been out for longer than `after`, up to now, and those kept for good.
+    pub(crate) fn held(&self, now_us: u64, window: Duration, after: Duration) -> Held {
+        let mut held = Held::default();
+        for holder in self.each() {
+            let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
+            if age > after || holder.kept {
+                held.count += 1;
+                held.busy += age.min(window);
+                if !holder.kept && held.oldest.is_none_or(|(oldest, _)| oldest < age) {
+                    held.oldest = Some((age, holder.call_site));
+                }
+            }
         }
-        let waits = |task: Id| nested.iter().any(|&(waiting, _)| waiting == task);
-        let holders = self.each().filter_map(|holder| holder.task);
-        holders.filter(|&task| waits(task)).count()
-    }
-
-    /// The call site with the connection that has been out longest, if that is longer than `usual`
-    /// explains.
-    pub(crate) fn leak(&self, now_us: u64, usual: Option<Duration>) -> Option<Leak> {
-        /// No use time below this is a leak.
-        const LEAST: Duration = Duration::from_secs(30);
-        /// Nor one below this many times the usual.
-        const TIMES: u32 = 20;
-        let patience = usual.map_or(LEAST, |usual| LEAST.max(usual.saturating_mul(TIMES)));
-        let held_for =
-            |holder: &Holder| Duration::from_micros(now_us.saturating_sub(holder.since_us));
-        let overdue = |holder: &Holder| held_for(holder) > patience;
-        let oldest = self
+        held.there = self
             .each()
-            .filter(overdue)
-            .min_by_key(|holder| holder.since_us)?;
-        let from_there = |holder: &Holder| overdue(holder) && holder.call_site == oldest.call_site;
+            .filter(|holder| {
+                let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
+                age > after
+                    && !holder.kept
+                    && held
+                        .oldest
+                        .is_some_and(|(_, site)| holder.call_site == site)
+            })
+            .count();
+        held
+    }
+}
+
+/// Connections held for far longer than usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) count: usize,
+    /// The time that they were out within the window, together.
+    pub(crate) busy: Duration,
+    oldest: Option<(Duration, &'static Location<'static>)>,
+    /// How many of them are from the call site of the oldest.
+    there: usize,
+}
+
+impl Held {
+    pub(crate) fn leak(&self) -> Option<Leak> {
+        let (held_for, call_site) = self.oldest?;
         Some(Leak {
-            call_site: oldest.call_site,
-            held_for: held_for(&oldest),
-            count: self.each().filter(from_there).count().max(1),
+            call_site,
+            held_for,
+            count: self.there.max(1),
         })
     }
 }

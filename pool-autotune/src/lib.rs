@@ -2,15 +2,14 @@
 //!
 //! # The problem
 //!
-//! No pool size is right for long. Measured on one machine, the best size for four ordinary
-//! Postgres workloads was 2, 12, 48 and 96 connections; deadpool's default of 4 reached 6 % of the
-//! throughput that 96 gave a workload of 5 ms waits, while 128 cost a hot row 76 % of its own. And
-//! the usual cure, to grow the pool when checkouts wait, makes a slow database slower.
+//! No pool size is right for long. On one machine, the best sizes for four ordinary Postgres workloads
+//! lie between 2 and 48 connections (`pool_strategies` in the benches measures yours). And the usual
+//! cure, to grow the pool when checkouts wait, makes a slow database slower.
 //!
 //! [`Autotuned`] puts one fair, bounded line in front of a pool you already have, measures how long
 //! checkouts wait and how long they use their connection, and keeps as many connections as the
-//! demand needs and the database makes use of: not as the waits suggest. See [`tuner`] for the
-//! rules.
+//! demand needs and the database makes use of: a wait opens more, and stays without effect where
+//! throughput does not rise with it. See [`tuner`] for the rules.
 //!
 //! ```
 //! use std::time::Duration;
@@ -50,15 +49,30 @@
 //! [`metrics`]); a `tracing` event for every decision; [`Autotuned::decisions`] with the numbers
 //! each was based on; [`Autotuned::verdict`] with what is the matter, and [`Autotuned::report`] with
 //! both in a paragraph. [`Autotuned::pressure`] says how hard the pool is pressed, for a limiter
-//! upstream to shed a request before it lines up for a connection it will not get:
+//! upstream to shed a request before it waits for a connection it will not get:
 //! `Limiter::builder().downstream(move || pool.pressure())` of `tower-capacity`. At the knee of the
-//! database the line is shed from by CoDel, since no size would serve it.
+//! database the queue is shed from by [`Codel`], since no size would serve it
+//! ([`Builder::codel`]).
+//!
+//! # Words
+//!
+//! - *Wait time*, *use time*: how long a checkout waits for its turn; how long it holds its connection.
+//! - *Demand*: connections that the arrivals need, by Little's law, with some slack.
+//! - *Target*, *limit*: connections the tuner wants; connections allowed out now.
+//! - *Saturated*: checkouts wait for connections. *Starving*: for longer than one takes to
+//!   open, or than 25 ms, although more are allowed.
+//! - *Knee*: the size beyond which the database does no more work. *Elasticity*: by which part
+//!   throughput rises with connections: 1, each earns its share; 0, none does.
+//! - *On trial*: a growth whose throughput is being compared with that before it.
+//! - *Held*: out for 10 s and twenty times the usual use time, at least.
 //!
 //! # When not to use it
 //!
 //! - For a single writer: SQLite's, or one behind an advisory lock. Its size is 1.
 //! - In front of a server that many processes share when together they may exceed its connection
 //!   limit: each tunes itself, so divide the limit and set each maximum to its share.
+//! - Behind connections kept for life (`LISTEN`, a leader's lock), beyond a few: they are counted apart
+//!   and leave the rest of the maximum to others, but each is one less. See [`Checkout::detach`].
 //! - Together with another resizer of the same pool, or with checkouts that bypass the gate.
 //!
 //! # Features
@@ -68,7 +82,8 @@
 //! - `deadpool`: an [`adapter`] for deadpool's managed pools, with any manager.
 //! - `bb8`: an [`adapter`] for bb8, with any connection manager.
 //! - `sqlx`: an [`adapter`] for sqlx, with any database.
-//! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover.
+//! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (`sqlx`
+//!   reads those of sqlx.)
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `tracing`: an event for every decision.
@@ -96,10 +111,11 @@ mod sqlstate;
 mod stats;
 pub mod tuner;
 
-pub use crate::autotuned::{Autotuned, Checkout};
+pub use crate::autotuned::{Autotuned, Checkout, Place};
 pub use crate::bounds::{Bounds, BoundsError, Plan, PlanError};
 pub use crate::builder::{Builder, Mode};
 pub use crate::error::{BuildError, Error, Overload};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;
-pub use tower_capacity::gate::{Ask, Priority};
+pub use tower_capacity::Pressure;
+pub use tower_capacity::gate::{Ask, Codel, Priority};

@@ -1,22 +1,24 @@
 //! The metrics of a pool, behind the feature `metrics`.
 //!
 //! Names follow OpenTelemetry's conventions for [database connection
-//! pools](https://opentelemetry.io/docs/specs/semconv/database/database-metrics/), whose every
-//! metric carries `db.client.connection.pool.name`; a Prometheus exporter shows dots as
-//! underscores. Levels are updated every 250 ms, the rest as it happens. Install the exporter
-//! before building the pool: the metrics are registered then.
+//! pools](https://opentelemetry.io/docs/specs/semconv/database/database-metrics/). Every metric
+//! carries the pool's name as `db.client.connection.pool.name`; a Prometheus exporter shows dots as
+//! underscores. Levels are updated every 250 ms, the rest as it happens. The metrics are registered
+//! with the recorder that is installed when the first checkout is made.
 //!
 //! | metric | kind | unit |
 //! |---|---|---|
 //! | `db.client.connection.count` (`db.client.connection.state` = `idle`, `used`) | gauge | connections |
-//! | `db.client.connection.max`: the target, or in recommend mode the size it was built with | gauge | connections |
+//! | `db.client.connection.max`: the limit in force | gauge | connections |
 //! | `db.client.connection.pending_requests` | gauge | checkouts |
 //! | `db.client.connection.timeouts` | counter | timeouts |
 //! | `db.client.connection.create_time` | histogram | seconds |
-//! | `db.client.connection.wait_time` | histogram | seconds |
+//! | `db.client.connection.wait_time`, however the wait ended | histogram | seconds |
 //! | `db.client.connection.use_time` | histogram | seconds |
-//! | `pool_autotune_target_size` (`pool`) | gauge | connections |
-//! | `pool_autotune_resizes_total` (`pool`, `direction` = `up`, `down`, `reason`) | counter | resizes |
+//! | `pool_autotune_target_size` | gauge | connections |
+//! | `pool_autotune_held`: out for far longer than usual | gauge | connections |
+//! | `pool_autotune_resizes_total` (`direction` = `up`, `down`, `reason`) | counter | resizes |
+//! | `pool_autotune_unserved_total` (`reason` = `timeout`, `shed`, `cancelled`, `closed`, `failed`) | counter | checkouts |
 //!
 //! `db.client.connection.idle.max` and `idle.min` are not reported: there are no such settings.
 
@@ -26,18 +28,129 @@ pub const COUNT: &str = "db.client.connection.count";
 pub const MAX: &str = "db.client.connection.max";
 /// Checkouts that wait.
 pub const PENDING_REQUESTS: &str = "db.client.connection.pending_requests";
-/// Checkouts that gave up waiting.
+/// Checkouts that waited for as long as they may.
 pub const TIMEOUTS: &str = "db.client.connection.timeouts";
 /// Time to open a connection.
 pub const CREATE_TIME: &str = "db.client.connection.create_time";
-/// Time a checkout waited in line.
+/// Time a checkout waited in the queue, whether it was served or not.
 pub const WAIT_TIME: &str = "db.client.connection.wait_time";
 /// Time between a checkout and its return.
 pub const USE_TIME: &str = "db.client.connection.use_time";
 /// Connections that the tuner wants there to be.
 pub const TARGET_SIZE: &str = "pool_autotune_target_size";
+/// Connections that are out for far longer than usual.
+pub const HELD: &str = "pool_autotune_held";
 /// Changes of the target.
 pub const RESIZES: &str = "pool_autotune_resizes_total";
+/// Checkouts that got no connection, by reason.
+pub const UNSERVED: &str = "pool_autotune_unserved_total";
+
+/// Upper bounds of the buckets for [`CREATE_TIME`], [`WAIT_TIME`] and [`USE_TIME`], in seconds: from
+/// a tenth of a millisecond to ten seconds, about three to a factor of ten.
+pub const BUCKETS: [f64; 16] = [
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+    10.0,
+];
+
+/// Describes the metrics to the installed recorder, with their units, and returns the buckets that
+/// suit each histogram.
+///
+/// Call it once after the recorder is installed. A recorder that wants the buckets before, such as
+/// that of Prometheus, takes [`BUCKETS`].
+#[cfg(feature = "metrics")]
+#[expect(
+    clippy::must_use_candidate,
+    reason = "called for the descriptions where the buckets are known"
+)]
+pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 3] {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_gauge!(COUNT, Unit::Count, "connections that exist, by state");
+    describe_gauge!(MAX, Unit::Count, "connections allowed out");
+    describe_gauge!(PENDING_REQUESTS, Unit::Count, "checkouts that wait");
+    describe_counter!(
+        TIMEOUTS,
+        Unit::Count,
+        "checkouts that waited for as long as they may"
+    );
+    describe_histogram!(CREATE_TIME, Unit::Seconds, "time to open a connection");
+    describe_histogram!(
+        WAIT_TIME,
+        Unit::Seconds,
+        "time a checkout waited in the queue, whether it was served or not"
+    );
+    describe_histogram!(
+        USE_TIME,
+        Unit::Seconds,
+        "time between a checkout and its return"
+    );
+    describe_gauge!(
+        TARGET_SIZE,
+        Unit::Count,
+        "connections that the tuner wants there to be"
+    );
+    describe_gauge!(
+        HELD,
+        Unit::Count,
+        "connections that are out for far longer than usual"
+    );
+    describe_counter!(RESIZES, Unit::Count, "changes of the target size");
+    describe_counter!(
+        UNSERVED,
+        Unit::Count,
+        "checkouts that got no connection, by reason"
+    );
+    [
+        (CREATE_TIME, &BUCKETS),
+        (WAIT_TIME, &BUCKETS),
+        (USE_TIME, &BUCKETS),
+    ]
+}
+
+/// Why a checkout got no connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Unserved {
+    Timeout,
+    Shed,
+    Cancelled,
+    Closed,
+    Failed,
+}
+
+#[cfg(feature = "metrics")]
+impl Unserved {
+    const ALL: [Self; 5] = [
+        Self::Timeout,
+        Self::Shed,
+        Self::Cancelled,
+        Self::Closed,
+        Self::Failed,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Shed => "shed",
+            Self::Cancelled => "cancelled",
+            Self::Closed => "closed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What is read every 250 ms.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    not(feature = "metrics"),
+    expect(dead_code, reason = "read by what records them")
+)]
+pub(crate) struct Levels {
+    pub(crate) size: usize,
+    pub(crate) in_use: usize,
+    pub(crate) pending: usize,
+    pub(crate) limit: usize,
+    pub(crate) target: usize,
+    pub(crate) held: usize,
+}
 
 #[cfg(feature = "metrics")]
 pub(crate) use self::on::Recorder;
@@ -45,13 +158,10 @@ pub(crate) use self::on::Recorder;
 #[cfg(feature = "metrics")]
 mod on {
     use std::fmt;
-    use std::sync::Arc;
+    use std::sync::{Arc, OnceLock};
     use std::time::Duration;
 
-    use metrics::{
-        Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge,
-        describe_histogram, gauge, histogram,
-    };
+    use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
     use super::*;
     use crate::tuner::Decision;
@@ -59,9 +169,13 @@ mod on {
     const POOL_NAME: &str = "db.client.connection.pool.name";
     const STATE: &str = "db.client.connection.state";
 
-    /// The metrics of one pool, registered once.
+    /// The metrics of one pool.
     pub(crate) struct Recorder {
         pool: Arc<str>,
+        handles: OnceLock<Handles>,
+    }
+
+    struct Handles {
         idle: Gauge,
         used: Gauge,
         max: Gauge,
@@ -71,53 +185,78 @@ mod on {
         wait_time: Histogram,
         use_time: Histogram,
         target: Gauge,
+        held: Gauge,
+        /// In the order of [`Unserved::ALL`].
+        unserved: [Counter; Unserved::ALL.len()],
     }
 
     impl Recorder {
-        pub(crate) fn new(pool: &Arc<str>, target: usize) -> Self {
-            describe();
-            let name = || Arc::clone(pool);
-            let recorder = Self {
-                pool: name(),
-                idle: gauge!(COUNT, POOL_NAME => name(), STATE => "idle"),
-                used: gauge!(COUNT, POOL_NAME => name(), STATE => "used"),
-                max: gauge!(MAX, POOL_NAME => name()),
-                pending: gauge!(PENDING_REQUESTS, POOL_NAME => name()),
-                timeouts: counter!(TIMEOUTS, POOL_NAME => name()),
-                create_time: histogram!(CREATE_TIME, POOL_NAME => name()),
-                wait_time: histogram!(WAIT_TIME, POOL_NAME => name()),
-                use_time: histogram!(USE_TIME, POOL_NAME => name()),
-                target: gauge!(TARGET_SIZE, "pool" => name()),
-            };
-            recorder.target.set(target as f64);
-            recorder
+        pub(crate) fn new(pool: &Arc<str>) -> Self {
+            Self {
+                pool: Arc::clone(pool),
+                handles: OnceLock::new(),
+            }
+        }
+
+        fn handles(&self) -> &Handles {
+            self.handles.get_or_init(|| {
+                describe_and_buckets();
+                let name = || Arc::clone(&self.pool);
+                Handles {
+                    idle: gauge!(COUNT, POOL_NAME => name(), STATE => "idle"),
+                    used: gauge!(COUNT, POOL_NAME => name(), STATE => "used"),
+                    max: gauge!(MAX, POOL_NAME => name()),
+                    pending: gauge!(PENDING_REQUESTS, POOL_NAME => name()),
+                    timeouts: counter!(TIMEOUTS, POOL_NAME => name()),
+                    create_time: histogram!(CREATE_TIME, POOL_NAME => name()),
+                    wait_time: histogram!(WAIT_TIME, POOL_NAME => name()),
+                    use_time: histogram!(USE_TIME, POOL_NAME => name()),
+                    target: gauge!(TARGET_SIZE, POOL_NAME => name()),
+                    held: gauge!(HELD, POOL_NAME => name()),
+                    unserved: Unserved::ALL.map(|reason| {
+                        let reason = reason.as_str();
+                        counter!(UNSERVED, POOL_NAME => name(), "reason" => reason)
+                    }),
+                }
+            })
         }
 
         pub(crate) fn waited(&self, wait: Duration) {
-            self.wait_time.record(wait.as_secs_f64());
+            self.handles().wait_time.record(wait.as_secs_f64());
         }
 
         pub(crate) fn opened(&self, took: Duration) {
-            self.create_time.record(took.as_secs_f64());
+            self.handles().create_time.record(took.as_secs_f64());
         }
 
         pub(crate) fn used(&self, used: Duration) {
-            self.use_time.record(used.as_secs_f64());
+            self.handles().use_time.record(used.as_secs_f64());
         }
 
-        pub(crate) fn timed_out(&self) {
-            self.timeouts.increment(1);
+        pub(crate) fn unserved(&self, reason: Unserved) {
+            let handles = self.handles();
+            if reason == Unserved::Timeout {
+                handles.timeouts.increment(1);
+            }
+            handles.unserved[reason as usize].increment(1);
         }
 
-        pub(crate) fn levels(&self, size: usize, in_use: usize, pending: usize, max: usize) {
-            self.used.set(in_use as f64);
-            self.idle.set(size.saturating_sub(in_use) as f64);
-            self.pending.set(pending as f64);
-            self.max.set(max as f64);
+        /// Before the first checkout the recorder may not be installed yet.
+        pub(crate) fn levels(&self, levels: Levels) {
+            let Some(handles) = self.handles.get() else {
+                return;
+            };
+            handles.used.set(levels.in_use as f64);
+            handles
+                .idle
+                .set(levels.size.saturating_sub(levels.in_use) as f64);
+            handles.pending.set(levels.pending as f64);
+            handles.max.set(levels.limit as f64);
+            handles.target.set(levels.target as f64);
+            handles.held.set(levels.held as f64);
         }
 
         pub(crate) fn resized(&self, decision: &Decision) {
-            self.target.set(decision.to() as f64);
             let direction = if decision.to() > decision.from() {
                 "up"
             } else {
@@ -125,7 +264,7 @@ mod on {
             };
             counter!(
                 RESIZES,
-                "pool" => Arc::clone(&self.pool),
+                POOL_NAME => Arc::clone(&self.pool),
                 "direction" => direction,
                 "reason" => decision.reason().as_str(),
             )
@@ -140,26 +279,6 @@ mod on {
                 .finish_non_exhaustive()
         }
     }
-
-    fn describe() {
-        describe_gauge!(COUNT, Unit::Count, "connections that exist, by state");
-        describe_gauge!(MAX, Unit::Count, "connections allowed out");
-        describe_gauge!(PENDING_REQUESTS, Unit::Count, "checkouts that wait");
-        describe_counter!(TIMEOUTS, Unit::Count, "checkouts that gave up waiting");
-        describe_histogram!(CREATE_TIME, Unit::Seconds, "time to open a connection");
-        describe_histogram!(WAIT_TIME, Unit::Seconds, "time a checkout waited in line");
-        describe_histogram!(
-            USE_TIME,
-            Unit::Seconds,
-            "time between a checkout and its return"
-        );
-        describe_gauge!(
-            TARGET_SIZE,
-            Unit::Count,
-            "connections that the tuner wants there to be"
-        );
-        describe_counter!(RESIZES, Unit::Count, "changes of the target size");
-    }
 }
 
 #[cfg(not(feature = "metrics"))]
@@ -170,6 +289,7 @@ mod off {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use super::{Levels, Unserved};
     use crate::tuner::Decision;
 
     /// Records nothing.
@@ -177,7 +297,7 @@ mod off {
     pub(crate) struct Recorder;
 
     impl Recorder {
-        pub(crate) fn new(_pool: &Arc<str>, _target: usize) -> Self {
+        pub(crate) fn new(_pool: &Arc<str>) -> Self {
             Self
         }
 
@@ -187,9 +307,9 @@ mod off {
 
         pub(crate) fn used(&self, _used: Duration) {}
 
-        pub(crate) fn timed_out(&self) {}
+        pub(crate) fn unserved(&self, _reason: Unserved) {}
 
-        pub(crate) fn levels(&self, _size: usize, _in_use: usize, _pending: usize, _max: usize) {}
+        pub(crate) fn levels(&self, _levels: Levels) {}
 
         pub(crate) fn resized(&self, _decision: &Decision) {}
     }

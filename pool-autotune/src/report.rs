@@ -17,6 +17,9 @@ impl Report {
         let (target, limit) = (now.target(), now.limit());
         let size = match target.cmp(&limit) {
             std::cmp::Ordering::Less => format!("should have {target} connections, not {limit}"),
+            std::cmp::Ordering::Equal if now.size() < limit && now.pending() > 0 => {
+                format!("should have {target} connections and has {}", now.size())
+            }
             std::cmp::Ordering::Equal => format!("has the {target} connections it should have"),
             std::cmp::Ordering::Greater => format!("should have {target} connections, not {limit}"),
         };
@@ -24,6 +27,10 @@ impl Report {
             (Some(demand), Some(used)) => format!(
                 "{:.0} checkouts a second that use their connection for {used:.1?} each need {demand} \
                  at their peak in the last minutes",
+                now.arrival_rate(),
+            ),
+            _ if now.arrival_rate() > 0.0 => format!(
+                "{:.0} checkouts a second ask for a connection, and none was given back lately",
                 now.arrival_rate(),
             ),
             _ => "nothing was checked out lately".to_owned(),

@@ -7,18 +7,25 @@ use std::error::Error as StdError;
 pub(crate) enum Meaning {
     /// The server under the connections is not what it was.
     ServerChanged,
+    /// One connection was lost: an operator ended it, or the server that had all of them.
+    ConnectionLost,
     /// The server has no room for more connections.
     TooManyConnections,
 }
 
 /// Appendix A of the Postgres documentation, "PostgreSQL Error Codes".
+///
+/// 08P01 (protocol violation) says nothing of the server: `PgBouncer` sends it when it is full or a
+/// query waited too long, and Postgres for a bind message that does not fit its statement. 08004
+/// refuses one login.
 pub(crate) fn meaning(code: &str) -> Option<Meaning> {
     match code {
-        // read_only_sql_transaction; admin_shutdown, crash_shutdown, cannot_connect_now.
-        "25006" | "57P01" | "57P02" | "57P03" => Some(Meaning::ServerChanged),
+        // read_only_sql_transaction; crash_shutdown, cannot_connect_now.
+        "25006" | "57P02" | "57P03" => Some(Meaning::ServerChanged),
+        // admin_shutdown; connection_exception, unable to connect, does not exist, failure,
+        // transaction resolution unknown.
+        "57P01" | "08000" | "08001" | "08003" | "08006" | "08007" => Some(Meaning::ConnectionLost),
         "53300" => Some(Meaning::TooManyConnections),
-        // Class 08: connection exceptions.
-        _ if code.len() == 5 && code.starts_with("08") => Some(Meaning::ServerChanged),
         _ => None,
     }
 }
@@ -52,11 +59,16 @@ mod tests {
 
     #[test]
     fn only_codes_about_the_server_or_its_connections_mean_something() {
-        for code in ["25006", "57P01", "57P02", "57P03", "08006", "08001"] {
+        for code in ["25006", "57P02", "57P03"] {
             assert_eq!(meaning(code), Some(Meaning::ServerChanged), "{code}");
         }
+        for code in ["57P01", "08006", "08001"] {
+            assert_eq!(meaning(code), Some(Meaning::ConnectionLost), "{code}");
+        }
         assert_eq!(meaning("53300"), Some(Meaning::TooManyConnections));
-        for code in ["40001", "23505", "57014", "08", "", "080065"] {
+        for code in [
+            "40001", "23505", "57014", "08", "", "080065", "08P01", "08004",
+        ] {
             assert_eq!(meaning(code), None, "{code}");
         }
     }

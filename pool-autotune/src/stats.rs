@@ -29,6 +29,8 @@ pub(crate) struct Stats {
     busy: TimeIntegral,
     queueing: TimeIntegral,
     waits: WaitHistogram,
+    /// Microseconds after which a use says nothing of the usual ones.
+    held_after_us: AtomicU64,
 }
 
 impl Stats {
@@ -50,7 +52,13 @@ impl Stats {
             busy: TimeIntegral::default(),
             queueing: TimeIntegral::default(),
             waits: WaitHistogram::default(),
+            held_after_us: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// From now on uses longer than this are not counted among the others.
+    pub(crate) fn hold_after(&self, after: Duration) {
+        self.held_after_us.store(after.as_micros() as u64, Relaxed);
     }
 
     pub(crate) fn arrived(&self) {
@@ -68,9 +76,12 @@ impl Stats {
 
     /// The end of a wait, whatever came of it.
     pub(crate) fn waited(&self, since: Instant, now: Instant, end: WaitEnd) {
-        self.queueing.leave(self.at(now), self.at(since));
-        let wait = now - since;
-        self.wait_us.fetch_add(wait.as_micros() as u64, Relaxed);
+        let (since, now) = (self.at(since), self.at(now));
+        self.queueing.leave(now, since);
+        // As the integral has it, so that the difference of both is the wait of those still queued.
+        let us = now.saturating_sub(since);
+        let wait = Duration::from_micros(us);
+        self.wait_us.fetch_add(us, Relaxed);
         self.waits.record(wait);
         if wait > self.slow_wait {
             self.slow_waits.fetch_add(1, Relaxed);
@@ -93,6 +104,11 @@ impl Stats {
         self.busy.enter(since);
     }
 
+    /// The end of a use that says nothing of others.
+    pub(crate) fn left(&self, since: u64, now: Instant) {
+        self.busy.leave(self.at(now), since);
+    }
+
     /// The end of a use that began `since`, as [`at`](Self::at) has it, and lasted as long.
     pub(crate) fn returned(&self, since: u64, used: Duration) {
         /// Longer use times count as this long in the variance, so that its sum cannot overflow.
@@ -100,6 +116,9 @@ impl Stats {
         let ns = used.as_nanos() as u64;
         let us = ns / 1_000;
         self.busy.leave(since + us, since);
+        if us > self.held_after_us.load(Relaxed) {
+            return;
+        }
         self.use_ns.fetch_add(ns, Relaxed);
         let us = us.min(LONGEST_US);
         self.use_us_squared.fetch_add(us * us, Relaxed);
@@ -109,6 +128,11 @@ impl Stats {
     /// Checkouts that have their connection.
     pub(crate) fn in_hand(&self) -> usize {
         self.busy.count()
+    }
+
+    /// Connections given back.
+    pub(crate) fn completed(&self) -> u64 {
+        self.completions.load(Relaxed)
     }
 
     /// Microseconds since the epoch.
@@ -168,7 +192,7 @@ struct Totals {
     waits: [u64; BUCKETS],
 }
 
-/// Turns totals into windows. Owned by whoever drives the tuner.
+/// Turns totals into windows. Owned by the driver of the tuner.
 #[derive(Debug)]
 pub(crate) struct WindowReader {
     last: Totals,
@@ -213,8 +237,10 @@ impl WindowReader {
             capacity: duration.saturating_mul(limit.try_into().unwrap_or(u32::MAX)),
             limit,
             queued,
+            // All waiting until now, less the waits that have ended.
+            queued_for: TimeIntegral::between(totals.wait_us, totals.queueing_us),
             // Not for the statistics to know.
-            nested: 0,
+            held: 0,
             app_busy: Duration::ZERO,
         };
         let mut counts = totals.waits;
@@ -232,14 +258,14 @@ impl WindowReader {
 
 /// ∫n dt of a count that goes up and down, exact to a microsecond, in one atomic word.
 ///
-/// The low 16 bits hold n. The rest holds A = Σ(time of each leave) − Σ(time of each enter)
-/// modulo 2⁴⁸ µs (nine years), so that ∫n dt up to t is A + n·t at any moment, with those still
+/// The low 21 bits hold n, as many as a gate may hold. The rest holds A = Σ(time of each leave) −
+/// Σ(time of each enter) modulo 2⁴³ µs (a hundred days), so that ∫n dt up to t is A + n·t at any moment, with those still
 /// inside counted up to t. Both change in one addition: the word can be read at any time.
 #[derive(Debug, Default)]
 struct TimeIntegral(AtomicU64);
 
 impl TimeIntegral {
-    const COUNT_BITS: u32 = 16;
+    const COUNT_BITS: u32 = 21;
 
     fn enter(&self, at: u64) {
         let added = 1u64.wrapping_sub(at << Self::COUNT_BITS);
@@ -256,7 +282,7 @@ impl TimeIntegral {
         (self.0.load(Relaxed) & ((1 << Self::COUNT_BITS) - 1)) as usize
     }
 
-    /// ∫n dt up to `at`, in microseconds modulo 2⁴⁸.
+    /// ∫n dt up to `at`, in microseconds modulo 2⁴³.
     fn read(&self, at: u64) -> u64 {
         let word = self.0.load(Relaxed);
         let count = word & ((1 << Self::COUNT_BITS) - 1);
@@ -266,7 +292,7 @@ impl TimeIntegral {
     fn between(then: u64, now: u64) -> Duration {
         const MODULUS_BITS: u32 = 64 - TimeIntegral::COUNT_BITS;
         let difference = now.wrapping_sub(then) << Self::COUNT_BITS >> Self::COUNT_BITS;
-        // Somebody who entered a moment before the last look may be recorded just after it, with
+        // A checkout that entered a moment before the last look may be recorded just after it, with
         // the earlier time; read the other way round the difference can be a little below zero.
         let negative = difference >> (MODULUS_BITS - 1) == 1;
         Duration::from_micros(if negative { 0 } else { difference })

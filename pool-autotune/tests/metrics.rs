@@ -63,7 +63,7 @@ async fn a_pool_reports_under_opentelemetry_names() {
             format!("db.client.connection.create_time {name}"),
             histogram(&[0.010]),
         ),
-        (format!("db.client.connection.max {name}"), gauge(3.0)),
+        (format!("db.client.connection.max {name}"), gauge(1.0)),
         (
             format!("db.client.connection.pending_requests {name}"),
             gauge(0.0),
@@ -78,16 +78,20 @@ async fn a_pool_reports_under_opentelemetry_names() {
         ),
         (
             format!("db.client.connection.wait_time {name}"),
-            histogram(&[0.0, 0.0]),
+            histogram(&[0.0, 0.1, 0.0]),
         ),
         (
-            "pool_autotune_resizes_total direction=up pool=orders reason=bounds".to_owned(),
+            format!("pool_autotune_resizes_total {name} direction=up reason=bounds"),
             DebugValue::Counter(1),
         ),
-        (
-            "pool_autotune_target_size pool=orders".to_owned(),
-            gauge(3.0),
-        ),
+        (format!("pool_autotune_target_size {name}"), gauge(3.0)),
+        (format!("pool_autotune_held {name}"), gauge(0.0)),
     ];
-    assert_eq!(seen, BTreeMap::from(expected));
+    let unserved = ["timeout", "shed", "cancelled", "closed", "failed"].map(|reason| {
+        let count = u64::from(reason == "timeout");
+        let key = format!("pool_autotune_unserved_total {name} reason={reason}");
+        (key, DebugValue::Counter(count))
+    });
+    let expected = expected.into_iter().chain(unserved);
+    assert_eq!(seen, expected.collect::<BTreeMap<_, _>>());
 }

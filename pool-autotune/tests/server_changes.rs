@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use private_servers::Postgres;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_postgres::{Client, Config, NoTls};
 
 fn config(postgres: &Postgres) -> Config {
@@ -307,4 +308,126 @@ async fn sqlx_recovers_from_a_killed_postgres() {
     println!("500 queries {recovery:?} after the restart");
     let now = pool.snapshot();
     assert!(now.size() <= now.limit(), "{now:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_closes_on_drop_what_it_was_told_to() {
+    use sqlx::Executor;
+    use sqlx::postgres::PgPoolOptions;
+
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let inner = PgPoolOptions::new().max_connections(1);
+    let inner = inner.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::new(inner).expect("a runtime");
+    let mut first = pool.get().await.expect("free");
+    let set = first.execute("SET application_name = 'of one tenant'");
+    set.await.expect("it answers");
+    first.close_on_drop();
+    drop(first);
+    let mut next = pool.get().await.expect("free");
+    let name = sqlx::query_scalar("SHOW application_name");
+    let name: String = name.fetch_one(&mut **next).await.expect("it answers");
+    assert_eq!(name, "");
+}
+
+/// Fifteen callers a second with five seconds of patience; when each came, and whether it was served.
+async fn callers<F>(lasts: Duration, query: impl Fn() -> F) -> Vec<(Instant, bool)>
+where
+    F: Future<Output = bool> + Send + 'static,
+{
+    let start = Instant::now();
+    let mut every = interval(Duration::from_millis(66));
+    let mut tasks = Vec::new();
+    while start.elapsed() < lasts {
+        let now = every.tick().await;
+        let query = query();
+        tasks.push(tokio::spawn(async move {
+            let served = timeout(Duration::from_secs(5), query).await;
+            (now, served == Ok(true))
+        }));
+    }
+    let mut seen = Vec::new();
+    for task in tasks {
+        seen.push(task.await.expect("no panic"));
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_three_seconds_costs_no_checkout_a_second_after_it() {
+    use sqlx::Executor;
+    use sqlx::postgres::PgPoolOptions;
+
+    let mut postgres = Postgres::start().await.expect("Postgres starts");
+    let inner = PgPoolOptions::new().max_connections(100);
+    let inner = inner.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::new(inner).expect("valid settings");
+    let query = || {
+        let pool = pool.clone();
+        async move {
+            let Ok(mut connection) = pool.get().await else {
+                return false;
+            };
+            connection.execute("SELECT pg_sleep(0.005)").await.is_ok()
+        }
+    };
+    let outage = async {
+        sleep(Duration::from_secs(3)).await;
+        postgres.kill();
+        sleep(Duration::from_secs(3)).await;
+        postgres.restart().await.expect("it starts again");
+        Instant::now()
+    };
+    let (seen, back) = tokio::join!(callers(Duration::from_secs(12), query), outage);
+    let late = seen
+        .iter()
+        .filter(|(at, served)| !served && *at > back + Duration::from_secs(1));
+    assert_eq!(late.count(), 0, "{:?}", pool.decisions());
+    // Those who came in the last seconds of the outage had the patience for its end.
+    let patient = seen
+        .iter()
+        .filter(|(at, _)| *at > back - Duration::from_secs(2) && *at < back);
+    let (served, all) = patient.fold((0, 0), |(served, all), (_, ok)| {
+        (served + usize::from(*ok), all + 1)
+    });
+    println!("{served} of {all} that came in the last two seconds of the outage were served");
+    assert!(served * 2 > all, "{served} of {all}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_on_the_pool_behind_make_no_connection_close() {
+    use sqlx::Executor;
+    use sqlx::postgres::{PgListener, PgPoolOptions};
+
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let admin = connect(&config(&postgres)).await.expect("it accepts");
+    let inner = PgPoolOptions::new().max_connections(50);
+    let inner = inner.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::new(inner).expect("valid settings");
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        let listener = PgListener::connect_with(pool.inner()).await;
+        let mut listener = listener.expect("it accepts");
+        listener.listen("orders").await.expect("it listens");
+        listeners.push(listener);
+    }
+    let work = async |lasts: Duration| {
+        let start = Instant::now();
+        let users = (0..4).map(|_| async {
+            while start.elapsed() < lasts {
+                let mut connection = pool.get().await.expect("in time");
+                connection.execute("SELECT 1").await.expect("it answers");
+                drop(connection);
+                sleep(Duration::from_millis(3)).await;
+            }
+        });
+        join_all(users).await;
+    };
+    work(Duration::from_secs(1)).await;
+    let before = sessions(&admin).await;
+    work(Duration::from_secs(3)).await;
+    let after = sessions(&admin).await;
+    assert!(before.len() > listeners.len(), "{before:?}");
+    let closed = before.iter().filter(|pid| !after.contains(pid));
+    assert_eq!(closed.count(), 0, "{before:?} {after:?}");
 }

@@ -82,7 +82,7 @@ async fn a_pool_that_may_grow_gives_tasks_that_wait_for_each_other_more() {
     let decisions = pool.decisions();
     let grown = decisions
         .iter()
-        .filter(|decision| decision.reason() == Reason::Nested)
+        .filter(|decision| decision.reason() == Reason::Starving)
         .map(|decision| (decision.from(), decision.to()));
     assert_eq!(grown.collect::<Vec<_>>(), [(size, 8.min(2 * size))]);
     assert!(matches!(pool.verdict(), Verdict::NestedAcquire(_)));

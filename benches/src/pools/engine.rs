@@ -530,6 +530,11 @@ impl<'a> Engine<'a> {
         window.capacity = Duration::from_secs_f64(std::mem::take(&mut self.capacity));
         window.limit = self.limit;
         window.queued = self.line.len();
+        let ages = self
+            .line
+            .iter()
+            .map(|&caller| Duration::from_nanos(self.now - self.callers[caller].arrived));
+        window.queued_for = ages.sum();
         self.window_began = self.now;
         let now = self.instant();
         let next = match &mut self.policy {

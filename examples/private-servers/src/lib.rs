@@ -1,4 +1,5 @@
-//! Starts a private Postgres or Redis for an example, a test or a bench, and ends it on drop.
+//! Starts a private Postgres, `PgBouncer` or Redis for an example, a test or a bench, and ends it on
+//! drop.
 //!
 //! The server is one already installed on this machine. It listens on a free loopback port, keeps
 //! its files in a temporary directory, and is ended together with that directory when the value is
@@ -19,6 +20,7 @@
 //! authentication for the superuser `postgres`; Redis runs without persistence, alone or as a cluster. The `start_with`
 //! constructors change any of it.
 
+mod bouncer;
 mod cluster;
 mod error;
 mod find;
@@ -26,6 +28,7 @@ mod postgres;
 mod process;
 mod redis;
 
+pub use bouncer::PgBouncer;
 pub use cluster::RedisCluster;
 pub use error::StartError;
 pub use postgres::Postgres;

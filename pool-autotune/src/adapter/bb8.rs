@@ -26,6 +26,7 @@ use std::future::Future;
 use std::iter;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -34,7 +35,7 @@ use bb8::{AddError, Builder, ManageConnection, Pool, PooledConnection};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::{Adapter, Checked};
+use super::{Adapter, Checked, PutBack};
 
 /// A bb8 pool that can be tuned.
 #[derive(Clone)]
@@ -45,6 +46,8 @@ pub struct Bb8<M: ManageConnection> {
     /// Held while looking for an idle connection and taking it, so that bb8 is never asked for one
     /// that it does not have.
     taking: Arc<Mutex<()>>,
+    /// Connections that are broken from birth and in use.
+    used_once: Arc<AtomicUsize>,
 }
 
 impl<M: ManageConnection> Bb8<M> {
@@ -69,6 +72,7 @@ impl<M: ManageConnection> Bb8<M> {
             manager,
             test_on_checkout: true,
             taking: Arc::default(),
+            used_once: Arc::default(),
         }
     }
 
@@ -80,27 +84,22 @@ impl<M: ManageConnection> Bb8<M> {
         self
     }
 
-    fn idle(&self) -> usize {
+    fn count_idle(&self) -> usize {
         self.pool.state().idle_connections as usize
     }
 
     /// Takes an idle connection, if there is one.
     fn take_idle(&self) -> Option<Connection<M>> {
         let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.idle() == 0 { None } else { self.take() }
-    }
-
-    /// Takes an idle connection that is there. (bb8 may have closed it for its age since: then it
-    /// begins to open another, which [`Managed`] refuses.)
-    fn take(&self) -> Option<Connection<M>> {
-        let mut get = pin!(self.pool.get_owned());
-        match get.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(pooled)) => Some(Connection(pooled)),
-            Poll::Ready(Err(_)) | Poll::Pending => None,
+        if self.count_idle() == 0 {
+            None
+        } else {
+            take(&self.pool)
         }
     }
 
-    /// Opens a connection, makes it the pool's, and takes one.
+    /// Opens a connection and makes it the pool's. One that is broken from birth, as managers for
+    /// connections to be used once have them, is used once.
     async fn open(&self) -> Result<Connection<M>, M::Error> {
         loop {
             let mut opened = match DIALLING.scope((), self.pool.dedicated_connection()).await {
@@ -110,25 +109,36 @@ impl<M: ManageConnection> Bb8<M> {
                 Err(DialError::NotAsked) => continue,
             };
             loop {
-                let added = {
+                opened = {
                     let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
                     match self.pool.add(opened) {
-                        Ok(()) => match self.take() {
+                        Ok(()) => match take(&self.pool) {
                             Some(connection) => return Ok(connection),
                             None => break,
                         },
-                        Err(error) => error,
+                        Err(AddError::NoCapacity(opened)) => opened,
+                        Err(AddError::Broken(opened)) => {
+                            let once = Once::new(opened, &self.used_once);
+                            return Ok(Connection(Kept::Once(once)));
+                        }
                     }
-                };
-                opened = match added {
-                    AddError::NoCapacity(opened) => opened,
-                    // Broken already: try again, for as long as the caller has patience.
-                    AddError::Broken(_) => break,
                 };
                 // bb8 counts a dial of its own that is about to be refused.
                 tokio::task::yield_now().await;
             }
+            // Never in a loop without a pause.
+            tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Takes an idle connection that is there. (bb8 may have closed it for its age since: then it begins
+/// to open another, which [`Managed`] refuses.)
+fn take<M: ManageConnection>(pool: &Pool<Managed<M>>) -> Option<Connection<M>> {
+    let mut get = pin!(pool.get_owned());
+    match get.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(pooled)) => Some(Connection(Kept::Pooled(pooled))),
+        Poll::Ready(Err(_)) | Poll::Pending => None,
     }
 }
 
@@ -144,7 +154,11 @@ where
     }
 
     fn size(&self) -> usize {
-        self.pool.state().connections as usize
+        self.pool.state().connections as usize + self.used_once.load(Relaxed)
+    }
+
+    fn idle(&self) -> Option<usize> {
+        Some(self.count_idle())
     }
 
     async fn checkout(&self) -> Result<Checked<Connection<M>>, M::Error> {
@@ -157,17 +171,18 @@ where
         self.open().await.map(Checked::Opened)
     }
 
-    fn discard(&self, connection: Connection<M>, _before: Instant) {
+    fn discard(&self, connection: Connection<M>, _before: Instant) -> PutBack {
         connection.close();
+        PutBack::Done
     }
 
-    fn close_idle(&self, count: usize) -> usize {
+    fn close_idle(&self, count: usize) -> PutBack {
         // bb8's `get` starts a timer. Without a runtime, the tuner's task will do it.
-        if Handle::try_current().is_err() {
-            return 0;
+        if Handle::try_current().is_ok() {
+            let surplus = iter::from_fn(|| self.take_idle()).take(count);
+            surplus.for_each(Connection::close);
         }
-        let surplus = iter::from_fn(|| self.take_idle()).take(count);
-        surplus.map(Connection::close).count()
+        PutBack::Done
     }
 
     fn is_multiplexed(&self) -> bool {
@@ -188,12 +203,45 @@ impl<M: ManageConnection> fmt::Debug for Bb8<M> {
 }
 
 /// A connection checked out of a [`Bb8`] pool; derefs to that of its manager.
-pub struct Connection<M: ManageConnection>(PooledConnection<'static, Managed<M>>);
+pub struct Connection<M: ManageConnection>(Kept<M>);
+
+enum Kept<M: ManageConnection> {
+    Pooled(PooledConnection<'static, Managed<M>>),
+    /// Closed when it is dropped.
+    Once(Once<M::Connection>),
+}
+
+/// A connection that is broken from birth.
+struct Once<C> {
+    member: Member<C>,
+    count: Arc<AtomicUsize>,
+}
+
+impl<C> Once<C> {
+    fn new(member: Member<C>, count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        let count = Arc::clone(count);
+        Self { member, count }
+    }
+}
+
+impl<C> Drop for Once<C> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Relaxed);
+    }
+}
 
 impl<M: ManageConnection> Connection<M> {
     /// Closes the connection instead of putting it back.
     fn close(mut self) {
-        self.0.surplus = true;
+        self.member().surplus = true;
+    }
+
+    fn member(&mut self) -> &mut Member<M::Connection> {
+        match &mut self.0 {
+            Kept::Pooled(pooled) => pooled,
+            Kept::Once(once) => &mut once.member,
+        }
     }
 }
 
@@ -201,13 +249,16 @@ impl<M: ManageConnection> Deref for Connection<M> {
     type Target = M::Connection;
 
     fn deref(&self) -> &Self::Target {
-        &self.0.connection
+        match &self.0 {
+            Kept::Pooled(pooled) => &pooled.connection,
+            Kept::Once(once) => &once.member.connection,
+        }
     }
 }
 
 impl<M: ManageConnection> DerefMut for Connection<M> {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.0.connection
+        &mut self.member().connection
     }
 }
 
@@ -249,11 +300,25 @@ impl<M: ManageConnection> ManageConnection for Managed<M> {
     }
 }
 
-/// A connection of the pool.
+/// A connection of the pool, as its customizer is given it; derefs to that of the manager.
 #[derive(Debug)]
 pub struct Member<C> {
     connection: C,
     surplus: bool,
+}
+
+impl<C> Deref for Member<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        &self.connection
+    }
+}
+
+impl<C> DerefMut for Member<C> {
+    fn deref_mut(&mut self) -> &mut C {
+        &mut self.connection
+    }
 }
 
 /// Why [`Managed`] opened no connection. Seen by an `error_sink` only.

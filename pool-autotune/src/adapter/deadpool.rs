@@ -14,7 +14,7 @@ use deadpool::managed::{Manager, Object, Pool, PoolError, TimeoutType, Timeouts}
 
 use tokio::time::Instant;
 
-use super::{Adapter, Checked};
+use super::{Adapter, Checked, PutBack};
 
 impl<M, W> Adapter for Pool<M, W>
 where
@@ -33,6 +33,16 @@ where
         self.status().size
     }
 
+    fn idle(&self) -> Option<usize> {
+        // `status` counts those that are being opened as if they held an idle one.
+        let mut idle = 0;
+        self.retain(|_, _| {
+            idle += 1;
+            true
+        });
+        Some(idle)
+    }
+
     async fn checkout(&self) -> Result<Checked<W>, Self::Error> {
         // Where nothing is wrapped, the object can be looked at as it is.
         if TypeId::of::<W>() == TypeId::of::<Object<M>>() {
@@ -46,22 +56,27 @@ where
         Ok(checked(is_new(&object), W::from(object)))
     }
 
-    fn discard(&self, connection: W, before: Instant) {
+    fn is_closed(&self) -> bool {
+        Self::is_closed(self)
+    }
+
+    fn discard(&self, connection: W, before: Instant) -> PutBack {
         // Back first, since a wrapper hides the object that could be taken out.
         drop(connection);
         let before = before.into_std();
         self.retain(|_, metrics| metrics.created >= before);
+        PutBack::Done
     }
 
-    fn close_idle(&self, count: usize) -> usize {
+    fn close_idle(&self, count: usize) -> PutBack {
         // From the front, where the longest idle are.
         let mut closed = 0;
-        let result = self.retain(|_, _| {
+        self.retain(|_, _| {
             let keep = closed == count;
             closed += usize::from(!keep);
             keep
         });
-        result.removed.len()
+        PutBack::Done
     }
 
     fn is_multiplexed(&self) -> bool {
@@ -76,7 +91,7 @@ where
 
 /// Takes an object without waiting in deadpool's own line.
 ///
-/// The gate has done the waiting. That there is no place nevertheless means that somebody else uses
+/// The gate has done the waiting. That there is no place nevertheless means that others use
 /// the pool too, and deadpool without a timeout waits for them.
 async fn get<M, W>(pool: &Pool<M, W>) -> Result<W, PoolError<M::Error>>
 where

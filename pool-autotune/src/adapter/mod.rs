@@ -6,7 +6,7 @@
 //! # Writing one
 //!
 //! The pool is built once at its hard maximum and never resized: the gate in front decides how
-//! many connections are out, so the pool itself never makes anybody wait. What is asked of it:
+//! many connections are out, so the pool itself never makes a checkout wait. What is asked of it:
 //!
 //! - [`checkout`](Adapter::checkout) reuses an idle connection if there is one, else opens one.
 //!   It must not open one while it has an idle one, and must open it in its own future, not in a
@@ -48,6 +48,12 @@ pub trait Adapter: Send + Sync + 'static {
     /// Connections that exist, idle or not.
     fn size(&self) -> usize;
 
+    /// Connections that are idle, if the pool can tell. With it, connections that others take from
+    /// the pool behind are told from those of the tuned pool. Defaults to `None`.
+    fn idle(&self) -> Option<usize> {
+        None
+    }
+
     /// Reuses an idle connection, or opens one. Never called more often at once than
     /// [`max_size`](Self::max_size) allows.
     fn checkout(
@@ -62,16 +68,30 @@ pub trait Adapter: Send + Sync + 'static {
 
     /// Closes a connection that comes back, and may close idle ones opened before `before` as well.
     /// The default puts it back and closes all that are idle.
-    fn discard(&self, connection: Self::Connection, before: Instant) {
+    fn discard(&self, connection: Self::Connection, before: Instant) -> PutBack {
         let _ = before;
         // Whether it is back at once or not: what is idle by then is closed.
         drop(connection);
-        self.close_idle(usize::MAX);
+        self.close_idle(usize::MAX)
     }
 
-    /// Closes up to `count` idle connections, best the longest idle, and returns how many it closed.
-    /// They must be gone when it returns.
-    fn close_idle(&self, count: usize) -> usize;
+    /// Fails with the reason if the pool has settings that work against the tuner, such as
+    /// connections that it opens by itself. Called once, when the tuned pool is built.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting and what to do instead.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether the pool was closed, so that a failed [`checkout`](Self::checkout) means that.
+    fn is_closed(&self) -> bool {
+        false
+    }
+
+    /// Closes up to `count` idle connections, best the longest idle.
+    fn close_idle(&self, count: usize) -> PutBack;
 
     /// Whether one connection serves many tasks at once, so that handing each out to a single task
     /// wastes it: as redis-rs' multiplexed connections, which pools of Redis hand out nevertheless.
@@ -99,13 +119,14 @@ pub enum Checked<C> {
     Reused(C),
 }
 
-/// Whether a connection is back.
+/// Whether connections are back, or gone.
+#[must_use = "the future has to be run"]
 #[non_exhaustive]
 pub enum PutBack {
-    /// It is idle, or closed.
+    /// They are idle, or closed.
     Done,
-    /// It will be when this future is done. Its permit is kept until then, for at most 5 s. Dropped
-    /// before that, it should close the connection.
+    /// They will be when this future is done. Their permits are kept until then, for at most 5 s.
+    /// Dropped before that, it should close the connections.
     Later(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 

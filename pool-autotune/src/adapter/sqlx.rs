@@ -2,9 +2,9 @@
 //!
 //! Hand the pool itself to [`Autotuned::new`](crate::Autotuned::new), and check connections out
 //! through it only. `max_connections` is the most connections it may ever have; the wait timeout of
-//! the gate is its `acquire_timeout`. Leave `min_connections` at 0, and switch `idle_timeout` and
-//! `max_lifetime` off where one connection more than the limit would hurt: sqlx opens and ages
-//! connections in a task that knows nothing of the gate.
+//! the gate is its `acquire_timeout`. `min_connections` has to be 0, or the tuned pool is not built:
+//! sqlx would reopen in a task of its own what the tuner closes. Switch `idle_timeout` and
+//! `max_lifetime` off where one connection more than the limit would hurt.
 //!
 //! ```no_run
 //! use pool_autotune::Autotuned;
@@ -19,10 +19,18 @@
 //! # }
 //! ```
 //!
+//! sqlx 0.8. Sea-orm 2 is on sqlx 0.9 and takes a pool by value, so it cannot be tuned.
+//!
+//! `PgListener::connect_with` takes the pool itself: give it [`Autotuned::inner`](crate::Autotuned::inner),
+//! whose connections are told apart from those of the gate, or a pool of its own.
+//!
 //! sqlx puts a connection back in a task of its own, after a ping; its permit goes with it, so the
-//! next checkout finds it idle.
+//! next checkout finds it idle. [`Connection::close_on_drop`] closes it instead, and its permit is
+//! returned when the socket is closed.
 
+use std::fmt;
 use std::iter;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::pool::{Pool, PoolConnection};
@@ -32,7 +40,7 @@ use tokio::time::Instant;
 use super::{Adapter, Checked, PutBack};
 
 impl<DB: Database> Adapter for Pool<DB> {
-    type Connection = PoolConnection<DB>;
+    type Connection = Connection<DB>;
     type Error = Error;
 
     fn max_size(&self) -> usize {
@@ -43,10 +51,20 @@ impl<DB: Database> Adapter for Pool<DB> {
         Self::size(self) as usize
     }
 
-    async fn checkout(&self) -> Result<Checked<PoolConnection<DB>>, Error> {
+    fn idle(&self) -> Option<usize> {
+        // sqlx counts a connection that is taken before it has counted it as idle, so for a moment there
+        // may be fewer than none.
+        let idle = self.num_idle();
+        Some(if idle > self.max_size() { 0 } else { idle })
+    }
+
+    async fn checkout(&self) -> Result<Checked<Connection<DB>>, Error> {
         // sqlx does not say which it did. Without an idle one it can only open one.
         let opens = self.num_idle() == 0;
-        let connection = self.acquire().await?;
+        let connection = Connection {
+            pooled: self.acquire().await?,
+            close: false,
+        };
         Ok(if opens {
             Checked::Opened(connection)
         } else {
@@ -54,22 +72,91 @@ impl<DB: Database> Adapter for Pool<DB> {
         })
     }
 
-    fn put_back(&self, mut connection: PoolConnection<DB>) -> PutBack {
+    fn put_back(&self, mut connection: Connection<DB>) -> PutBack {
+        if connection.close {
+            return close(connection);
+        }
         // What its `Drop` would spawn.
-        PutBack::Later(Box::pin(connection.return_to_pool()))
+        PutBack::Later(Box::pin(connection.pooled.return_to_pool()))
     }
 
-    fn discard(&self, connection: PoolConnection<DB>, _before: Instant) {
-        drop(connection.detach());
+    fn discard(&self, connection: Connection<DB>, _before: Instant) -> PutBack {
+        close(connection)
     }
 
-    fn close_idle(&self, count: usize) -> usize {
-        // A detached connection is closed by its drop; `close` would have to be awaited.
+    fn check(&self) -> Result<(), String> {
+        match self.options().get_min_connections() {
+            0 => Ok(()),
+            min => Err(format!(
+                "min_connections is {min}: sqlx would reopen what the tuner closes; set it to 0, and \
+                 the smallest size with `Builder::bounds`"
+            )),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        Self::is_closed(self)
+    }
+
+    fn close_idle(&self, count: usize) -> PutBack {
         let surplus = iter::from_fn(|| self.try_acquire()).take(count);
-        surplus.map(|connection| drop(connection.detach())).count()
+        let closing: Vec<_> = surplus.map(PoolConnection::close).collect();
+        if closing.is_empty() {
+            return PutBack::Done;
+        }
+        PutBack::Later(Box::pin(async move {
+            for closed in closing {
+                // A connection that cannot be closed in good order is closed by its drop.
+                let _ = closed.await;
+            }
+        }))
     }
 
     fn wait_timeout(&self) -> Option<Duration> {
         Some(self.options().get_acquire_timeout())
+    }
+}
+
+/// Says goodbye to the server; sqlx keeps the place of the connection until then.
+fn close<DB: Database>(connection: Connection<DB>) -> PutBack {
+    PutBack::Later(Box::pin(async move {
+        // A connection that cannot be closed in good order is closed by its drop.
+        let _ = connection.pooled.close().await;
+    }))
+}
+
+/// A connection checked out of a sqlx pool; derefs to that of the database.
+pub struct Connection<DB: Database> {
+    pooled: PoolConnection<DB>,
+    close: bool,
+}
+
+impl<DB: Database> Connection<DB> {
+    /// Closes the connection when it is dropped, instead of putting it back: to end what was set on
+    /// its session.
+    pub fn close_on_drop(&mut self) {
+        self.close = true;
+    }
+}
+
+impl<DB: Database> Deref for Connection<DB> {
+    type Target = DB::Connection;
+
+    fn deref(&self) -> &DB::Connection {
+        &self.pooled
+    }
+}
+
+impl<DB: Database> DerefMut for Connection<DB> {
+    fn deref_mut(&mut self) -> &mut DB::Connection {
+        &mut self.pooled
+    }
+}
+
+impl<DB: Database> fmt::Debug for Connection<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("close", &self.close)
+            .finish_non_exhaustive()
     }
 }

@@ -85,6 +85,9 @@ impl fmt::Display for Decision {
 pub enum Reason {
     /// More checkouts wait than there are connections, and the database is not slower than usual.
     Backlog,
+    /// Checkouts wait longer than it takes to open a connection, or than 25 ms, or give up, and more
+    /// are allowed.
+    Starving,
     /// The pool is saturated, and demand is above the target.
     Saturated,
     /// The pool is saturated, more wait than demand explains, and a larger pool is on trial.
@@ -95,11 +98,11 @@ pub enum Reason {
     Overshot,
     /// The growth on trial did not pay, and was taken back.
     NoGain,
-    /// The gate is held lower for two of four seconds, to see what the last fifth is worth.
+    /// The gate is held lower for two of four seconds, to see what the last part is worth.
     Probing,
-    /// The last fifth earned nothing.
+    /// The last part earned nothing.
     Useless,
-    /// The last fifth earns its keep: the database can do more than before.
+    /// The last part earns its keep: the database can do more than before.
     Recovered,
     /// The pool is saturated, and the database serves no more with more connections.
     AtKnee,
@@ -111,13 +114,8 @@ pub enum Reason {
     Bounds,
     /// The server changed, and all connections with it.
     Failover,
-    /// Half of the connections or more are held by tasks that wait for another one.
-    Nested,
     /// The target fits.
     Steady,
-    /// The pool is saturated, but by use times above their base: the database is slower, and more
-    /// connections would not make it faster.
-    Slower,
     /// The pool is saturated and needs more connections than its bounds allow.
     AtMaximum,
     /// The target moved too recently to move again.
@@ -132,6 +130,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Backlog => "backlog",
+            Self::Starving => "starving",
             Self::Saturated => "saturated",
             Self::Trial => "trial",
             Self::Paid => "paid",
@@ -145,9 +144,7 @@ impl Reason {
             Self::Drained => "drained",
             Self::Bounds => "bounds",
             Self::Failover => "failover",
-            Self::Nested => "nested",
             Self::Steady => "steady",
-            Self::Slower => "slower",
             Self::AtMaximum => "at_maximum",
             Self::Settling => "settling",
             Self::Gathering => "gathering",
@@ -159,6 +156,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Backlog => "more wait than there are connections",
+            Self::Starving => "checkouts wait, and more connections are allowed",
             Self::Saturated => "saturated",
             Self::Trial => "saturated; trying whether more connections earn more",
             Self::Paid => "the growth pays",
@@ -174,9 +172,7 @@ impl fmt::Display for Reason {
             Self::Drained => "the backlog is worked off",
             Self::Bounds => "the bounds were changed",
             Self::Failover => "the server changed",
-            Self::Nested => "connections are held by tasks that wait for another",
             Self::Steady => "steady",
-            Self::Slower => "saturated, but the database is slower, not the pool too small",
             Self::AtMaximum => "saturated at the configured maximum",
             Self::Settling => "the last change has to show its effect first",
             Self::Gathering => "not enough seen yet",

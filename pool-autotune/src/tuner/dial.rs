@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 /// A budget of dials: a token bucket, and a bound on how many run at once.
 ///
-/// A pool that may grow by forty connections opens them a few at a time, and only while somebody
-/// waits: by the time the next one could be dialled, the wait may be over (HikariCP calls this
+/// A pool that may grow by forty connections opens them a few at a time, and only while checkouts
+/// wait: by the time the next one could be dialled, the wait may be over (HikariCP calls this
 /// elision). It works on the limit of the gate and not on the dial itself, so a checkout never
 /// holds a permit while it waits for the budget, and waits in one line only.
 #[derive(Clone, Debug)]
@@ -17,7 +17,15 @@ pub struct DialBudget {
     at: Instant,
     /// After a failed dial: until when none is made that can be done without, and for how long
     /// after the next failure.
-    frozen: Option<(Instant, Duration)>,
+    frozen: Option<Frozen>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Frozen {
+    until: Instant,
+    /// The same for a pool without any connection.
+    alone_until: Instant,
+    next: Duration,
 }
 
 /// The bounds of a [`DialBudget`].
@@ -33,8 +41,9 @@ pub struct DialConfig {
     /// Connections that may be opened at once after a calm while. Defaults to 4.
     pub burst: f64,
     /// How long no further connection is opened after a dial failed, as long as there is one at all.
-    /// Defaults to 1 s, and doubles with every failure up to 30 s: a server that has no slot left
-    /// (SQLSTATE 53300) is served best by those who have one.
+    /// Defaults to 1 s, and doubles with every failure up to 5 s: a server that has no slot left
+    /// (SQLSTATE 53300) is served best with the connections there are. A pool without any connection tries again
+    /// after a twentieth of that.
     pub freeze: Duration,
     /// Dials under way at the same time. Defaults to 2: a server that answers slowly, because many
     /// dial it at once, is dialled more slowly.
@@ -64,6 +73,9 @@ pub struct DialState {
     pub size: usize,
     /// Checkouts that wait.
     pub queued: usize,
+    /// Whether there is no connection to live on: none exists, or none has come back since the last
+    /// dial failed.
+    pub alone: bool,
 }
 
 impl DialState {
@@ -75,7 +87,15 @@ impl DialState {
             target,
             size,
             queued,
+            alone: size == 0,
         }
+    }
+
+    /// Says that the connections there are serve nothing.
+    #[must_use]
+    pub const fn alone(mut self, alone: bool) -> Self {
+        self.alone |= alone;
+        self
     }
 }
 
@@ -93,9 +113,33 @@ impl DialBudget {
 
     /// A dial failed.
     pub fn failed(&mut self, now: Instant) {
-        const LONGEST: Duration = Duration::from_secs(30);
-        let freeze = self.frozen.map_or(self.config.freeze, |(_, next)| next);
-        self.frozen = Some((now + freeze, (2 * freeze).min(LONGEST)));
+        const LONGEST: Duration = Duration::from_secs(5);
+        /// Of the freeze, for a pool without any connection.
+        const PART: u32 = 20;
+        let freeze = self.frozen.map_or(self.config.freeze, |frozen| frozen.next);
+        self.frozen = Some(Frozen {
+            until: now + freeze,
+            alone_until: now + freeze / PART,
+            next: (2 * freeze).min(LONGEST),
+        });
+    }
+
+    /// When a pool that has no connection may dial again after a failure.
+    #[must_use]
+    pub fn next_try(&self) -> Option<Instant> {
+        self.frozen.map(|frozen| frozen.alone_until)
+    }
+
+    /// Dials that may run at the same time.
+    #[must_use]
+    pub fn at_once(&self) -> usize {
+        self.config.at_once
+    }
+
+    /// Whether the last dial failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.frozen.is_some()
     }
 
     /// A dial succeeded.
@@ -114,18 +158,22 @@ impl DialBudget {
         self.at = now;
 
         let at_once = match self.frozen {
-            // Somebody has to try, if there is nothing to live on.
-            Some((until, _)) if now < until => usize::from(state.size == 0),
+            // With nothing to live on, one at a time has to try, and soon.
+            Some(frozen) if now < frozen.until => {
+                usize::from(state.alone && now >= frozen.alone_until)
+            }
             _ => self.config.at_once,
         };
         let ceiling = state.target.min(state.size.saturating_add(at_once));
-        if state.limit >= ceiling {
+        // What exists needs no dial.
+        let limit = state.limit.max(state.size.min(state.target));
+        if limit >= ceiling {
             return ceiling;
         }
         let affordable = self.tokens as usize;
-        let raise = (ceiling - state.limit).min(state.queued).min(affordable);
+        let raise = (ceiling - limit).min(state.queued).min(affordable);
         self.tokens -= raise as f64;
-        state.limit + raise
+        limit + raise
     }
 
     /// When the next token comes, if there is none now.

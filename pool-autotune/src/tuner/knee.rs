@@ -7,13 +7,13 @@
 //!
 //! - **Up**: every growth of a saturated pool is on trial. Half a second after the connections are
 //!   open, throughput is measured for 1.5 s and compared with that before. Growth that earned less
-//!   than ε* is taken back, but for as much as throughput has risen. Where the pool is not full all
-//!   the time any more, throughput is what was asked for and says nothing; then growth is taken back
-//!   if it ended the line by moving it into the database, with use times longer by more than half of
-//!   the wait that is gone. The next try is smaller: by the square root of the factor, after 5 to
-//!   60 s. Once the factor is below 1.2, the size it started from is the knee.
+//!   than ε* is taken back, down to the smallest size on its way that had nearly all of the
+//!   throughput. Where the pool is not full all the time any more, throughput is what was asked for
+//!   and says nothing; what cannot be resolved is kept, too. The next try is smaller: by the square
+//!   root of the factor, after 5 s to 5 min. Once the factor is below 1.2, the size it started from
+//!   is the knee.
 //! - **Down**: at the knee, the *gate* is held at 0.8 n for two of four seconds (high, low, low,
-//!   high, so that a linear drift cancels), while all connections stay open. If the last fifth
+//!   high, so that a linear drift cancels), while all connections stay open. If the last part
 //!   earns clearly less than ε*, it is closed; if clearly more, the database has recovered, and the
 //!   pool may grow again. At the minimum, where there is no going down, one more is tried instead.
 //!
@@ -58,9 +58,6 @@ pub struct KneeConfig {
     /// The knee is forgotten after so long without saturation. Defaults to 20 s: it is a fact about
     /// an overload, not about the service.
     pub forget: Duration,
-    /// Below this many completions a second no experiment has an answer, and none is made.
-    /// Defaults to 20.
-    pub min_throughput: f64,
 }
 
 impl Default for KneeConfig {
@@ -78,7 +75,6 @@ impl Default for KneeConfig {
             retry_max: Duration::from_secs(60),
             retry_growth_max: Duration::from_secs(300),
             forget: Duration::from_secs(20),
-            min_throughput: 20.0,
         }
     }
 }
@@ -97,13 +93,33 @@ pub struct Elasticity {
 impl Elasticity {
     /// Between `few` connections and `many`, if both windows saw completions.
     fn between(few: usize, low: &PoolWindow, many: usize, high: &PoolWindow) -> Option<Self> {
-        let step = (many as f64 / few as f64).ln();
+        Self::over((many as f64 / few as f64).ln(), low, high)
+    }
+
+    /// Between two windows in which the pool was full, by the mean of their limits.
+    fn of(low: &PoolWindow, high: &PoolWindow) -> Option<Self> {
+        Self::over((mean_limit(high) / mean_limit(low)).ln(), low, high)
+    }
+
+    /// Whether more connections can have done that. Of twice as many, no database loses nearly half
+    /// of its throughput: then the queries changed, or the database did by itself.
+    fn is_plausible(&self) -> bool {
+        self.mean > -0.8
+    }
+
+    /// `step`: the logarithm of the factor between the sizes.
+    fn over(step: f64, low: &PoolWindow, high: &PoolWindow) -> Option<Self> {
         let (fewer, more) = (low.completions as f64, high.completions as f64);
         (step > 0.0 && fewer > 0.0 && more > 0.0).then(|| Self {
             mean: (high.throughput() / low.throughput()).ln() / step,
             error: (1.0 / fewer + 1.0 / more).sqrt() / step,
         })
     }
+}
+
+/// The limit in force, on average over the window.
+fn mean_limit(window: &PoolWindow) -> f64 {
+    window.capacity.as_secs_f64() / window.duration.as_secs_f64().max(1e-9)
 }
 
 /// What is known about the knee, and the experiment under way.
@@ -115,19 +131,34 @@ pub(super) struct Knee {
     growth: f64,
     retry: Duration,
     not_before: Instant,
+    /// When to try again whether fewer would do, and how long after the next try that shows that
+    /// all are needed.
+    probe_after: Instant,
+    probe_retry: Duration,
+    /// The last growth stayed without being judged, so the next try goes further down.
+    unjudged: bool,
     /// The last growth that did not pay.
     failed: Option<Failed>,
     /// The one before a growth that did: chance, if that is taken back later.
     doubted: Option<Failed>,
     calm_since: Option<Instant>,
+    saturated_since: Option<Instant>,
+    /// Whether anything completed in the last window.
+    completes: bool,
     trial: Trial,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Failed {
     from: usize,
     /// Throughput before it.
     throughput: f64,
+    /// When what was begun at the larger size has completed.
+    settled: Instant,
+    /// Use time at this size then, and its standard error.
+    use_time: Option<(f64, f64)>,
+    /// What was seen at the larger size, until it was compared with what came after it too.
+    larger: Option<(usize, PoolWindow)>,
     /// When to try again, and how long after the next failure.
     again: Instant,
     retry: Duration,
@@ -139,14 +170,16 @@ enum Trial {
     Up {
         from: usize,
         to: usize,
-        before: PoolWindow,
+        before: Box<PoolWindow>,
+        /// What was seen since, one window for each limit in force.
+        steps: Vec<PoolWindow>,
         phase: Phase,
     },
     Down {
         high: usize,
         low: usize,
         floor: usize,
-        slots: Slots,
+        slots: Box<Slots>,
     },
 }
 
@@ -154,7 +187,20 @@ enum Trial {
 enum Phase {
     Opening { since: Instant },
     Settling { until: Instant },
-    Measuring(PoolWindow),
+    Measuring(Box<PoolWindow>),
+}
+
+/// What is known of a growth on trial.
+struct Growth<'a> {
+    from: usize,
+    to: usize,
+    /// What came before it.
+    began: &'a PoolWindow,
+    /// The same, and its smaller sizes.
+    before: PoolWindow,
+    steps: &'a [PoolWindow],
+    /// The last one did not pay.
+    has_failed: bool,
 }
 
 /// Four slots, high, low, low, high, over and over for up to three blocks.
@@ -166,23 +212,33 @@ struct Slots {
     low: PoolWindow,
 }
 
+/// How far a pool that is short of connections may be opened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Opening {
+    /// Experiments show that more earn nothing.
+    Shut,
+    /// Whether the last growth pays will be known in a moment.
+    Soon,
+    /// Up to this size.
+    To(usize),
+}
+
 /// What an experiment says.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Outcome {
     /// It goes on.
     Running,
-    /// Growth was enough, or cannot be judged: it stays.
-    Keep,
+    /// Growth was enough, or cannot be judged: it stays. With the use time, if that is as it was
+    /// before.
+    Keep(Option<f64>),
     /// Growth paid: as much of it stays as this size, and the use time seen is what the database
     /// needs.
     Paid(usize, Elasticity, PoolWindow),
-    /// Growth ended the line in front of the pool by moving it into the database: back to this size.
-    Moved(usize),
     /// Growth did not pay: back to this size.
     Revert(usize, Elasticity),
-    /// The last fifth earns nothing: down to this size.
+    /// The last part earns nothing: down to this size.
     Useless(usize, Elasticity),
-    /// The last fifth earns its keep: the knee lies higher.
+    /// The last part earns its keep: the knee lies higher.
     Useful(Elasticity, PoolWindow),
     /// No clear answer.
     Unclear(Option<Elasticity>),
@@ -196,9 +252,14 @@ impl Knee {
             growth: config.growth,
             retry: config.retry,
             not_before: now,
+            probe_after: now,
+            probe_retry: config.retry,
+            unjudged: false,
             failed: None,
             doubted: None,
             calm_since: None,
+            saturated_since: None,
+            completes: false,
             trial: Trial::None,
         }
     }
@@ -253,19 +314,25 @@ impl Knee {
     /// began: whether that paid would not be known otherwise.
     pub(super) fn grow(&mut self, now: Instant, from: usize, to: usize, before: PoolWindow) {
         let phase = Phase::Opening { since: now };
-        let (from, before) = match std::mem::replace(&mut self.trial, Trial::None) {
-            Trial::Up { from, before, .. } => (from, before),
-            _ => (from, before),
+        let (from, before, steps) = match std::mem::replace(&mut self.trial, Trial::None) {
+            Trial::Up {
+                from,
+                before,
+                steps,
+                ..
+            } => (from, before, steps),
+            _ => (from, Box::new(before), Vec::new()),
         };
         self.trial = Trial::Up {
             from,
             to,
             before,
+            steps,
             phase,
         };
     }
 
-    /// Tries whether the last fifth of a saturated pool of `size` is worth having, if it is time.
+    /// Tries whether the last part of a saturated pool of `size` is worth having, if it is time.
     /// `floor`: the size it cannot go below.
     pub(super) fn try_down(
         &mut self,
@@ -274,22 +341,30 @@ impl Knee {
         floor: usize,
         window: &PoolWindow,
     ) -> bool {
-        if now < self.not_before || !self.is_idle() {
+        // A probe costs a tenth of the throughput while it lasts. Where no growth is in doubt, a short
+        // overload is over before that pays.
+        let is_suspected = self.failed.is_some() || self.cap.is_some() || self.unjudged;
+        let since = self.saturated_since.unwrap_or(now);
+        if now < self.not_before.max(self.probe_after)
+            || !is_suspected && now - since < self.config.forget
+            || !self.is_idle()
+            || !self.can_resolve(window)
+        {
             return false;
         }
-        let low = ((size as f64 * self.config.dither).round() as usize).min(size - 1);
+        let low = ((size as f64 * self.dither()).round() as usize).min(size - 1);
         if low < floor {
             // There is no going down from here: now and then, try one more.
             self.cap = Some(size + usize::from(self.may_try_again(now, size, window)));
             self.wait(now);
             return false;
         }
-        let slots = Slots {
+        let slots = Box::new(Slots {
             started: now,
             index: 0,
             high: PoolWindow::default(),
             low: PoolWindow::default(),
-        };
+        });
         self.trial = Trial::Down {
             high: size,
             low,
@@ -299,12 +374,104 @@ impl Knee {
         true
     }
 
-    /// Whether the pool is saturated in a whole window; forgets the knee when it was not for long.
-    pub(super) fn observe(&mut self, now: Instant, saturated: bool) {
+    /// Whether throughput is so high that the slots of a dither tell one size from the other.
+    fn can_resolve(&self, window: &PoolWindow) -> bool {
+        // Seconds measured at each size, in all blocks together.
+        let measured = 6.0 * self.config.slot.as_secs_f64() / 2.0;
+        let completions = window.throughput() * measured;
+        let settles = self.config.slot.as_secs_f64() / 2.0;
+        let is_short = window
+            .mean_use_time()
+            .is_some_and(|used| 2.0 * used <= settles);
+        is_short && (2.0 / completions).sqrt() / -self.dither().ln() <= 2.0 * self.config.precision
+    }
+
+    /// The part of the limit that stays open in half of a dither.
+    fn dither(&self) -> f64 {
+        const FURTHER: f64 = 0.5;
+        if self.unjudged {
+            FURTHER
+        } else {
+            self.config.dither
+        }
+    }
+
+    /// How far a pool of `size` whose checkouts wait may be opened.
+    ///
+    /// Doubled at first, and again once throughput shows that the last doubling paid. Until then it
+    /// stays as it is, if a moment will show it; if not, a few more are opened at a time, since what
+    /// is not known is no reason to let checkouts wait.
+    pub(super) fn opening(&self, now: Instant, size: usize) -> Opening {
+        /// As many as are dialled at the same time.
+        const A_FEW: usize = 2;
+        let cap = self.cap.unwrap_or(usize::MAX);
+        if cap <= size {
+            return Opening::Shut;
+        }
+        let doubled = ((size as f64 * self.growth).ceil() as usize).max(size + 1);
+        match &self.trial {
+            Trial::None => {
+                let failed = self.failed.as_ref();
+                let tried = failed.is_some() || self.cap.is_some();
+                if failed.is_some_and(|failed| now < failed.again) || tried && now < self.not_before
+                {
+                    return Opening::Shut;
+                }
+                Opening::To(doubled.min(cap))
+            }
+            // After one that did not pay, a small step at a time.
+            Trial::Up { .. } if self.failed.is_some() => Opening::Shut,
+            Trial::Up {
+                from,
+                to,
+                before,
+                steps,
+                ..
+            } => {
+                let (low, high) = split(before, steps, (*from, *to));
+                match self.judge(&low, &high) {
+                    Some(true) => Opening::To(doubled.min(cap)),
+                    Some(false) => Opening::Shut,
+                    None if self.completes && is_soon_known(*to, steps) => Opening::Soon,
+                    None => Opening::To((size + A_FEW).min(cap)),
+                }
+            }
+            Trial::Down { .. } => Opening::Shut,
+        }
+    }
+
+    /// Whether the connections between two sizes pay, if what was seen of both tells.
+    fn judge(&self, low: &PoolWindow, high: &PoolWindow) -> Option<bool> {
+        if !lasted(low, high) || !lasted(high, high) {
+            return None;
+        }
+        let seen = Elasticity::of(low, high).filter(Elasticity::is_plausible)?;
+        if seen.mean - seen.error >= self.config.worth {
+            Some(true)
+        } else if seen.mean + seen.error < self.config.worth {
+            Some(false)
+        } else {
+            None
+        }
+    }
+
+    /// Takes in a whole window of a pool of `size`; forgets what no longer holds.
+    pub(super) fn observe(
+        &mut self,
+        now: Instant,
+        size: usize,
+        window: &PoolWindow,
+        saturated: bool,
+    ) {
         if saturated {
             self.calm_since = None;
+            self.saturated_since.get_or_insert(now);
+            if self.is_refuted(now, size, window) {
+                *self = Self::new(self.config, now);
+            }
             return;
         }
+        self.saturated_since = None;
         let since = *self.calm_since.get_or_insert(now);
         if now - since >= self.config.forget {
             *self = Self::new(self.config, now);
@@ -312,10 +479,42 @@ impl Knee {
         }
     }
 
-    /// Use times have been far above their base for a while: grow less, and look down now.
-    pub(super) fn alarm(&mut self, now: Instant) {
-        self.growth = self.growth.sqrt().max(1.2);
-        self.not_before = now;
+    /// Whether the last growth that did not pay is no evidence any more: because its throughput,
+    /// seen again from the size it began at, does pay (the database was disturbed meanwhile), or
+    /// because the queries are others now.
+    fn is_refuted(&mut self, now: Instant, size: usize, window: &PoolWindow) -> bool {
+        /// Use times that differ by this factor are of other queries.
+        const OTHER: f64 = 1.5;
+        let Some(failed) = &mut self.failed else {
+            return false;
+        };
+        if failed.from != size || now < failed.settled + window.duration {
+            return false;
+        }
+        if let Some((to, larger)) = failed.larger.take()
+            && Elasticity::between(size, window, to, &larger)
+                .is_some_and(|seen| seen.mean - seen.error >= self.config.worth)
+        {
+            return true;
+        }
+        let seen = seen_use_time(window);
+        let (Some((then, error)), Some((now, other))) = (failed.use_time, seen) else {
+            failed.use_time = seen;
+            return false;
+        };
+        let factor = (now / then).max(then / now);
+        factor > OTHER && (now - then).abs() > 3.0 * error.hypot(other)
+    }
+
+    /// Takes in every window, before anything is decided on it.
+    pub(super) fn see(&mut self, window: &PoolWindow) {
+        self.completes = window.completions > 0;
+        if let Trial::Up { steps, .. } = &mut self.trial {
+            match steps.last_mut() {
+                Some(last) if last.limit == window.limit => last.merge(window),
+                _ => steps.push(window.clone()),
+            }
+        }
     }
 
     /// Calls the experiment off.
@@ -336,16 +535,19 @@ impl Knee {
                 from,
                 to,
                 before,
+                steps,
                 phase,
-            } => Self::step_up(
-                &self.config,
-                now,
-                window,
-                (*from, *to),
-                before,
-                phase,
-                is_full,
-            ),
+            } => {
+                let growth = Growth {
+                    from: *from,
+                    to: *to,
+                    began: before,
+                    before: split(before, steps, (*from, *to)).0,
+                    steps,
+                    has_failed: self.failed.is_some(),
+                };
+                Self::step_up(&self.config, now, window, &growth, phase, is_full)
+            }
             Trial::Down {
                 high, low, slots, ..
             } => Self::step_down(&self.config, now, window, (*high, *low), slots),
@@ -370,7 +572,7 @@ impl Knee {
 
     fn may_try_again(&self, now: Instant, from: usize, window: &PoolWindow) -> bool {
         const MORE: f64 = 1.15;
-        self.failed.is_none_or(|failed| {
+        self.failed.as_ref().is_none_or(|failed| {
             failed.from != from
                 || now >= failed.again
                 || window.throughput() >= MORE * failed.throughput
@@ -381,11 +583,18 @@ impl Knee {
         config: &KneeConfig,
         now: Instant,
         window: &PoolWindow,
-        (from, to): (usize, usize),
-        before: &PoolWindow,
+        growth: &Growth<'_>,
         phase: &mut Phase,
         is_full: impl Fn(&PoolWindow) -> bool,
     ) -> Outcome {
+        let &Growth {
+            from,
+            to,
+            began,
+            ref before,
+            steps,
+            has_failed,
+        } = growth;
         match phase {
             Phase::Opening { since } => {
                 if window.limit >= to {
@@ -393,13 +602,13 @@ impl Knee {
                         until: now + config.settle,
                     };
                 } else if now - *since >= config.open_within {
-                    return Outcome::Keep;
+                    return Outcome::Keep(None);
                 }
                 Outcome::Running
             }
             Phase::Settling { until } => {
                 if now >= *until {
-                    *phase = Phase::Measuring(PoolWindow::default());
+                    *phase = Phase::Measuring(Box::default());
                 }
                 Outcome::Running
             }
@@ -408,24 +617,40 @@ impl Knee {
                 if after.duration < config.measure {
                     return Outcome::Running;
                 }
+                if !lasted(before, after) {
+                    return Outcome::Keep(None);
+                }
                 if !is_full(after) {
                     // Throughput is what was asked for, and says nothing.
-                    return match removed_wait(before, after) {
-                        Some(false) => Outcome::Moved(from),
-                        _ => Outcome::Keep,
+                    return match is_as_fast(before, after) {
+                        true => Outcome::Keep(after.mean_use_time()),
+                        false => Outcome::Keep(None),
                     };
                 }
-                let Some(seen) = Elasticity::between(from, before, to, after) else {
-                    return Outcome::Keep;
-                };
-                if seen.error > config.precision && after.duration < 4 * config.measure {
+                let seen = Elasticity::of(before, after).filter(Elasticity::is_plausible);
+                let is_clear = seen.is_some_and(|seen| {
+                    let pays_not = seen.mean + seen.error < config.worth;
+                    seen.error <= config.precision || pays_not && seen.error <= config.worth
+                });
+                if !is_clear && after.duration < 4 * config.measure {
                     return Outcome::Running;
                 }
-                if seen.mean >= config.worth {
-                    let needed = needed(from, to, seen);
-                    return Outcome::Paid(needed, seen, std::mem::take(after));
+                let keep = worth_keeping((from, to), began, steps, after);
+                // After one that did not pay, the next has to pay for certain. Else, what is not
+                // known is no reason to take anything back.
+                let Some(seen) = seen.filter(|_| is_clear || has_failed) else {
+                    return Outcome::Keep(None);
+                };
+                let pays = if has_failed {
+                    seen.mean - seen.error >= config.worth
+                } else {
+                    seen.mean >= config.worth
+                };
+                if pays {
+                    let keep = keep.min(needed(before, to, seen));
+                    return Outcome::Paid(keep, seen, std::mem::take(&mut **after));
                 }
-                Outcome::Revert(earned(from, to, seen), seen)
+                Outcome::Revert(keep, seen)
             }
         }
     }
@@ -438,7 +663,7 @@ impl Knee {
         slots: &mut Slots,
     ) -> Outcome {
         if window.queued == 0 {
-            // Nobody waits: the limit is not what bounds throughput.
+            // No checkout waits: the limit is not what bounds throughput.
             return Outcome::Unclear(None);
         }
         let slot = now - slots.started;
@@ -479,9 +704,10 @@ impl Knee {
         const SMALL_GROWTH: f64 = 1.4;
         match outcome {
             Outcome::Running => return,
-            Outcome::Keep => {
+            Outcome::Keep(use_time) => {
                 self.failed = None;
                 self.retry = self.config.retry;
+                self.unjudged = use_time.is_none();
             }
             Outcome::Paid(needed, _, after) => {
                 self.doubted = self.failed.take();
@@ -495,17 +721,36 @@ impl Knee {
                     self.failed = Some(Failed {
                         from: *needed,
                         throughput: after.throughput(),
+                        settled: now,
+                        use_time: None,
+                        larger: None,
                         again: now + self.retry,
                         retry: 2 * self.retry,
                     });
                 }
             }
-            Outcome::Revert(from, _) | Outcome::Moved(from) => {
-                if let Trial::Up { before, .. } = &self.trial {
-                    let retry = self.failed.map_or(self.config.retry, |failed| failed.retry);
+            Outcome::Revert(from, _) => {
+                if let Trial::Up {
+                    to, before, phase, ..
+                } = &mut self.trial
+                {
+                    let retry = self
+                        .failed
+                        .as_ref()
+                        .map_or(self.config.retry, |failed| failed.retry);
+                    let after = match phase {
+                        Phase::Measuring(after) => std::mem::take(&mut **after),
+                        _ => PoolWindow::default(),
+                    };
+                    let longest =
+                        Duration::from_secs_f64(2.0 * after.mean_use_time().unwrap_or(0.0));
+                    let larger = Some((*to, after));
                     self.failed = Some(Failed {
                         from: *from,
                         throughput: before.throughput(),
+                        settled: now + self.config.settle.max(longest),
+                        use_time: None,
+                        larger,
                         again: now + retry,
                         retry: (2 * retry).min(self.config.retry_growth_max),
                     });
@@ -534,9 +779,13 @@ impl Knee {
                 }
             }
             Outcome::Useful(..) => {
+                self.unjudged = false;
                 // One small trial tells.
                 self.cap = None;
                 self.growth = SMALL_GROWTH;
+                // It costs a fifth of the throughput for half of its time.
+                self.probe_after = now + self.probe_retry;
+                self.probe_retry = (2 * self.probe_retry).min(self.config.retry_max / 2);
             }
             Outcome::Unclear(_) => self.wait(now),
         }
@@ -549,41 +798,129 @@ impl Knee {
     }
 }
 
-/// How many connections a growth that paid was about.
+/// How many connections a jump to `to` that paid was about, if no size between was seen.
 ///
-/// A jump to many times the size pays on the whole, even where its last half earns nothing. Had each
-/// connection earned its share up to the knee, and none beyond it, the knee would lie where the
-/// throughput that was reached divides by what each earned before: at `from`·X1/X0. A real one is
-/// rounder, so half as many more stay.
-fn needed(from: usize, to: usize, seen: Elasticity) -> usize {
+/// Had each connection earned its share up to the knee, and none beyond it, the knee would lie where
+/// the throughput that was reached divides by what each earned before. A real one is rounder, so
+/// half as many more stay.
+fn needed(low: &PoolWindow, to: usize, seen: Elasticity) -> usize {
     const ROUNDER: f64 = 1.5;
     /// Below this factor a growth is small enough to be right.
     const JUMP: f64 = 2.5;
-    let factor = to as f64 / from as f64;
+    let from = mean_limit(low);
+    let factor = to as f64 / from;
     if factor < JUMP {
         return to;
     }
-    let knee = from as f64 * factor.powf(seen.mean);
-    ((ROUNDER * knee).ceil() as usize).min(to)
+    ((ROUNDER * from * factor.powf(seen.mean)).ceil() as usize).min(to)
 }
 
-/// Of a growth that did not pay as a whole, as much as earned its share for certain.
-fn earned(from: usize, to: usize, seen: Elasticity) -> usize {
-    let factor = to as f64 / from as f64;
-    let certain = (seen.mean - seen.error).max(0.0);
-    (from as f64 * factor.powf(certain)).round() as usize
+/// The smallest size of a growth from `from` to `to` that reached nearly all of the highest
+/// throughput: what a jump opens beyond that earns nothing. In steps of two, since a single size was
+/// seen too shortly to tell, and in doubt the smaller.
+fn worth_keeping(
+    (from, to): (usize, usize),
+    before: &PoolWindow,
+    steps: &[PoolWindow],
+    after: &PoolWindow,
+) -> usize {
+    const NEARLY_ALL: f64 = 0.93;
+    /// With a standard error of a fifth.
+    const ENOUGH: u64 = 25;
+    let merged = |(above, upto): (usize, usize), mut sum: PoolWindow| {
+        let within = |step: &&PoolWindow| above < step.limit && step.limit <= upto;
+        steps.iter().filter(within).for_each(|step| sum.merge(step));
+        sum
+    };
+    let mut sizes = vec![(from, merged((0, from), before.clone()))];
+    let mut upto = to;
+    while upto > from {
+        let above = from.max(upto / 2);
+        if upto == to {
+            sizes.push((to, merged((above, upto), after.clone())));
+        } else {
+            let seen = merged((above, upto), PoolWindow::default());
+            sizes.push((mean_limit(&seen).round() as usize, seen));
+        }
+        upto = above;
+    }
+    sizes.retain(|(_, seen)| seen.completions >= ENOUGH && lasted(seen, seen));
+    let error = |seen: &PoolWindow| 1.0 / (seen.completions as f64).sqrt();
+    let most = sizes
+        .iter()
+        .map(|(_, seen)| seen.throughput() * (1.0 - error(seen)))
+        .fold(0.0, f64::max);
+    let enough = sizes
+        .iter()
+        .filter(|(_, seen)| seen.throughput() * (1.0 + error(seen)) >= NEARLY_ALL * most);
+    let enough = enough.map(|&(size, _)| size).min();
+    enough.unwrap_or(to).clamp(from.min(to), to)
 }
 
-/// Whether the wait that is gone is saved, and most of it not spent inside the database now. If none
-/// is gone, the line has another reason than the size, and the growth did at least no harm.
-fn removed_wait(before: &PoolWindow, after: &PoolWindow) -> Option<bool> {
-    const MOST: f64 = 0.5;
+/// Whether it takes but a moment more to know what the pool achieves with `to` connections, at the
+/// pace of its last step.
+fn is_soon_known(to: usize, steps: &[PoolWindow]) -> bool {
+    /// With a standard error of a fifth.
+    const ENOUGH: f64 = 25.0;
+    const MOMENT: Duration = Duration::from_millis(100);
+    let Some(last) = steps.last().filter(|last| last.limit >= to) else {
+        return true;
+    };
+    let left = ENOUGH - last.completions as f64;
+    let pace = last.completions as f64 / last.duration.as_secs_f64().max(1e-9);
+    left > 0.0 && last.duration < MOMENT && pace * MOMENT.as_secs_f64() >= ENOUGH
+}
+
+/// What was seen in the smaller half of a growth to `to`, what came before it included, and in the
+/// larger.
+fn split(
+    before: &PoolWindow,
+    steps: &[PoolWindow],
+    (from, to): (usize, usize),
+) -> (PoolWindow, PoolWindow) {
+    let (mut low, mut high) = (before.clone(), PoolWindow::default());
+    for step in steps {
+        let is_low = step.limit <= from.max(to / 2);
+        let part = if is_low { &mut low } else { &mut high };
+        part.merge(step);
+    }
+    (low, high)
+}
+
+/// Whether a window was long enough for its completions to be those of its size: what was begun at
+/// another size completes in the first use time.
+fn lasted(low: &PoolWindow, high: &PoolWindow) -> bool {
+    const USES: f64 = 2.0;
+    let used = use_time(high).or_else(|| use_time(low));
+    used.is_some_and(|seconds| low.duration.as_secs_f64() >= USES * seconds)
+}
+
+/// The mean use time by Little's law, which counts those that are not over yet: the first to complete
+/// are the short ones.
+fn use_time(window: &PoolWindow) -> Option<f64> {
+    let seen = window.mean_use_time()?;
+    Some(seen.max(window.busy.as_secs_f64() / window.completions as f64))
+}
+
+/// The mean use time of what has completed, and its standard error.
+fn seen_use_time(window: &PoolWindow) -> Option<(f64, f64)> {
+    let mean = window.mean_use_time()?;
+    let error = mean * (window.use_time_variation() / window.completions as f64).sqrt();
+    Some((mean, error))
+}
+
+/// Whether use times are as they were before, and so not of the pool's doing.
+fn is_as_fast(before: &PoolWindow, after: &PoolWindow) -> bool {
+    /// Completions without which use times are not known: the first to complete are the short ones.
+    const ENOUGH: u64 = 50;
     /// Mean use times that differ by less than this part are the same.
     const SAME: f64 = 0.1;
-    let gone = (before.mean_wait_time() - after.mean_wait_time()).max(0.0);
-    let used = before.mean_use_time()?;
-    let longer = after.mean_use_time()? - used;
-    Some(longer <= (MOST * gone).max(SAME * used))
+    let (Some((used, error)), Some((uses, other))) = (seen_use_time(before), seen_use_time(after))
+    else {
+        return false;
+    };
+    before.completions.min(after.completions) >= ENOUGH
+        && uses - used <= (SAME * used).max(2.0 * error.hypot(other))
 }
 
 impl Slots {
@@ -596,32 +933,33 @@ impl Slots {
 mod tests {
     use super::*;
 
-    fn window(wait_ms: u64, use_ms: u64) -> PoolWindow {
-        PoolWindow {
-            arrivals: 1_000,
-            completions: 1_000,
-            wait_time: Duration::from_secs(wait_ms),
-            use_time: Duration::from_secs(use_ms),
+    #[test]
+    fn of_a_growth_past_the_knee_the_smallest_size_with_nearly_all_of_the_throughput_is_kept() {
+        let step = |limit: u32, throughput: u64| PoolWindow {
+            duration: Duration::from_secs(1),
+            completions: throughput,
+            use_time: Duration::from_secs(u64::from(limit)),
+            capacity: Duration::from_secs(u64::from(limit)),
+            limit: limit as usize,
             ..PoolWindow::default()
-        }
-    }
-
-    #[test]
-    fn of_growth_that_did_not_pay_what_earned_its_share_is_kept() {
-        let seen = |mean, error| Elasticity { mean, error };
-        assert_eq!(earned(16, 32, seen(0.23, 0.02)), 19);
-        assert_eq!(earned(8, 16, seen(0.23, 0.15)), 8, "it may be chance");
-        assert_eq!(earned(8, 16, seen(-0.3, 0.02)), 8);
-    }
-
-    #[test]
-    fn a_wait_that_became_use_time_is_not_removed() {
-        let before = window(10, 4);
-        assert_eq!(removed_wait(&before, &window(0, 4)), Some(true));
-        assert_eq!(removed_wait(&before, &window(1, 6)), Some(true));
-        assert_eq!(removed_wait(&before, &window(0, 12)), Some(false));
-        assert_eq!(removed_wait(&before, &window(12, 4)), Some(true));
-        assert_eq!(removed_wait(&before, &window(12, 5)), Some(false));
-        assert_eq!(removed_wait(&before, &PoolWindow::default()), None);
+        };
+        let (low, after) = (step(4, 348), step(96, 1_426));
+        let steps = [
+            step(8, 680),
+            step(16, 1_180),
+            step(32, 1_512),
+            step(64, 1_576),
+        ];
+        assert_eq!(worth_keeping((4, 96), &low, &steps, &after), 32);
+        let flat = [step(8, 490), step(16, 500)];
+        assert_eq!(
+            worth_keeping((4, 16), &step(4, 500), &flat, &step(16, 480)),
+            4
+        );
+        let each = [step(8, 800), step(16, 1_600)];
+        assert_eq!(
+            worth_keeping((4, 32), &step(4, 400), &each, &step(32, 3_200)),
+            32
+        );
     }
 }

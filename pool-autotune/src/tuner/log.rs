@@ -38,7 +38,7 @@ struct Step {
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Given {
-    Window(PoolWindow),
+    Window(Box<PoolWindow>),
     Bounds { min: usize, max: usize },
     Failover,
 }

@@ -20,7 +20,8 @@
 //! A saturated pool may still be too small, or the database may be doing all it can: use times
 //! cannot tell, throughput can. So growth of a saturated pool is an *experiment*, kept only if it
 //! pays, and at the knee K where it stops paying the pool now and then tries whether fewer would do
-//! (on the gate, opening and closing nothing). An experiment that shows slower queries not to be
+//! (on the gate, opening and closing nothing). What is not known is no reason to let checkouts wait:
+//! growth stays until an experiment speaks against it. An experiment that shows slower queries not to be
 //! our doing moves S0.
 //!
 //! # When the target moves
@@ -28,8 +29,9 @@
 //! - **Up, at once**: more checkouts wait than connections are allowed, and use times are near S0
 //!   (so more connections will help): demand plus what it takes to work off the backlog in half a
 //!   second, within one 250 ms window, to at most 8n + 8.
-//! - **Up, at once**: half of the connections or more are held by tasks that wait for another one. They
-//!   do not work meanwhile, so as many more cost the database nothing.
+//! - **Up, at once**: checkouts wait longer than a connection takes to open, or give up. Doubled at
+//!   first, and again once throughput has shown that the last doubling paid; two at a time while that
+//!   is not known; not at all once it has shown that more do not pay.
 //! - **Up**, after one saturated window: to demand, or, if the pool was full all the time, to as
 //!   many as wait and run, by at most the factor on trial (2 at first), and back if it does not pay.
 //! - **Down**, 5 s after a backlog was worked off: to demand, at once.
@@ -63,7 +65,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::demand::{BaseUseTime, PeakDemand, staffing};
-use self::knee::{Knee, Outcome};
+use self::knee::{Knee, Opening, Outcome};
 use crate::Bounds;
 
 /// The constants of a [`Tuner`].
@@ -95,8 +97,6 @@ pub struct TunerConfig {
     /// Above this multiple of S0, a backlog is the database's doing and does not grow the pool at
     /// once. Defaults to 1.5.
     pub inflated: f64,
-    /// Time between two growths. Defaults to 2 s: the last one has to show its effect first.
-    pub grow_every: Duration,
     /// Shrink to the peak demand of this long. Defaults to 300 s, as the Kubernetes horizontal
     /// autoscaler does, for the same reason: traffic that just fell comes back.
     pub shrink_horizon: Duration,
@@ -106,11 +106,8 @@ pub struct TunerConfig {
     pub shrink_step: f64,
     /// No shrink while the target is within this part above peak demand. Defaults to 0.15.
     pub dead_band: f64,
-    /// Above this multiple of S0 for three windows, a saturated pool looks down before it looks up.
-    /// Defaults to 3.
-    pub alarming: f64,
-    /// Whether to experiment at all. Without, a saturated pool grows to its demand and no further.
-    /// Defaults to `true`; always off in [`Mode::Recommend`](crate::Mode::Recommend).
+    /// Whether to try fewer connections, and to take growth back that does not pay. Defaults to
+    /// `true`; always off in [`Mode::Recommend`](crate::Mode::Recommend).
     pub experiments: bool,
     /// The constants of the experiments.
     pub knee: KneeConfig,
@@ -129,12 +126,10 @@ impl Default for TunerConfig {
             drain_backlog_in: Duration::from_millis(500),
             give_back_after: Duration::from_secs(5),
             inflated: 1.5,
-            grow_every: Duration::from_secs(2),
             shrink_horizon: Duration::from_secs(300),
             shrink_every: Duration::from_secs(60),
             shrink_step: 0.2,
             dead_band: 0.15,
-            alarming: 3.0,
             experiments: true,
             knee: KneeConfig::default(),
             dial: DialConfig::default(),
@@ -153,14 +148,21 @@ pub struct Tuner {
     base: BaseUseTime,
     peak: PeakDemand,
     knee: Knee,
-    /// Windows in a row with use times far above their base.
-    alarming: u32,
     verdict: Verdict,
+    /// The mean time that the last connections took to open.
+    dial: Option<f64>,
+    /// The fastest such time.
+    fastest_dial: Option<f64>,
+    may_grow: bool,
+    /// Connections in use in the last whole window, on average.
+    in_use: usize,
+    /// Windows of less than 250 ms together.
+    lately: PoolWindow,
+    /// What was seen since the pool is full at its limit.
+    full: PoolWindow,
     /// The fastest mean time to open a connection.
     base_dial: Option<f64>,
     cause: Cause,
-    frozen_until: Option<Instant>,
-    grown: Option<Instant>,
     shrunk: Option<Instant>,
     /// Since when the pool, grown to work off a backlog, is no longer saturated.
     drained_since: Option<Instant>,
@@ -178,12 +180,15 @@ impl Tuner {
             base: BaseUseTime::default(),
             peak: PeakDemand::new(config.shrink_horizon, now),
             knee: Knee::new(config.knee, now),
-            alarming: 0,
             verdict: Verdict::Healthy,
+            dial: None,
+            fastest_dial: None,
+            may_grow: true,
+            in_use: 0,
+            lately: PoolWindow::default(),
+            full: PoolWindow::default(),
             base_dial: None,
             cause: Cause::Unknown,
-            frozen_until: None,
-            grown: None,
             shrunk: None,
             drained_since: None,
         }
@@ -199,6 +204,13 @@ impl Tuner {
     #[must_use]
     pub fn admitted(&self) -> usize {
         self.knee.admitted(self.target)
+    }
+
+    /// Whether it would open more for checkouts that wait, as far as it knows: then it is best given
+    /// the next window soon.
+    #[must_use]
+    pub fn may_grow(&self) -> bool {
+        self.may_grow
     }
 
     /// What the last whole window says is the matter. [`Verdict::ConnectBound`] and those about
@@ -238,32 +250,35 @@ impl Tuner {
         )
     }
 
-    /// The server is another one, or the same one anew: what was learned about it is forgotten, the
-    /// target halved, and nothing decided until a second after its connections are open again, or for
-    /// ten seconds.
+    /// The server is another one, or the same one anew: what was learned about it is forgotten.
     pub fn failover(&mut self, now: Instant) -> Decision {
-        /// The first moments after a failover are about connecting and cold caches.
-        const FROZEN: Duration = Duration::from_secs(10);
-        let half = self.bounds.clamp(self.target.div_ceil(2));
-        let afresh = Self::new(self.config, self.bounds, self.target, now);
-        *self = Self {
-            frozen_until: Some(now + FROZEN),
-            ..afresh
-        };
-        self.decide(now, Reason::Failover, half, Inputs::default())
+        *self = Self::new(self.config, self.bounds, self.target, now);
+        self.decide(now, Reason::Failover, self.target, Inputs::default())
     }
 
     /// Takes in what happened since the last call. Best called every 250 ms: a backlog is acted on
     /// at once, everything else when enough was seen.
     pub fn on_window(&mut self, now: Instant, window: &PoolWindow) -> Decision {
-        if let Some(decision) = self.on_nested(now, window) {
+        let decision = self.act_on(now, window);
+        let is_shut = self.knee.opening(now, self.target) == Opening::Shut;
+        self.may_grow = self.target < self.bounds.max() && !is_shut;
+        decision
+    }
+
+    fn act_on(&mut self, now: Instant, window: &PoolWindow) -> Decision {
+        self.dial = window.mean_dial_time().or(self.dial);
+        self.fastest_dial = match (window.mean_dial_time(), self.fastest_dial) {
+            (Some(seen), Some(fastest)) => Some(seen.min(fastest)),
+            (seen, fastest) => fastest.or(seen),
+        };
+        self.knee.see(window);
+        self.gathered.merge(window);
+        self.note_full(window);
+        if let Some(decision) = self.on_backlog(now, window) {
+            self.gathered = PoolWindow::default();
             return decision;
         }
-        if self.is_frozen(now, window) {
-            return self.decide(now, Reason::Gathering, self.target, Inputs::default());
-        }
-        self.gathered.merge(window);
-        if let Some(decision) = self.on_backlog(now, window) {
+        if let Some(decision) = self.on_starving(now, window) {
             self.gathered = PoolWindow::default();
             return decision;
         }
@@ -277,43 +292,78 @@ impl Tuner {
         self.on_whole_window(now, &gathered)
     }
 
-    /// Gives connections for those that are held without being used.
-    fn on_nested(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
-        // More of them may be on their way.
-        if window.nested == 0 || 2 * window.nested < window.limit || window.limit < self.target {
+    /// Keeps what was seen while the pool was full at this limit. Throughput says something of a
+    /// size only where that was in use all the time.
+    fn note_full(&mut self, window: &PoolWindow) {
+        if !self.is_full(window) {
+            self.full = PoolWindow::default();
+        } else if self.full.limit == window.limit && self.full.duration < self.config.max_window {
+            self.full.merge(window);
+        } else {
+            self.full = window.clone();
+        }
+    }
+
+    /// Opens more while checkouts wait longer than a dial takes, whatever the reason, unless
+    /// experiments show that more do not pay.
+    fn on_starving(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
+        if !self.is_starving(window) {
             return None;
         }
-        let target = self.bounds.clamp(self.target + window.nested);
+        let Opening::To(reach) = self.knee.opening(now, self.target) else {
+            return None;
+        };
+        let wanted = self.target + window.queued.max(gave_up(window) as usize);
+        let target = self.bounds.clamp(reach.min(wanted));
         if target == self.target {
             return None;
         }
-        self.knee.cancel();
-        // What was seen is about tasks that waited for each other.
-        self.gathered = PoolWindow::default();
         let inputs = self.inputs(window, self.demand(window), true);
-        Some(self.decide(now, Reason::Nested, target, inputs))
+        let before = std::mem::take(&mut self.full);
+        Some(self.grow_to(now, Reason::Starving, target, &before, inputs))
     }
 
-    /// Whether a failover is too recent for what is seen to mean anything.
-    fn is_frozen(&mut self, now: Instant, window: &PoolWindow) -> bool {
-        /// From the moment at which all connections are open again.
-        const STILL: Duration = Duration::from_secs(1);
-        let Some(until) = self.frozen_until else {
+    /// Whether checkouts have waited for longer than opening a connection takes, and no growth is
+    /// under way.
+    fn is_starving(&self, window: &PoolWindow) -> bool {
+        /// Where nothing was seen yet, no wait below this is worth a connection.
+        const SHORTEST: Duration = Duration::from_millis(5);
+        /// Where dials take longer, the sooner they begin the better.
+        const LONGEST: Duration = Duration::from_millis(25);
+        /// Dialling that takes this many times its fastest is slow.
+        const SLOW: f64 = 2.0;
+        let room = self.bounds.max().saturating_sub(window.held);
+        if window.limit < self.target.min(room) {
             return false;
-        };
-        // Half of what the pool had may be too few, and it should not be for long.
-        let is_open = window.limit >= self.target && window.completions > 0;
-        let until = if is_open {
-            until.min(now + STILL)
+        }
+        // Some have no patience for a dial, and the next will not wait for it either.
+        if gave_up(window) > 0 {
+            return true;
+        }
+        let shortest = if self.base.get().is_none() {
+            SHORTEST
         } else {
-            until
+            self.config.slow_wait
         };
-        self.frozen_until = (now < until).then_some(until);
-        self.frozen_until.is_some()
+        let dial = self.dial.map_or(Duration::ZERO, Duration::from_secs_f64);
+        // A server that has become slow to open connections is busy.
+        let is_busy = match (self.dial, self.fastest_dial) {
+            (Some(dial), Some(fastest)) => dial > SLOW * fastest,
+            _ => false,
+        };
+        let dial = if is_busy { dial } else { dial.min(LONGEST) };
+        window.queued > 0 && window.mean_age() > dial.max(shortest)
     }
 
     /// The fast path: a backlog that more connections will work off.
     fn on_backlog(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
+        /// Arrivals of a shorter time are a burst as likely as a rate.
+        const A_WHILE: Duration = Duration::from_millis(250);
+        self.lately.merge(window);
+        if self.lately.duration < A_WHILE {
+            return None;
+        }
+        let window = &std::mem::take(&mut self.lately);
         // A limit still on its way to the target explains the backlog.
         if window.queued <= window.limit || window.limit < self.target {
             return None;
@@ -336,7 +386,8 @@ impl Tuner {
             return None;
         }
         let inputs = self.inputs(window, Some(demand), true);
-        Some(self.grow_to(now, Reason::Backlog, target, window, inputs))
+        let before = std::mem::take(&mut self.full);
+        Some(self.grow_to(now, Reason::Backlog, target, &before, inputs))
     }
 
     fn grow_to(
@@ -347,12 +398,14 @@ impl Tuner {
         window: &PoolWindow,
         inputs: Inputs,
     ) -> Decision {
-        self.grown = Some(now);
-        if matches!(reason, Reason::Backlog | Reason::Trial | Reason::Paid) {
+        if matches!(
+            reason,
+            Reason::Backlog | Reason::Starving | Reason::Trial | Reason::Paid
+        ) {
             // What it takes to work off a backlog, or a burst, is needed once, and given back.
             self.drained_since = Some(now);
         }
-        if self.config.experiments && self.is_resolvable(window) {
+        if self.config.experiments {
             self.knee.grow(now, self.target, target, window.clone());
         }
         self.decide(now, reason, target, inputs)
@@ -371,7 +424,12 @@ impl Tuner {
         let gathered = std::mem::take(&mut self.gathered);
         let saturated = self.is_saturated(&gathered);
         let (reason, to, seen) = match outcome {
-            Outcome::Running | Outcome::Unclear(None) | Outcome::Keep => {
+            Outcome::Running | Outcome::Unclear(None) | Outcome::Keep(None) => {
+                (Reason::Settling, self.target, None)
+            }
+            Outcome::Keep(use_time) => {
+                // As long with more connections as with fewer: not our doing.
+                self.base.rebase(use_time);
                 (Reason::Settling, self.target, None)
             }
             Outcome::Paid(needed, seen, after) => {
@@ -394,7 +452,6 @@ impl Tuner {
                 self.cause = self.cause_of(&gathered);
                 (Reason::NoGain, to, Some(seen))
             }
-            Outcome::Moved(to) => (Reason::NoGain, to, None),
             Outcome::Useless(to, seen) => (Reason::Useless, to, Some(seen)),
             Outcome::Useful(seen, low) => {
                 self.base.rebase(low.mean_use_time());
@@ -462,19 +519,21 @@ impl Tuner {
                 (seen, base) => base.or(seen),
             };
         }
-        self.knee.observe(now, saturated);
+        self.knee.observe(now, self.target, window, saturated);
         self.base.learn(window, saturated);
         let demand = self.demand(window);
         let inputs = self.inputs(window, demand, saturated);
         // No use time was ever seen: nothing is known, and nothing is asked for.
         let demand = demand.unwrap_or(0);
         self.peak.push(now, demand);
+        // What is in use says more than what was given back, of uses that take long.
+        let in_use = window.busy.as_secs_f64() / window.duration.as_secs_f64().max(1e-9);
+        self.in_use = staffing(in_use, window.use_time_variation());
 
         if saturated {
             self.drained_since = self.drained_since.map(|_| now);
             return self.on_saturated(now, window, demand, inputs);
         }
-        self.alarming = 0;
         let (reason, target) = self.give_back(now).unwrap_or_else(|| self.shrink(now));
         if target < self.target {
             self.shrunk = Some(now);
@@ -489,39 +548,11 @@ impl Tuner {
         demand: usize,
         inputs: Inputs,
     ) -> Decision {
-        if self.config.experiments && self.is_resolvable(window) {
-            return self.on_saturated_and_resolvable(now, window, demand, inputs);
-        }
-        let (reason, target) = self.grow_by_demand(now, demand);
-        if target > self.target {
-            self.grown = Some(now);
-        }
-        self.decide(now, reason, target, inputs)
-    }
-
-    fn on_saturated_and_resolvable(
-        &mut self,
-        now: Instant,
-        window: &PoolWindow,
-        demand: usize,
-        inputs: Inputs,
-    ) -> Decision {
-        /// As many windows in a row are no accident.
-        const ALARMED: u32 = 3;
-        let inflated = match (window.mean_use_time(), self.base.get()) {
-            (Some(seen), Some(base)) => seen > self.config.alarming * base,
-            _ => false,
-        };
-        self.alarming = if inflated { self.alarming + 1 } else { 0 };
-        let alarmed = self.alarming == ALARMED;
-        if alarmed {
-            self.knee.alarm(now);
-        }
-
-        if !alarmed && let Some((reason, target)) = self.reach(now, window, demand) {
+        if let Some((reason, target)) = self.reach(now, window, demand) {
             return self.grow_to(now, reason, target, window, inputs);
         }
-        if self.is_full(window)
+        if self.config.experiments
+            && self.is_full(window)
             && self
                 .knee
                 .try_down(now, self.target, self.bounds.min(), window)
@@ -561,11 +592,6 @@ impl Tuner {
         is_full(&self.config, window)
     }
 
-    /// Whether enough completes to measure throughput.
-    fn is_resolvable(&self, window: &PoolWindow) -> bool {
-        window.throughput() >= self.config.knee.min_throughput
-    }
-
     fn demand(&self, window: &PoolWindow) -> Option<usize> {
         let base = self.base.get()?;
         Some(staffing(
@@ -578,29 +604,13 @@ impl Tuner {
         is_saturated(&self.config, window)
     }
 
-    fn grow_by_demand(&self, now: Instant, demand: usize) -> (Reason, usize) {
-        let target = self.bounds.clamp(demand.min(8 * self.target + 8));
-        if self.target == self.bounds.max() && demand > self.target {
-            (Reason::AtMaximum, self.target)
-        } else if target <= self.target {
-            (Reason::Slower, self.target)
-        } else if self
-            .grown
-            .is_some_and(|grown| now - grown < self.config.grow_every)
-        {
-            (Reason::Settling, self.target)
-        } else {
-            (Reason::Saturated, target)
-        }
-    }
-
     /// Gives back at once what was only needed to work off a backlog.
     fn give_back(&mut self, now: Instant) -> Option<(Reason, usize)> {
         if now - self.drained_since? < self.config.give_back_after {
             return None;
         }
         self.drained_since = None;
-        let floor = self.bounds.clamp(self.peak.so_far()?);
+        let floor = self.bounds.clamp(self.peak.so_far()?.max(self.in_use));
         let is_more = self.target as f64 > floor as f64 * (1.0 + self.config.dead_band);
         is_more.then_some((Reason::Drained, floor))
     }
@@ -610,7 +620,7 @@ impl Tuner {
         let Some(peak) = self.peak.get(now) else {
             return steady;
         };
-        let floor = self.bounds.clamp(peak);
+        let floor = self.bounds.clamp(peak.max(self.in_use));
         if self.target as f64 <= floor as f64 * (1.0 + self.config.dead_band) {
             return steady;
         }
@@ -660,6 +670,11 @@ impl Tuner {
             inputs,
         }
     }
+}
+
+/// Checkouts that gave up waiting.
+fn gave_up(window: &PoolWindow) -> u64 {
+    window.timeouts + window.cancelled
 }
 
 /// Whether checkouts wait for connections more than they should, be it in bursts.

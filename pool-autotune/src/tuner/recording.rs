@@ -17,7 +17,7 @@ pub struct Recording {
 
 #[derive(Clone, Debug)]
 enum Input {
-    Window(PoolWindow),
+    Window(Box<PoolWindow>),
     Bounds(Bounds),
     Failover,
 }
@@ -37,7 +37,7 @@ impl Recording {
 
     /// The tuner was given a window.
     pub fn window(&mut self, now: Instant, window: PoolWindow) {
-        self.push(now, Input::Window(window));
+        self.push(now, Input::Window(Box::new(window)));
     }
 
     /// The tuner was given bounds.

@@ -23,12 +23,13 @@ pub enum Verdict {
         /// Connections to share.
         n: usize,
     },
-    /// Connections are wanted and allowed, and have not opened for five seconds.
+    /// Connections are wanted and allowed, and have not opened for five seconds, or there is none and
+    /// the last dial failed.
     ConnectBound,
-    /// A connection was not given back for far longer than is usual.
+    /// A connection was not given back for far longer than is usual, and nothing else is the matter.
     Leaking(Leak),
-    /// Every connection was held by a task that waits for another one: they can only wait until
-    /// they time out. Take both at once, or fewer, or raise the minimum.
+    /// Every connection was held by a task that waits for another one, and none came back since: they
+    /// can only wait until they time out. Take both at once, or fewer, or raise the minimum.
     NestedAcquire(NestedAcquire),
 }
 
@@ -37,14 +38,25 @@ impl fmt::Display for Verdict {
         match self {
             Self::Healthy => f.write_str("healthy"),
             Self::Underprovisioned => f.write_str("underprovisioned: larger sizes are being tried"),
-            Self::AtKnee(cause) => write!(f, "at the knee of the database ({cause})"),
-            Self::BudgetBound => f.write_str("bound by its maximum: more connections would help"),
+            Self::AtKnee(cause) => write!(
+                f,
+                "at the knee of the database ({cause}): more connections do not help, send it less or \
+                 make it faster"
+            ),
+            Self::BudgetBound => f.write_str(
+                "bound by its maximum: more connections would help, raise it if the server has them",
+            ),
             Self::UseMultiplexed { n } => write!(
                 f,
                 "multiplexed connections used one task at a time: share {n} instead"
             ),
-            Self::ConnectBound => f.write_str("bound by connecting: new connections do not open"),
-            Self::Leaking(leak) => write!(f, "leaking: {leak}"),
+            Self::ConnectBound => f.write_str(
+                "bound by connecting: new connections do not open, look at the server and the network",
+            ),
+            Self::Leaking(leak) => write!(
+                f,
+                "held far longer than usual: {leak}; a leak, or work for a pool of its own"
+            ),
             Self::NestedAcquire(nested) => write!(f, "nested checkouts: {nested}"),
         }
     }

@@ -45,9 +45,13 @@ pub struct PoolWindow {
     pub limit: usize,
     /// Checkouts waiting at the end of the window.
     pub queued: usize,
-    /// Connections held, at the end of the window, by tasks that wait for another one.
+    /// Sum of the times that these have waited by then.
     #[cfg_attr(feature = "json", serde(default))]
-    pub nested: usize,
+    pub queued_for: Duration,
+    /// Connections held, at the end of the window, for far longer than usual. They are no part of
+    /// the other numbers.
+    #[cfg_attr(feature = "json", serde(default))]
+    pub held: usize,
     /// How long the workers of the application's tokio runtime were busy, on average over them.
     #[cfg_attr(feature = "json", serde(default))]
     pub app_busy: Duration,
@@ -73,7 +77,8 @@ impl PoolWindow {
         self.capacity = self.capacity.saturating_add(later.capacity);
         self.limit = later.limit;
         self.queued = later.queued;
-        self.nested = later.nested;
+        self.queued_for = later.queued_for;
+        self.held = later.held;
         self.app_busy = self.app_busy.saturating_add(later.app_busy);
     }
 
@@ -134,6 +139,12 @@ impl PoolWindow {
     #[must_use]
     pub fn app_utilisation(&self) -> f64 {
         per(self.app_busy.as_secs_f64(), self.duration).min(1.0)
+    }
+
+    /// How long the checkouts that wait at the end of the window have waited, on average.
+    #[must_use]
+    pub fn mean_age(&self) -> Duration {
+        self.queued_for / self.queued.clamp(1, u32::MAX as usize) as u32
     }
 
     /// Q: mean number of waiting checkouts.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use pool_autotune::Autotuned;
-use pool_autotune::adapter::{Adapter, Checked};
+use pool_autotune::adapter::{Adapter, Checked, PutBack};
 
 /// A pool in memory: opening a connection takes `dial`.
 #[derive(Clone, Debug)]
@@ -17,6 +17,7 @@ pub(crate) struct Memory {
     max_size: usize,
     dial: Duration,
     refusing: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
     state: Arc<Mutex<MemoryState>>,
 }
 
@@ -35,12 +36,18 @@ impl Memory {
             max_size,
             dial,
             refusing: Arc::default(),
+            refused: Arc::default(),
             state: Arc::default(),
         }
     }
 
     pub(crate) fn opened(&self) -> usize {
         self.state.lock().unwrap().opened
+    }
+
+    /// Dials that were refused.
+    pub(crate) fn refused(&self) -> usize {
+        self.refused.load(Ordering::SeqCst)
     }
 
     /// From now on refuses to open connections, or not.
@@ -79,6 +86,7 @@ impl Adapter for Memory {
         tokio::time::sleep(self.dial).await;
         drop(dial);
         if self.refusing.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(std::io::ErrorKind::ConnectionRefused.into());
         }
         let mut state = self.state.lock().unwrap();
@@ -86,12 +94,12 @@ impl Adapter for Memory {
         Ok(Checked::Opened(connection(state.opened)))
     }
 
-    fn close_idle(&self, count: usize) -> usize {
+    fn close_idle(&self, count: usize) -> PutBack {
         let mut state = self.state.lock().unwrap();
         let surplus = state.idle.len().min(count);
         state.idle.drain(..surplus);
         state.closed += surplus;
-        surplus
+        PutBack::Done
     }
 }
 

@@ -1,0 +1,620 @@
+//! A server in memory, and callers that use it through a pool.
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use deadpool::managed::{Manager, Metrics, Pool, RecycleError, RecycleResult};
+use pool_autotune::Autotuned;
+use pool_autotune::adapter::Adapter;
+use pool_autotune::tuner::{Decision, Verdict};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::runtime::Builder;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::generate::{Event, Phase, Situation, Style};
+
+/// What came of a situation.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) callers: usize,
+    pub(crate) served: usize,
+    /// By the phase in which they came.
+    pub(crate) by_phase: Vec<(usize, usize)>,
+    pub(crate) dials: usize,
+    /// Dials under way at the same time, at most.
+    pub(crate) peak_dials: usize,
+    pub(crate) decisions: Vec<(Duration, Decision)>,
+    pub(crate) verdict: Option<Verdict>,
+    pub(crate) report: String,
+    pub(crate) end: String,
+}
+
+#[derive(Clone, Debug)]
+struct Server(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    generation: usize,
+    /// Dials fail until then.
+    down_until: Instant,
+    /// Dials begun before hang for good.
+    hangs_until: Instant,
+    paused_until: Instant,
+    slots: usize,
+    open: usize,
+    working: usize,
+    dial: Duration,
+    knee: Option<usize>,
+    /// The next use ends with a dead connection.
+    kill_one: bool,
+    bad_statement: bool,
+    dials: usize,
+    dialing: usize,
+    peak_dialing: usize,
+}
+
+/// A connection; a slot of the server as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    server: Server,
+    generation: usize,
+    idle_since: Instant,
+    dead: bool,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.server.0.lock().unwrap().open -= 1;
+    }
+}
+
+struct Dialing(Server);
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().dialing -= 1;
+    }
+}
+
+impl Server {
+    fn new(situation: &Situation) -> Self {
+        let now = Instant::now();
+        Self(Arc::new(Mutex::new(State {
+            generation: 0,
+            down_until: now,
+            hangs_until: now,
+            paused_until: now,
+            slots: usize::MAX,
+            open: 0,
+            working: 0,
+            dial: situation.phases[0].dial,
+            knee: None,
+            kill_one: false,
+            bad_statement: false,
+            dials: 0,
+            dialing: 0,
+            peak_dialing: 0,
+        })))
+    }
+
+    fn begin(&self, phase: &Phase) {
+        let mut state = self.0.lock().unwrap();
+        let now = Instant::now();
+        state.dial = phase.dial;
+        state.knee = phase.knee;
+        match phase.event {
+            Event::Nothing | Event::Bounds(_) => {}
+            Event::Kill | Event::IdleTimeout => state.generation += 1,
+            Event::KillOne => state.kill_one = true,
+            Event::Down(time) => {
+                state.generation += 1;
+                state.down_until = now + time;
+            }
+            Event::Hang(time) => {
+                state.generation += 1;
+                state.hangs_until = now + time;
+            }
+            Event::Pause(time) => state.paused_until = now + time,
+            Event::Full(slots) => state.slots = slots,
+            Event::BadStatement => state.bad_statement = true,
+        }
+    }
+
+    async fn dial(&self) -> io::Result<Connection> {
+        let (dial, fails, hangs, generation) = {
+            let mut state = self.0.lock().unwrap();
+            let now = Instant::now();
+            state.dials += 1;
+            state.dialing += 1;
+            state.peak_dialing = state.peak_dialing.max(state.dialing);
+            (
+                state.dial,
+                now < state.down_until,
+                now < state.hangs_until,
+                state.generation,
+            )
+        };
+        let _dialing = Dialing(self.clone());
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        if fails {
+            tokio::task::yield_now().await;
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        sleep(dial).await;
+        let mut state = self.0.lock().unwrap();
+        if state.open >= state.slots {
+            return Err(io::Error::other("53300"));
+        }
+        state.open += 1;
+        Ok(Connection {
+            server: self.clone(),
+            // What is half open when the server goes away is lost with the rest.
+            generation,
+            idle_since: Instant::now(),
+            dead: false,
+        })
+    }
+
+    fn is_alive(&self, connection: &Connection) -> bool {
+        !connection.dead && self.0.lock().unwrap().generation == connection.generation
+    }
+
+    /// Works for a caller; returns whether that went well, and the SQLSTATE if it did not.
+    async fn work(
+        &self,
+        connection: &mut Connection,
+        time: Duration,
+    ) -> Result<(), Option<&'static str>> {
+        if !self.is_alive(connection) {
+            return Err(Some("57P01"));
+        }
+        let (factor, paused) = {
+            let mut state = self.0.lock().unwrap();
+            state.working += 1;
+            let factor = state.knee.map_or(1.0, |knee| {
+                let beyond = state.working.saturating_sub(knee) as f64;
+                (state.working as f64 / knee as f64).max(1.0) * (1.0 + 0.02 * beyond)
+            });
+            (factor, state.paused_until)
+        };
+        let working = Working(self);
+        sleep(time.mul_f64(factor)).await;
+        sleep_until(paused).await;
+        drop(working);
+        let mut state = self.0.lock().unwrap();
+        if std::mem::take(&mut state.kill_one) {
+            connection.dead = true;
+            return Err(Some("57P01"));
+        }
+        if std::mem::take(&mut state.bad_statement) {
+            return Err(Some("08P01"));
+        }
+        drop(state);
+        if self.is_alive(connection) {
+            Ok(())
+        } else {
+            Err(Some("57P01"))
+        }
+    }
+}
+
+struct Working<'a>(&'a Server);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().working -= 1;
+    }
+}
+
+/// Dials at most two at once, 50 a second after the first four.
+pub(crate) struct Budget {
+    at_once: Semaphore,
+    next: Mutex<Instant>,
+}
+
+impl Budget {
+    async fn wait(&self) -> tokio::sync::SemaphorePermit<'_> {
+        const EVERY: Duration = Duration::from_millis(20);
+        const BURST: Duration = Duration::from_millis(60);
+        let permit = self.at_once.acquire().await.expect("never closed");
+        let at = {
+            let mut next = self.next.lock().unwrap();
+            let now = Instant::now();
+            let due = *next;
+            *next = due.max(now) + EVERY;
+            now.max(due.checked_sub(BURST).unwrap_or(now))
+        };
+        sleep_until(at).await;
+        permit
+    }
+}
+
+pub(crate) struct Dialer {
+    server: Server,
+    budget: Option<Budget>,
+}
+
+impl Manager for Dialer {
+    type Type = Connection;
+    type Error = io::Error;
+
+    async fn create(&self) -> io::Result<Connection> {
+        let _within = match &self.budget {
+            Some(budget) => Some(budget.wait().await),
+            None => None,
+        };
+        self.server.dial().await
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<io::Error> {
+        if self.server.is_alive(connection) {
+            connection.idle_since = Instant::now();
+            Ok(())
+        } else {
+            Err(RecycleError::message("dead"))
+        }
+    }
+}
+
+/// What callers ask.
+pub(crate) trait Source: Clone + Send + Sync + 'static {
+    type Checkout: AsMut<Connection> + Send;
+
+    fn get(&self) -> impl Future<Output = Option<Self::Checkout>> + Send;
+
+    fn failed(&self, code: &str);
+
+    fn set_max(&self, max: usize);
+}
+
+#[derive(Clone)]
+struct Bare(Pool<Dialer>);
+
+pub(crate) struct BareCheckout(deadpool::managed::Object<Dialer>);
+
+impl AsMut<Connection> for BareCheckout {
+    fn as_mut(&mut self) -> &mut Connection {
+        &mut self.0
+    }
+}
+
+impl Source for Bare {
+    type Checkout = BareCheckout;
+
+    async fn get(&self) -> Option<BareCheckout> {
+        self.0.get().await.ok().map(BareCheckout)
+    }
+
+    fn failed(&self, _: &str) {}
+
+    fn set_max(&self, max: usize) {
+        self.0.resize(max);
+    }
+}
+
+#[derive(Clone)]
+struct Tuned(Autotuned<Pool<Dialer>>);
+
+pub(crate) struct TunedCheckout(pool_autotune::Checkout<Pool<Dialer>>);
+
+impl AsMut<Connection> for TunedCheckout {
+    fn as_mut(&mut self) -> &mut Connection {
+        &mut self.0
+    }
+}
+
+impl Source for Tuned {
+    type Checkout = TunedCheckout;
+
+    async fn get(&self) -> Option<TunedCheckout> {
+        self.0.get().await.ok().map(TunedCheckout)
+    }
+
+    fn failed(&self, code: &str) {
+        self.0.note_sqlstate(code);
+    }
+
+    fn set_max(&self, max: usize) {
+        let bounds = 2.min(max)..=max;
+        self.0.set_bounds(bounds).expect("within the pool's own");
+    }
+}
+
+fn dialer(server: &Server, budget: bool) -> Dialer {
+    let budget = budget.then(|| Budget {
+        at_once: Semaphore::new(2),
+        next: Mutex::new(Instant::now()),
+    });
+    Dialer {
+        server: server.clone(),
+        budget,
+    }
+}
+
+fn pool(situation: &Situation, server: &Server, budget: bool) -> Pool<Dialer> {
+    let builder = Pool::builder(dialer(server, budget));
+    builder
+        .max_size(situation.max)
+        .build()
+        .expect("no timeouts are set")
+}
+
+/// With `budget` it dials no faster than a tuned one may.
+pub(crate) fn bare(situation: &Situation, budget: bool) -> Outcome {
+    run(async {
+        let server = Server::new(situation);
+        let source = Bare(pool(situation, &server, budget));
+        play(situation, server, source).await
+    })
+}
+
+pub(crate) fn tuned(situation: &Situation) -> Outcome {
+    run(async {
+        let server = Server::new(situation);
+        let pool = pool(situation, &server, false);
+        assert_eq!(pool.max_size(), situation.max);
+        let start = Instant::now();
+        let tuned = Autotuned::builder(pool)
+            .wait_timeout(situation.patience)
+            .open_timeout(situation.patience.max(Duration::from_secs(5)))
+            .build()
+            .expect("valid settings");
+        let mut outcome = play(situation, server, Tuned(tuned.clone())).await;
+        outcome.decisions = tuned
+            .decisions()
+            .into_iter()
+            .map(|decision| (decision.at() - start, decision))
+            .collect();
+        outcome.verdict = Some(tuned.verdict());
+        outcome.report = tuned.report().to_string();
+        outcome.end = format!("{:?}", tuned.snapshot());
+        outcome
+    })
+}
+
+/// A pool that is fair: whoever waits longest gets the next connection, opened or returned. It opens
+/// one more, within the dial budget, whenever a caller waits.
+#[derive(Clone)]
+struct Fair(Arc<FairState>);
+
+struct FairState {
+    dialer: Dialer,
+    max: Mutex<usize>,
+    /// One permit for each connection that is idle.
+    ready: Semaphore,
+    idle: Mutex<Vec<Connection>>,
+    size: Mutex<usize>,
+    waiting: Mutex<usize>,
+    dialing: Mutex<usize>,
+}
+
+pub(crate) struct FairCheckout(Fair, Option<Connection>);
+
+impl AsMut<Connection> for FairCheckout {
+    fn as_mut(&mut self) -> &mut Connection {
+        self.1.as_mut().expect("until it is dropped")
+    }
+}
+
+impl Drop for FairCheckout {
+    fn drop(&mut self) {
+        if let Some(connection) = self.1.take() {
+            self.0.give(connection);
+        }
+    }
+}
+
+struct Waits(Fair);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        *self.0.0.waiting.lock().unwrap() -= 1;
+    }
+}
+
+impl Fair {
+    fn give(&self, connection: Connection) {
+        if connection.server.is_alive(&connection) {
+            self.0.idle.lock().unwrap().push(connection);
+            self.0.ready.add_permits(1);
+        } else {
+            drop(connection);
+            *self.0.size.lock().unwrap() -= 1;
+            self.dial();
+        }
+    }
+
+    fn dial(&self) {
+        let mut dialing = self.0.dialing.lock().unwrap();
+        let mut size = self.0.size.lock().unwrap();
+        if *dialing >= *self.0.waiting.lock().unwrap() || *size >= *self.0.max.lock().unwrap() {
+            return;
+        }
+        *dialing += 1;
+        *size += 1;
+        let this = self.clone();
+        tokio::spawn(async move {
+            let dialled = this.0.dialer.create().await;
+            *this.0.dialing.lock().unwrap() -= 1;
+            match dialled {
+                Ok(connection) => this.give(connection),
+                Err(_) => *this.0.size.lock().unwrap() -= 1,
+            }
+        });
+    }
+}
+
+impl Source for Fair {
+    type Checkout = FairCheckout;
+
+    async fn get(&self) -> Option<FairCheckout> {
+        loop {
+            *self.0.waiting.lock().unwrap() += 1;
+            let waits = Waits(self.clone());
+            if self.0.ready.available_permits() == 0 {
+                self.dial();
+            }
+            self.0.ready.acquire().await.expect("never closed").forget();
+            drop(waits);
+            let connection = self
+                .0
+                .idle
+                .lock()
+                .unwrap()
+                .pop()
+                .expect("one for each permit");
+            if connection.server.is_alive(&connection) {
+                return Some(FairCheckout(self.clone(), Some(connection)));
+            }
+            drop(connection);
+            *self.0.size.lock().unwrap() -= 1;
+        }
+    }
+
+    fn failed(&self, _: &str) {}
+
+    fn set_max(&self, max: usize) {
+        *self.0.max.lock().unwrap() = max;
+    }
+}
+
+pub(crate) fn fair(situation: &Situation) -> Outcome {
+    run(async {
+        let server = Server::new(situation);
+        let source = Fair(Arc::new(FairState {
+            dialer: dialer(&server, true),
+            max: Mutex::new(situation.max),
+            ready: Semaphore::new(0),
+            idle: Mutex::default(),
+            size: Mutex::default(),
+            waiting: Mutex::default(),
+            dialing: Mutex::default(),
+        }));
+        play(situation, server, source).await
+    })
+}
+
+fn run(play: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.expect("a runtime").block_on(play)
+}
+
+async fn play<S: Source>(situation: &Situation, server: Server, source: S) -> Outcome {
+    let mut dice = SmallRng::seed_from_u64(situation.seed);
+    let outcome = Arc::new(Mutex::new(Outcome {
+        by_phase: vec![(0, 0); situation.phases.len()],
+        ..Outcome::default()
+    }));
+    let mut tasks = Vec::new();
+    let start = Instant::now();
+    let mut ends = start;
+    for (index, phase) in situation.phases.iter().enumerate() {
+        server.begin(phase);
+        if let Event::Bounds(max) = phase.event {
+            source.set_max(max);
+        }
+        let mut at = ends;
+        ends += phase.lasts;
+        for _ in 0..phase.holders {
+            let (source, patience, held) = (source.clone(), situation.patience, phase.held);
+            tasks.push(tokio::spawn(async move {
+                if let Ok(Some(checkout)) = timeout(patience, source.get()).await {
+                    sleep(held).await;
+                    drop(checkout);
+                }
+            }));
+        }
+        if phase.rate > 0.0 {
+            loop {
+                let gap = -(1.0 - dice.random::<f64>()).ln() / phase.rate;
+                at += Duration::from_secs_f64(gap);
+                if at >= ends {
+                    break;
+                }
+                sleep_until(at).await;
+                let time = phase.uses[dice.random_range(0..phase.uses.len())];
+                let time = time.mul_f64(0.5 + dice.random::<f64>());
+                let odd = dice.random_range(0..10);
+                let mut patience = situation.patience;
+                if phase.style == Style::Hasty && odd % 2 == 0 {
+                    patience /= 10;
+                }
+                let style = match phase.style {
+                    Style::Nested if odd != 0 => Style::Single,
+                    style => style,
+                };
+                let (source, server, outcome) =
+                    (source.clone(), server.clone(), Arc::clone(&outcome));
+                tasks.push(tokio::spawn(async move {
+                    let served = call(source, server, style, patience, time).await;
+                    let mut outcome = outcome.lock().unwrap();
+                    outcome.callers += 1;
+                    outcome.served += usize::from(served);
+                    outcome.by_phase[index].0 += 1;
+                    outcome.by_phase[index].1 += usize::from(served);
+                }));
+            }
+        }
+        sleep_until(ends).await;
+    }
+    // Those still at it are given as long as they have patience, and some work.
+    let last = situation.patience + Duration::from_secs(60);
+    let mut all = pin!(async {
+        for task in &mut tasks {
+            let _ = task.await;
+        }
+    });
+    let _ = timeout(last, all.as_mut()).await;
+    let mut outcome = outcome.lock().unwrap().clone();
+    let state = server.0.lock().unwrap();
+    outcome.dials = state.dials;
+    outcome.peak_dials = state.peak_dialing;
+    outcome
+}
+
+async fn call<S: Source>(
+    source: S,
+    server: Server,
+    style: Style,
+    patience: Duration,
+    time: Duration,
+) -> bool {
+    let one = || async {
+        let Ok(Some(mut checkout)) = timeout(patience, source.get()).await else {
+            return false;
+        };
+        match server.work(checkout.as_mut(), time).await {
+            Ok(()) => true,
+            Err(code) => {
+                if let Some(code) = code {
+                    source.failed(code);
+                }
+                false
+            }
+        }
+    };
+    match style {
+        Style::Single | Style::Hasty => one().await,
+        Style::Joined => {
+            let (a, b) = tokio::join!(one(), one());
+            a && b
+        }
+        Style::Nested => {
+            let Ok(Some(mut first)) = timeout(patience, source.get()).await else {
+                return false;
+            };
+            let second = one().await;
+            second && server.work(first.as_mut(), time).await.is_ok()
+        }
+    }
+}
