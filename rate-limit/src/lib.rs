@@ -95,6 +95,8 @@
 struct Readme;
 
 pub mod answer;
+mod builder;
+mod caller;
 mod clock;
 #[cfg(feature = "tracing")]
 mod events;
@@ -107,20 +109,28 @@ pub mod key;
 mod layer;
 mod limiter;
 pub mod metrics;
+mod plans;
 mod policy;
 mod quota;
+mod receipt;
+mod refusal;
 mod rules;
 pub mod shaper;
 mod store;
 mod warning;
 
 pub use self::{
+    builder::LimiterBuilder,
+    caller::Caller,
     clock::ManualClock,
     inflight::Inflight,
-    layer::{AnyLimiter, RateLimit, RateLimitBody, RateLimitFuture, RateLimitLayer},
-    limiter::{Decision, LimitError, Limiter, LimiterBuilder, Reservation},
+    layer::{RateLimit, RateLimitBody, RateLimitFuture, RateLimitLayer},
+    limiter::{Decision, Limiter},
+    plans::Mode,
     policy::{BuildError, MAX_POLICIES, Policy, ResponseHead},
     quota::{DAY, HOUR, MINUTE, Quota, QuotaCount, QuotaError, SECOND, Unit},
+    receipt::{AnyLimiter, Reservation},
+    refusal::LimitError,
     store::OnFull,
     warning::Warning,
 };

@@ -21,6 +21,24 @@ use crate::{Quota, QuotaError, key::RequestHead};
 ///     .build()?;
 /// # Ok::<(), rate_limit::BuildError>(())
 /// ```
+///
+/// # One key, several quotas
+///
+/// Plans, quotas of a request's own and reloads put different quotas under one name. Each judges a
+/// key by what the key has used, *as if it alone had always been in force*: everything that is
+/// charged, given back or settled counts by all of them, in cells, and comes back at the pace of
+/// each.
+///
+/// * A quota that decides on a key for the first time starts from the most that the key owes by any
+///   other, at most its own burst. So raising 10 a week to 1000 leaves 990 to a key that has used
+///   10, and going down from 6000 a minute to 60 refuses it for a second, not for the rest of what
+///   it owed before.
+/// * What other quotas admit is charged up to one burst. So no quota refuses a key for longer than
+///   its own whole burst takes to come back.
+/// * Nothing is forgiven: a debt by one quota is the same after a visit to another.
+///
+/// Up to four quotas of a name are kept apart for each key; of more, the one that is paid off first
+/// starts anew from the others. All of this holds alike in one process and in a fleet.
 #[derive(Clone)]
 pub struct Policy {
     name: Arc<str>,
@@ -212,6 +230,10 @@ pub enum BuildError {
     DuplicateName(Arc<str>),
     /// A policy, plan or unit has a name that cannot stand in a header as it is.
     InvalidName(Arc<str>),
+    /// A plan has no policy.
+    EmptyPlan(Arc<str>),
+    /// More different quotas than one limiter can tell apart, about 16 000.
+    TooManyQuotas(Arc<str>),
     /// A name that a running limiter does not know.
     UnknownName(Arc<str>),
     /// The table would be empty or would not fit into memory.
@@ -220,6 +242,8 @@ pub enum BuildError {
     ZeroMaxInflight,
     /// A limiter on Redis was built outside of a tokio runtime.
     NoRuntime,
+    /// This process has a limiter of the same name on the same Redis with other policies.
+    NameInUse(Arc<str>),
     /// A quota means nothing or cannot be kept.
     Quota {
         /// The policy it belongs to.
@@ -237,7 +261,20 @@ impl fmt::Display for BuildError {
                 write!(f, "{count} policies, expected at most {MAX_POLICIES}")
             }
             Self::DuplicateName(name) => {
-                write!(f, "two of the name {name:?}, expected distinct names")
+                write!(
+                    f,
+                    "two policies or two plans named {name:?}, expected distinct names \
+                     (`quota` adds a policy named \"default\")"
+                )
+            }
+            Self::EmptyPlan(name) => {
+                write!(f, "no policy in plan {name:?}, expected at least one")
+            }
+            Self::TooManyQuotas(name) => {
+                write!(
+                    f,
+                    "too many different quotas at policy {name:?}, expected at most 16000"
+                )
             }
             Self::InvalidName(name) => write!(
                 f,
@@ -254,6 +291,11 @@ impl fmt::Display for BuildError {
                 write!(f, "room for {keys} keys, expected 1 to {MAX_KEYS}")
             }
             Self::ZeroMaxInflight => f.write_str("0 requests in flight, expected at least 1"),
+            Self::NameInUse(name) => write!(
+                f,
+                "another limiter of this process is named {name:?} on the same redis and has other \
+                 policies, expected a name for each limiter"
+            ),
             Self::NoRuntime => f.write_str("no tokio runtime, expected to be built inside of one"),
             Self::Quota { policy, .. } => write!(f, "invalid quota of policy {policy:?}"),
         }
@@ -311,7 +353,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), BuildError> {
 /// How many policies one limiter decides together.
 pub const MAX_POLICIES: usize = 8;
 
-pub(crate) const MAX_KEYS: usize = 1 << 32;
+pub(crate) const MAX_KEYS: usize = 1_000_000_000;
 const MAX_NAME: usize = 64;
 
 #[cfg(test)]

@@ -33,8 +33,10 @@ pub(crate) struct Account<W> {
     lease: Lease,
     /// Calls on their way, one at most for each cost.
     flights: Vec<Flight<W>>,
-    /// Until when asking for `refused` is of no use.
+    /// Until when `refused` does not fit, as far as is known, and until when Redis is not asked
+    /// whether it does.
     refused_until: u64,
+    ask_again_at: u64,
     refused: Cells,
     /// Requests since `since`, and the smoothed rate a nanosecond.
     arrived: u32,
@@ -122,7 +124,7 @@ impl Sizing {
         let nodes = self.nodes.max(1);
         let most = |(term, cells): (&Term, &u64)| {
             let back = term.level.cells_in(HORIZON) / cells;
-            (self.of_fleet(term.burst) / cells).min(back.max(room / 4)) / nodes
+            (term.leasable / cells).min(back.max(room / 4)) / nodes
         };
         let lines = terms.iter().zip(cost).filter(charged);
         lines.map(most).min().unwrap_or(1).max(1)
@@ -142,6 +144,7 @@ impl<W: Tell> Account<W> {
             lease: Lease::default(),
             flights: Vec::new(),
             refused_until: 0,
+            ask_again_at: 0,
             refused: [0; MAX_POLICIES],
             arrived: 0,
             since: now,
@@ -193,8 +196,8 @@ impl<W: Tell> Account<W> {
             return Some(self.refusal(now, Excess::Never));
         }
         let as_large = |(cells, refused): (&u64, &u64)| cells >= refused;
-        if now < self.refused_until && cost.iter().zip(&self.refused).all(as_large) {
-            let wait = Excess::Wait(self.refused_until - now);
+        if now < self.ask_again_at && cost.iter().zip(&self.refused).all(as_large) {
+            let wait = Excess::Wait(self.refused_until.saturating_sub(now).max(1));
             return Some(self.refusal(now, wait));
         }
         None
@@ -219,7 +222,7 @@ impl<W: Tell> Account<W> {
     pub(crate) fn top_up(&mut self, now: u64, sizing: &Sizing) -> Option<Ask> {
         let cost = self.lease.cost;
         let low = self.lease.requests < self.sized(now, &cost, sizing) / 4;
-        let idle = self.flights.is_empty() && now >= self.refused_until;
+        let idle = self.flights.is_empty() && now >= self.ask_again_at;
         if !low || !idle || self.lease.requests == 0 {
             return None;
         }
@@ -438,7 +441,7 @@ impl<W: Tell> Account<W> {
     /// there is none for it to be a part of.
     pub(crate) fn keep(&mut self, now: u64, cost: &Cells, sizing: &Sizing) -> bool {
         // Redis will have room again, or the lease does.
-        self.refused_until = 0;
+        self.ask_again_at = 0;
         let fits = self.lease.requests > 0
             && self.lease.cost == *cost
             && self.lease.requests < sizing.requests(&self.terms, cost, self.room(now, cost));
@@ -455,7 +458,7 @@ impl<W: Tell> Account<W> {
 
     /// Asks Redis again, whatever it refused a moment ago.
     pub(crate) fn forget_refusal(&mut self) {
-        self.refused_until = 0;
+        self.ask_again_at = 0;
     }
 
     /// Whether nobody waits and nothing is on its way.
@@ -472,7 +475,7 @@ impl<W: Tell> Account<W> {
     pub(crate) fn is_blank(&self, now: u64) -> bool {
         self.is_idle()
             && self.lease.requests == 0
-            && self.refused_until <= now
+            && self.ask_again_at <= now
             && self.borrowed == [0; MAX_POLICIES]
             && self.debt(now) == 0
     }
@@ -548,7 +551,7 @@ impl<W: Tell> Account<W> {
         }
     }
 
-    /// Notes until when asking again is of no use.
+    /// Notes until when asking again would be of no use.
     fn refuse_for(&mut self, now: u64, ask: &Ask, sizing: &Sizing, jitter: f64) {
         let leases = ask.least > 1;
         let (mut wait, mut spread) = (0, 0);
@@ -571,6 +574,10 @@ impl<W: Tell> Account<W> {
         self.refused_until = now
             .saturating_add(wait.max(1))
             .saturating_add(spread as u64);
+        // Cells may be given back elsewhere, so it is asked again within a second, at a moment that
+        // is not every node's.
+        let memory = MEMORY / 2 + (jitter * (MEMORY / 2) as f64) as u64;
+        self.ask_again_at = self.refused_until.min(now.saturating_add(memory));
         self.refused = ask.cost;
     }
 
@@ -653,6 +660,9 @@ impl Lease {
 /// A lease lasts about so long, in nanoseconds. Longer saves calls and leaves more in the hands of
 /// nodes that may not need it.
 const HORIZON: u64 = 100_000_000;
+
+/// A refusal is remembered for at most so long, in nanoseconds.
+const MEMORY: u64 = 1_000_000_000;
 
 /// The rate is read off spans at least this long, in nanoseconds.
 const RATE_WINDOW: u64 = 2_000_000;

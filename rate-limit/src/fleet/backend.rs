@@ -45,7 +45,6 @@ pub(crate) struct Settings {
     /// Whether somebody said how many nodes are planned.
     pub(crate) is_planned: bool,
     pub(crate) strict_windows: bool,
-    pub(crate) version: u64,
     pub(crate) seed: Seed,
     /// The account script. Tests have one whose clock they can set.
     pub(crate) script: Arc<str>,
@@ -104,7 +103,6 @@ impl FleetBackend {
             planned: 1,
             is_planned: false,
             strict_windows: false,
-            version: 0,
             script: script::ACCOUNT.into(),
         };
         Ok(Self { settings })
@@ -151,18 +149,6 @@ impl FleetBackend {
         self
     }
 
-    /// Sets the version of the policies. Raise it when they change: the first node with the new
-    /// version that a key meets cuts the key's debt to the new burst, once, while the nodes with
-    /// the old version go on.
-    ///
-    /// Without a new version debts are kept as a number of cells all the same, and are not cut.
-    ///
-    /// Defaults to 0.
-    pub fn version(mut self, version: u64) -> Self {
-        self.settings.version = version;
-        self
-    }
-
     /// Hashes keys with `secret`, which all nodes must give. Without it, who can read Redis can
     /// find out by trying which addresses or tokens are in it.
     ///
@@ -180,6 +166,21 @@ impl FleetBackend {
 
     pub(crate) fn into_settings(self) -> Settings {
         self.settings
+    }
+}
+
+impl Settings {
+    /// Where the limiter of this name is.
+    pub(crate) fn place(&self) -> String {
+        let servers = self.servers.iter().map(|server| {
+            let info = server.get_connection_info();
+            format!("{}/{}", info.addr(), info.redis_settings().db())
+        });
+        format!(
+            "{} on {}",
+            self.name,
+            servers.collect::<Vec<_>>().join(", ")
+        )
     }
 }
 
@@ -204,7 +205,6 @@ impl fmt::Debug for Settings {
             .field("deadline", &self.deadline)
             .field("nodes", &self.planned)
             .field("strict_windows", &self.strict_windows)
-            .field("version", &self.version)
             .finish_non_exhaustive()
     }
 }

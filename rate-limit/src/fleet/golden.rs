@@ -159,12 +159,10 @@ fn say(said: &mut String, at: u64, what: &str, cells: u64, deed: &str) {
 
 async fn on_redis(vector: &Vector, redis: &mut MultiplexedConnection, digest: &str) -> String {
     let mut terms: Vec<Term> = Vec::new();
-    let mut version = 0;
     let mut said = String::new();
     for step in &vector.steps {
         let (at, what, cells) = match step {
             Step::Policies(new) => {
-                version += 1;
                 terms = new
                     .iter()
                     .zip(0..)
@@ -188,7 +186,7 @@ async fn on_redis(vector: &Vector, redis: &mut MultiplexedConnection, digest: &s
             "golden",
             crate::key::Seed::Fleet(1, 2).hash_one(&vector.name),
         );
-        let command = script::command(digest, &key, version, action, &terms);
+        let command = script::command(digest, &key, action, &terms);
         let now = 1_700_000_000_000_000 + at;
         let reply = call(redis, command, now, terms.len()).await;
         let left = |level: &Level, owed| level.remaining(owed);
@@ -229,6 +227,8 @@ fn term(quota: &Quota, id: u32) -> Term {
         id,
         level: Level::new(quota).unwrap(),
         burst: quota.burst_size(),
+        leasable: 0,
+        reserved: 0,
         cells: 0,
         shadow: false,
         on_outage: OnOutage::default(),
@@ -369,7 +369,7 @@ async fn the_model_of_the_script_is_the_script() {
                     _ => cells,
                 };
             }
-            let command = script::command(&digest, &key, 0, action, &terms);
+            let command = script::command(&digest, &key, action, &terms);
             let reply = call(&mut redis, command, now, terms.len()).await;
             assert_eq!(
                 reply,

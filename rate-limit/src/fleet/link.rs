@@ -39,7 +39,6 @@ use crate::metrics::Call;
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) key: u64,
-    pub(crate) version: u64,
     pub(crate) action: Action,
     pub(crate) terms: Box<[Term]>,
     pub(crate) then: Then,
@@ -264,6 +263,15 @@ impl Task {
         {
             node.router().learn_map(&map, &self.state.address, &node);
         }
+        let mut info = redis::cmd("INFO");
+        info.arg("memory");
+        // A server that does not allow the question is given the benefit of the doubt.
+        if let Ok(Ok(memory)) =
+            timeout(CONNECT_WITHIN, info.query_async::<String>(&mut redis)).await
+            && memory.contains("maxmemory_policy:allkeys-")
+        {
+            node.evicts();
+        }
         let connection = Connection {
             redis,
             account,
@@ -346,13 +354,8 @@ async fn exchange(node: Arc<Node>, mut connection: Connection, state: Arc<State>
                 pipeline.cmd("ASKING");
             }
             let key = script::key(&node.settings().name, job.key);
-            let Job {
-                version,
-                action,
-                terms,
-                ..
-            } = job;
-            let command = script::command(&connection.account, &key, *version, *action, terms);
+            let Job { action, terms, .. } = job;
+            let command = script::command(&connection.account, &key, *action, terms);
             pipeline.add_command(command);
         }
         let answer = connection
@@ -397,17 +400,15 @@ async fn exchange(node: Arc<Node>, mut connection: Connection, state: Arc<State>
                             node.redirect(job, error.redirect_node(), asking, &state.address);
                         }
                         _ => {
-                            failure = Some(reason(&error));
+                            // What is wrong with one key says nothing about the server.
+                            failure = failure.or_else(|| server_failure(&error));
                             node.failed(job);
                         }
                     }
                 }
                 Some(value) => match Reply::read(&value, job.terms.len()) {
                     Some(reply) => node.answered(job, reply),
-                    None => {
-                        failure = Some("its answer makes no sense");
-                        node.failed(job);
-                    }
+                    None => node.failed(job),
                 },
                 None => node.failed(job),
             }
@@ -484,14 +485,9 @@ async fn farewell(connection: &Connection, name: &str, jobs: &[Job]) {
     // What would be granted now nobody would use, or give back.
     let takes = |job: &&Job| matches!(job.action, Action::Take { .. });
     for job in jobs.iter().filter(|job| !takes(job)) {
-        let Job {
-            version,
-            action,
-            terms,
-            ..
-        } = job;
+        let Job { action, terms, .. } = job;
         let key = script::key(name, job.key);
-        let command = script::command(&connection.account, &key, *version, *action, terms);
+        let command = script::command(&connection.account, &key, *action, terms);
         pipeline.add_command(command);
     }
     if pipeline.is_empty() {
@@ -542,6 +538,13 @@ async fn slots(redis: &mut MultiplexedConnection) -> Option<Vec<SlotRange>> {
     ranges.iter().map(range).collect()
 }
 
+/// The same for errors that any key would have met.
+fn server_failure(error: &RedisError) -> Option<&'static str> {
+    let why = reason(error);
+    (why != OTHER || matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "NOAUTH")))
+        .then_some(why)
+}
+
 /// Why a call failed, for the event that says that Redis is not asked any more.
 fn reason(error: &RedisError) -> &'static str {
     use redis::ErrorKind::Server;
@@ -553,7 +556,7 @@ fn reason(error: &RedisError) -> &'static str {
         _ if error.code() == Some("OOM") => "it is out of memory",
         _ if error.is_timeout() => LATE,
         _ if error.is_io_error() || error.is_connection_dropped() => LOST,
-        _ => "it answers with errors",
+        _ => OTHER,
     }
 }
 
@@ -569,7 +572,8 @@ pub(crate) fn random() -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
-const LATE: &str = "it does not answer in time";
+const LATE: &str = "it does not reply in time";
+const OTHER: &str = "it replies with errors";
 const LOST: &str = "the connection was lost";
 
 /// For the connection and the scripts, each.

@@ -109,7 +109,7 @@ pub(crate) mod script;
 
 pub(crate) use self::{
     account::Verdict,
-    limiter::{FleetReceipt, Question, Waiting},
+    limiter::{Question, Waiting},
     node::Asked,
 };
 pub use self::{

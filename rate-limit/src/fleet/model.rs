@@ -162,6 +162,8 @@ impl Fleet {
             id: 1,
             level,
             burst,
+            leasable: sizing.of_fleet(burst),
+            reserved: sizing.of_fleet(burst),
             cells: 0,
             shadow: false,
             on_outage: OnOutage::default(),

@@ -20,16 +20,19 @@ use tokio::{
 use super::{
     account::{Account, Ask, Cells, Next, Sizing, Tell, Verdict},
     backend::Settings,
+    limiter::Terms,
     link::{Job, Then, random},
     router::Router,
     script::{Action, Reply, Term},
 };
 use crate::{
+    BuildError, Warning,
     inflight::Identity,
     metrics::{Call, FleetMeter, Source},
+    plans::Plans,
 };
 
-/// Which account: a key, under a plan. Plans that share a policy share what Redis keeps of it, and
+/// Which account: a key, under a plan. Plans that share a policy share what Redis keeps of it, but
 /// not what a node knows.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct AccountId {
@@ -38,7 +41,8 @@ pub(crate) struct AccountId {
 }
 
 type Waiter = oneshot::Sender<Verdict>;
-type Shard = HashMap<AccountId, Account<Waiter>, BuildHasherDefault<Identity>>;
+/// In boxes: a hash table has up to twice the room that it needs.
+type Shard = HashMap<AccountId, Box<Account<Waiter>>, BuildHasherDefault<Identity>>;
 
 pub(crate) struct Node {
     settings: Settings,
@@ -48,8 +52,9 @@ pub(crate) struct Node {
     shards: Box<[Mutex<Shard>]>,
     per_shard: usize,
     router: Router,
-    /// Of the policies in force.
-    version: AtomicU64,
+    /// Whether the runtime that the tasks ran in has ended.
+    ended: AtomicBool,
+    plans: Arc<Plans<Terms>>,
     /// How many nodes there are, and when as many were last seen.
     nodes: AtomicU64,
     nodes_at: AtomicU64,
@@ -77,19 +82,34 @@ impl Tell for Waiter {
 
 impl Node {
     /// Starts the tasks that connect to the servers and look after the accounts.
+    ///
+    /// Fails if the process has a limiter of this name with other policies (`signature`): a name is
+    /// one limiter, and the two would charge each other's accounts.
     pub(crate) fn start(
         settings: Settings,
         max_keys: usize,
-        version: u64,
         policy: &str,
-    ) -> Arc<Self> {
+        signature: String,
+        plans: &Arc<Plans<Terms>>,
+    ) -> Result<Arc<Self>, BuildError> {
+        static NAMES: Mutex<Vec<(String, String, Weak<Node>)>> = Mutex::new(Vec::new());
+        let place = settings.place();
+        let mut names = lock(&NAMES);
+        names.retain(|(_, _, node)| node.strong_count() > 0);
+        let other = |(at, policies, _): &&(String, String, Weak<Self>)| {
+            *at == place && *policies != signature
+        };
+        if names.iter().any(|name| other(&name)) {
+            return Err(BuildError::NameInUse(Arc::clone(&settings.name)));
+        }
         let node = Arc::new(Self {
             router: Router::new(&settings),
             id: format!("{:016x}", (random() * u64::MAX as f64) as u64),
             epoch: Instant::now(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             per_shard: max_keys.div_ceil(SHARDS).max(8),
-            version: AtomicU64::new(version),
+            ended: AtomicBool::new(false),
+            plans: Arc::clone(plans),
             nodes: AtomicU64::new(settings.planned),
             nodes_at: AtomicU64::new(0),
             crowded: AtomicBool::new(false),
@@ -99,9 +119,11 @@ impl Node {
             meter: FleetMeter::new(policy),
             settings,
         });
+        names.push((place, signature, Arc::downgrade(&node)));
+        drop(names);
         node.router.start(&node);
         tokio::spawn(look_after(Arc::downgrade(&node)));
-        node
+        Ok(node)
     }
 
     /// Charges a request, by what is known here if that is enough.
@@ -427,7 +449,7 @@ impl Node {
 
     /// Whether any server is not asked at the moment.
     pub(crate) fn is_open(&self) -> bool {
-        self.router.open() > 0
+        self.router.open() > 0 || self.ended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -442,8 +464,9 @@ impl Node {
         &self.router
     }
 
-    pub(crate) fn version(&self) -> &AtomicU64 {
-        &self.version
+    /// The server evicts keys that are still in debt when its memory is full.
+    pub(crate) fn evicts(&self) {
+        self.plans.watch().raise(Warning::EvictingRedis);
     }
 
     #[inline]
@@ -474,7 +497,9 @@ impl Node {
         if shard.len() >= self.per_shard && !shard.contains_key(&id) {
             self.make_room(shard, now);
         }
-        let account = shard.entry(id).or_insert_with(|| Account::new(terms, now));
+        let account = shard
+            .entry(id)
+            .or_insert_with(|| Box::new(Account::new(terms, now)));
         if let Some(left) = account.adopt(terms, now) {
             self.say(self.forget(id.key, Action::Refund, left));
         }
@@ -528,7 +553,6 @@ impl Node {
     fn forget(&self, key: u64, action: Action, terms: Box<[Term]>) -> Job {
         Job {
             key,
-            version: self.version.load(Ordering::Relaxed),
             action,
             terms,
             then: Then::Forget,
@@ -542,6 +566,8 @@ impl Node {
         match self.router.link(job.key) {
             Some(link) if !link.is_open() => {
                 if let Err(job) = link.say(job) {
+                    self.ended.store(true, Ordering::Relaxed);
+                    self.plans.watch().raise(Warning::RuntimeEnded);
                     self.failed(job);
                 }
             }

@@ -1,7 +1,7 @@
 //! Whose quota a request is charged to.
 //!
 //! A [`Key`] reads a request's head and hashes what it finds with a secret of the limiter's, so
-//! nobody can choose keys that collide. Nothing is allocated and only the hash is kept.
+//! no client can choose keys that collide. Nothing is allocated and only the hash is kept.
 //!
 //! ```
 //! use rate_limit::key;
@@ -35,13 +35,12 @@ use self::peer::{FindIp, hash_ip};
 pub use self::{
     forwarded::{ForwardedHeader, ForwardedKey, Trust, forwarded},
     header::header,
-    list::AccessList,
+    list::{AccessList, AccessLists},
     network::{Network, NetworkError},
     peer::{PeerAddr, PeerKey, peer, peer_from},
     resolve::{Resolve, ResolveFuture, ResolveLayer},
 };
-pub(crate) use self::{list::CompiledList, seed::Seed};
-use crate::warning::KeyedBy;
+pub(crate) use self::{list::Lists, seed::Seed};
 
 /// Finds the key in a request, see the [module](self).
 #[derive(Clone)]
@@ -51,6 +50,16 @@ pub struct Key {
     /// Finds the client's address, if the key is made of it among other things.
     ip: Option<Arc<FindIp>>,
     keyed_by: KeyedBy,
+}
+
+/// What a key is made of, as far as mistakes in the setup go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum KeyedBy {
+    /// One quota for all, on purpose.
+    Nothing,
+    /// The peer's address, with no proxy in between.
+    Peer,
+    Other,
 }
 
 #[derive(Clone)]
@@ -121,6 +130,11 @@ impl Key {
     #[inline]
     pub(crate) fn keyed_by(&self) -> KeyedBy {
         self.keyed_by
+    }
+
+    /// Whether an address is a part of the key.
+    pub(crate) fn is_made_of_ip(&self) -> bool {
+        self.ip.is_some()
     }
 
     /// The client's address, if the key is made of it.
@@ -227,7 +241,7 @@ pub fn hashed(
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum MissingKey {
-    /// All such requests share one quota: nobody escapes the limit, and a mistake in the setup
+    /// All such requests share one quota: no request escapes the limit, and a mistake in the setup
     /// shows up as refusals and in the `no_key` metric.
     #[default]
     Share,

@@ -1,13 +1,16 @@
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use http::Response;
+use http::{Response, StatusCode, response};
 use pin_project_lite::pin_project;
 
-use super::{RateLimitBody, service::Extras};
-use crate::policy::ResponseHead;
+use super::RateLimitBody;
+use crate::{
+    AnyLimiter, Inflight, MAX_POLICIES, answer::Stamp, policy::ResponseHead, receipt::Receipt,
+};
 
 pin_project! {
     /// The response future of [`RateLimit`](crate::RateLimit).
@@ -26,15 +29,83 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
-        Admitted { #[pin] future: F, extras: Option<Box<Extras>> },
+        Admitted {
+            #[pin]
+            future: F,
+            extras: Option<Box<dyn Finish>>,
+            refund: Option<Refund>,
+        },
         Refused { response: Option<Response<RateLimitBody<B>>> },
     }
 }
 
+/// What to give back if the service turns out not to have served the request.
+pub(super) struct Refund {
+    pub(super) to: Arc<dyn Refunds>,
+    pub(super) key: u64,
+    pub(super) cells: [u64; MAX_POLICIES],
+}
+
+pub(super) trait Refunds: Send + Sync {
+    fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]);
+
+    /// Whether a response of this status can be one that is refunded; a quick look.
+    fn may_refund(&self, status: StatusCode, is_grpc: bool) -> bool;
+
+    /// Whether a response says that the request was not served.
+    fn is_refunded(&self, response: &ResponseHead<'_>) -> bool;
+}
+
+/// What an admitted request takes along if it has anything to. In a box, because most have not, and
+/// futures are moved about.
+pub(super) struct Extras<L: AnyLimiter> {
+    /// What was charged and may be settled once the response is known.
+    pub(super) receipt: Option<Receipt<L>>,
+    /// The count of this request among those of its key in flight.
+    pub(super) inflight: Option<Inflight>,
+    /// Headers for the response.
+    pub(super) stamp: Option<Stamp>,
+    /// Whether they go on redirects too.
+    pub(super) stamp_redirects: bool,
+}
+
+pub(super) trait Finish: Send + Sync {
+    /// Settles by the response and completes it.
+    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight>;
+}
+
+impl<L: AnyLimiter> Finish for Extras<L> {
+    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight> {
+        match self.receipt {
+            // All that was charged is back already.
+            Some(receipt) if refunded => receipt.settle_by(|_| None),
+            Some(receipt) => receipt.settle(&ResponseHead::new(parts)),
+            None => {}
+        }
+        let redirects = parts.status.is_redirection() && parts.status != StatusCode::NOT_MODIFIED;
+        if let Some(stamp) = self.stamp
+            && (self.stamp_redirects || !redirects)
+        {
+            for (name, value) in &stamp.headers {
+                parts.headers.append(name, value.clone());
+            }
+        }
+        self.inflight
+    }
+}
+
 impl<F, B> RateLimitFuture<F, B> {
-    pub(super) fn admitted(future: F, extras: Option<Box<Extras>>) -> Self {
+    pub(super) fn admitted(
+        future: F,
+        extras: Option<Box<dyn Finish>>,
+        refund: Option<Refund>,
+    ) -> Self {
         Self {
-            state: State::Admitted { future, extras },
+            state: State::Admitted {
+                future,
+                extras,
+                refund,
+            },
         }
     }
 
@@ -55,14 +126,26 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Admitted { future, extras } => {
-                let outcome = ready!(future.poll(cx));
+            StateProj::Admitted {
+                future,
+                extras,
+                refund,
+            } => {
                 // Without a response there is nothing to settle by: a reservation goes back, as
                 // it does when this future is dropped.
-                let extras = extras.take();
-                Poll::Ready(outcome.map(|response| match extras {
-                    None => response.map(RateLimitBody::inner),
-                    Some(extras) => finish(response, extras),
+                let outcome = ready!(future.poll(cx));
+                let (extras, refund) = (extras.take(), refund.take());
+                Poll::Ready(outcome.map(|response| {
+                    let is_plain = extras.is_none()
+                        && refund.as_ref().is_none_or(|refund| {
+                            let is_grpc = response.headers().contains_key("grpc-status");
+                            !refund.to.may_refund(response.status(), is_grpc)
+                        });
+                    if is_plain {
+                        response.map(RateLimitBody::inner)
+                    } else {
+                        finish(response, extras, refund)
+                    }
                 }))
             }
             StateProj::Refused { response } => Poll::Ready(Ok(response
@@ -74,24 +157,20 @@ where
 
 /// Kept apart, so that the many without extras are not moved around for them.
 #[inline(never)]
-fn finish<B>(response: Response<B>, extras: Box<Extras>) -> Response<RateLimitBody<B>> {
-    let Extras {
-        receipt,
-        inflight,
-        stamp,
-        stamp_redirects,
-    } = *extras;
+fn finish<B>(
+    response: Response<B>,
+    extras: Option<Box<dyn Finish>>,
+    refund: Option<Refund>,
+) -> Response<RateLimitBody<B>> {
     let (mut parts, body) = response.into_parts();
-    if let Some(receipt) = receipt {
-        receipt.settle(&ResponseHead::new(&parts));
-    }
-    if let Some(stamp) = stamp
-        && (stamp_redirects || !parts.status.is_redirection())
-    {
-        for (name, value) in &stamp.headers {
-            parts.headers.append(name, value.clone());
+    let refunded = refund.is_some_and(|Refund { to, key, cells }| {
+        let refunded = to.is_refunded(&ResponseHead::new(&parts));
+        if refunded {
+            to.refund(key, &cells);
         }
-    }
+        refunded
+    });
+    let inflight = extras.and_then(|extras| extras.finish(&mut parts, refunded));
     Response::from_parts(parts, RateLimitBody::admitted(body, inflight))
 }
 

@@ -1,0 +1,320 @@
+//! What both kinds of layer do before the charge and after the decision.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
+use tower_service::Service;
+
+use super::{
+    RateLimitFuture,
+    future::{Extras, Finish, Refund, Refunds},
+    layer::Settings,
+};
+use crate::{
+    AnyLimiter, Inflight, MAX_POLICIES, Mode,
+    answer::{Answer, Limited, OverQuota, Reason, Refused, Stamp, is_grpc},
+    caller::Caller,
+    key::{MissingKey, RequestHead},
+    metrics::Outcome,
+    plans::{Plan, fingerprint},
+    policy::ResponseHead,
+    receipt::{Receipt, Settle},
+    rules::{Charge, Ruleset, Ruling},
+};
+
+/// How a request is to be decided.
+pub(super) struct Screened {
+    pub(super) key: u64,
+    pub(super) inflight: Option<Inflight>,
+    /// Whether its response gets quota headers.
+    pub(super) stamps: bool,
+}
+
+/// Why a request is not charged.
+pub(super) enum Stop {
+    /// It passes uncharged.
+    Through,
+    /// It is refused uncharged.
+    Refused(Reason),
+}
+
+impl<L: AnyLimiter> Settings<L> {
+    /// The number of the plan that decides a request.
+    #[inline]
+    pub(super) fn plan_of(&self, head: &RequestHead<'_>) -> usize {
+        match &self.plan {
+            Some(plan) => plan(head, &|name| self.limiter.plan_named(name)),
+            None => self.limiter.plan_number(),
+        }
+    }
+
+    /// Whether requests over their quota are let through.
+    #[inline]
+    pub(super) fn is_shadow(&self) -> bool {
+        self.shadow || self.limiter.plans().mode() == Mode::Shadow
+    }
+
+    /// All that comes before the charge, and what to charge.
+    #[inline]
+    pub(super) fn screen(
+        &self,
+        head: &RequestHead<'_>,
+        plan: &Plan<L::Terms>,
+        charge: &mut Charge,
+    ) -> Result<Screened, Stop> {
+        let plans = self.limiter.plans();
+        let count = |outcome| plan.rules.meter().count(outcome);
+
+        if plans.mode() == Mode::Off || self.bypass.as_ref().is_some_and(|bypass| bypass(head)) {
+            count(Outcome::Bypassed);
+            return Err(Stop::Through);
+        }
+        let key = self.key.find(head, plans.seed());
+        if let Some(lists) = &self.lists {
+            let lists = lists.load();
+            if lists.deny.contains(&self.key, head, key) {
+                count(Outcome::Denied);
+                return Err(Stop::Refused(Reason::Denied));
+            }
+            if lists.allow.contains(&self.key, head, key) {
+                count(Outcome::Bypassed);
+                return Err(Stop::Through);
+            }
+        }
+        plans.watch().request(&self.key, head, key.unwrap_or(0));
+        let key = match key {
+            Some(key) => key,
+            None => {
+                count(Outcome::NoKey);
+                match self.missing_key {
+                    MissingKey::Share => plans.seed().hash_one(NO_KEY),
+                    MissingKey::Allow => return Err(Stop::Through),
+                    MissingKey::Deny => return Err(Stop::Refused(Reason::NoKey)),
+                }
+            }
+        };
+        let key = fingerprint(key);
+        let inflight = match plans.inflight_counts().map(|counts| counts.enter(key)) {
+            Some(None) => {
+                count(match self.is_shadow() {
+                    true => Outcome::Shadow,
+                    false => Outcome::Limited,
+                });
+                return Err(Stop::Refused(Reason::Inflight));
+            }
+            inflight => inflight.flatten(),
+        };
+        charge.price(&plan.rules, head);
+        if let Some(quota) = self.own_quota.as_ref().and_then(|own| own(head))
+            && let Some(own) = self.limiter.own(plan, &quota)
+        {
+            charge.put_own(own);
+        }
+        Ok(Screened {
+            key,
+            inflight,
+            stamps: self.headers.is_some() && !is_grpc(head.headers()),
+        })
+    }
+
+    /// Calls `inner` for an admitted request, or refuses in its place.
+    #[inline]
+    pub(super) fn conclude<S, A, ReqBody, ResBody>(
+        self: &Arc<Self>,
+        (inner, answer): (&mut S, &A),
+        mut request: Request<ReqBody>,
+        (plan, screened): (&PlanOf<'_, L>, Screened),
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        let rules = &plan.get().rules;
+        let rendered = &plan.get().rendered;
+        let stamp = match (&self.headers, screened.stamps) {
+            (Some(headers), true) => {
+                let seed = self.limiter.plans().seed();
+                Some(headers.render(seed, (rules, rendered), ruling, charge))
+            }
+            _ => None,
+        };
+        if !ruling.admits() {
+            if self.is_shadow() {
+                let extras = self.extras(None, screened.inflight, stamp);
+                return RateLimitFuture::admitted(inner.call(request), extras, None);
+            }
+            let limited = Limited::quota(OverQuota {
+                rules,
+                rendered,
+                charge,
+                ruling,
+            });
+            return self.refuse((inner, answer), request, &limited, stamp.as_ref());
+        }
+        if self.tells_caller {
+            let remaining = rules.left_by(charge, ruling);
+            let limiter = self.limiter.clone();
+            let caller = Caller::new(limiter, plan.keep(), ruling.key, charge, ruling, remaining);
+            request.extensions_mut().insert(caller);
+        }
+        let receipt = rules.settles().then(|| {
+            let charge = charge.waive(ruling.shadowed);
+            Receipt::new(
+                &self.limiter,
+                plan.keep(),
+                ruling.key,
+                charge,
+                Settle::ByResponse,
+            )
+        });
+        let extras = self.extras(receipt, screened.inflight, stamp);
+        let refund = self.refunds.then(|| Refund {
+            to: Arc::clone(self) as Arc<dyn Refunds>,
+            key: ruling.key,
+            cells: by_column(rules, charge, ruling),
+        });
+        RateLimitFuture::admitted(inner.call(request), extras, refund)
+    }
+
+    /// What an admitted request takes along.
+    #[inline]
+    fn extras(
+        &self,
+        receipt: Option<Receipt<L>>,
+        inflight: Option<Inflight>,
+        stamp: Option<Stamp>,
+    ) -> Option<Box<dyn Finish>> {
+        if stamp.is_none() && inflight.is_none() && receipt.is_none() {
+            return None;
+        }
+        let headers = self.headers.as_ref();
+        Some(Box::new(Extras {
+            receipt,
+            inflight,
+            stamp,
+            stamp_redirects: headers.is_some_and(|headers| headers.also_on_redirects()),
+        }))
+    }
+
+    /// Refuses in the place of `inner`, unless in shadow mode.
+    pub(super) fn refuse<S, A, ReqBody, ResBody>(
+        &self,
+        (inner, answer): (&mut S, &A),
+        request: Request<ReqBody>,
+        limited: &Limited<'_>,
+        stamp: Option<&Stamp>,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        if self.is_shadow() {
+            return RateLimitFuture::admitted(inner.call(request), None, None);
+        }
+        let (mut head, _) = request.into_parts();
+        let mut extensions = std::mem::take(&mut head.extensions);
+        let mut response = answer.answer(limited, head);
+        if let Some(stamp) = stamp {
+            stamp_refusal(&mut response, stamp);
+        }
+        // The table of the request's extensions is there already, so the marker costs nothing.
+        extensions.clear();
+        extensions.insert(Refused);
+        if self.explains {
+            extensions.insert(limited.explain());
+        }
+        extensions.extend(std::mem::take(response.extensions_mut()));
+        *response.extensions_mut() = extensions;
+        RateLimitFuture::refused(response)
+    }
+}
+
+impl<L: AnyLimiter> Refunds for Settings<L> {
+    fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
+        self.limiter.refund_columns(key, cells);
+    }
+
+    fn may_refund(&self, status: StatusCode, is_grpc: bool) -> bool {
+        self.refund_if.is_some() || is_grpc || status.is_client_error() || status.is_server_error()
+    }
+
+    fn is_refunded(&self, response: &ResponseHead<'_>) -> bool {
+        match &self.refund_if {
+            Some(refund_if) => refund_if(response),
+            None => was_not_served(response),
+        }
+    }
+}
+
+/// A plan that is borrowed until it has to be kept.
+pub(super) enum PlanOf<'a, L: AnyLimiter> {
+    Current(&'a crate::plans::Current<'a, L::Terms>),
+    #[cfg(feature = "redis")]
+    Kept(Arc<Plan<L::Terms>>),
+}
+
+impl<L: AnyLimiter> PlanOf<'_, L> {
+    #[inline]
+    fn get(&self) -> &Plan<L::Terms> {
+        match self {
+            Self::Current(plan) => plan,
+            #[cfg(feature = "redis")]
+            Self::Kept(plan) => plan,
+        }
+    }
+
+    fn keep(&self) -> Arc<Plan<L::Terms>> {
+        match self {
+            Self::Current(plan) => plan.keep(),
+            #[cfg(feature = "redis")]
+            Self::Kept(plan) => Arc::clone(plan),
+        }
+    }
+}
+
+/// What was charged, by account rather than by policy.
+#[inline]
+fn by_column(rules: &Ruleset, charge: &Charge, ruling: &Ruling) -> [u64; MAX_POLICIES] {
+    let mut cells = [0; MAX_POLICIES];
+    for (index, rule) in rules.rules().iter().enumerate() {
+        if !ruling.shadowed.contains(index) {
+            cells[rule.column] = charge.cells(index);
+        }
+    }
+    cells
+}
+
+/// Whether a response says that the request was not served and when to come back: a 503 with
+/// `retry-after`, as load shedders send it, the same in gRPC, or a refusal by a limit further in.
+fn was_not_served(response: &ResponseHead<'_>) -> bool {
+    let headers = response.headers();
+    let status = response.status();
+    if response.extensions().get::<Refused>().is_some() {
+        return true;
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        return headers.contains_key(RETRY_AFTER);
+    }
+    let code = || headers.get("grpc-status").map(HeaderValue::as_bytes);
+    status == StatusCode::OK
+        && headers.contains_key("grpc-retry-pushback-ms")
+        && matches!(code(), Some(b"8" | b"14"))
+}
+
+fn stamp_refusal<B>(response: &mut Response<B>, stamp: &Stamp) {
+    let headers = response.headers_mut();
+    for (name, value) in &stamp.headers {
+        headers.append(name, value.clone());
+    }
+    let wait = headers
+        .get(RETRY_AFTER)
+        .and_then(|wait| wait.to_str().ok()?.parse::<u64>().ok());
+    if wait.is_some_and(|wait| wait < stamp.retry_after) {
+        headers.insert(RETRY_AFTER, HeaderValue::from(stamp.retry_after));
+    }
+}
+
+/// What requests without a key are charged to; a string no other key hashes like.
+const NO_KEY: &str = "requests without a key";
