@@ -130,7 +130,7 @@ impl Judge {
             .on_full(OnFull::RefuseNew)
             .build()
             .unwrap();
-        let keys = ["a", "b"].map(|name| (name, Reference::default()));
+        let keys = ["a", "b"].map(|name| (name, Reference::with_tick(1)));
         let mut judge = Self {
             clock,
             limiter,

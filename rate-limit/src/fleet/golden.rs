@@ -10,6 +10,11 @@ use super::{
     outage::OnOutage,
     script::{self, Action, Reply, Term},
 };
+#[path = "../../tests/support/reference.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+mod reference;
+
+use self::reference::{Reference, Refusal};
 use crate::{LimitError, Limiter, ManualClock, Policy, Quota, gcra::Excess};
 
 const VECTORS: &str = include_str!("../../tests/vectors.txt");
@@ -379,3 +384,136 @@ async fn the_model_of_the_script_is_the_script() {
         }
     }
 }
+
+/// One thing that is done to a key by one or two policies, with quotas by number.
+#[derive(Clone, Copy, Debug)]
+struct Deed {
+    after_us: u64,
+    quotas: (usize, Option<usize>),
+    action: Action,
+    cells: u64,
+}
+
+/// Whatever quotas a key comes under and whatever is done to it, the script admits nothing that
+/// exact arithmetic refuses, and refuses nothing for longer: the reference is that of one process.
+#[tokio::test]
+async fn no_history_on_redis_admits_more_or_refuses_longer_than_exact_arithmetic() {
+    use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+
+    let server = Redis::start().await.unwrap();
+    let client = Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut load = redis::cmd("SCRIPT");
+    // The server's own clock runs on, and must not let anything expire.
+    let expiry = ", 'PX', string.format('%.0f', life + 1)";
+    let script = script_by_told_time();
+    assert_eq!(script.matches(expiry).count(), 1);
+    load.arg("LOAD").arg(script.replace(expiry, ""));
+    let digest: String = load.query_async(&mut redis).await.unwrap();
+
+    // Of three quotas for each case, so that histories stay exact.
+    let number = 0..3usize;
+    let deed = (
+        prop_oneof![3 => Just(0u64), 3 => 0u64..2_000_000, 1 => 0u64..200_000_000_000],
+        (number.clone(), proptest::option::of(number)),
+        prop_oneof![
+            6 => Just(Action::Take { n: 1, least: 1 }),
+            1 => Just(Action::Charge),
+            1 => Just(Action::Refund),
+            2 => Just(Action::Peek),
+        ],
+        prop_oneof![4 => Just(1u64), 2 => 0u64..2_000, 1 => 0u64..12_000_000],
+    );
+    let deed = deed.prop_map(|(after_us, quotas, action, cells)| Deed {
+        after_us,
+        quotas,
+        action,
+        cells,
+    });
+    let history = proptest::collection::vec(deed, 10..80);
+    let mut runner = TestRunner::deterministic();
+    let cases = if cfg!(debug_assertions) { 150 } else { 5_000 };
+    for case in 0..cases {
+        let deeds = history.new_tree(&mut runner).unwrap().current();
+        let key = script::key("exact", case);
+        let mut keys = [Reference::with_tick(1_000), Reference::with_tick(1_000)];
+        let mut now = 1_700_000_000_000_000;
+        for deed in deeds {
+            now += deed.after_us;
+            keys.iter_mut().for_each(|key| key.advance(now * 1_000));
+            // Where less than a tick is left, it is not exact.
+            if keys.iter().any(Reference::is_on_the_brink) {
+                break;
+            }
+            let pick =
+                |n: usize| QUOTAS[(case as usize + n * (1 + case as usize / 9)) % QUOTAS.len()];
+            let quotas = [Some(deed.quotas.0), deed.quotas.1].map(|n| n.map(pick));
+            let lines = || {
+                (0..)
+                    .zip(quotas)
+                    .filter_map(|(id, quota)| Some((id, quota?)))
+            };
+            let terms: Vec<_> = lines()
+                .map(|(id, quota)| Term {
+                    cells: deed.cells,
+                    ..term(&quota, id as u32)
+                })
+                .collect();
+            let command = script::command(&digest, &key, deed.action, &terms);
+            let reply = call(&mut redis, command, now, terms.len()).await;
+            let context = || format!("case {case}: {deed:?} gets {reply:?}, with {keys:?}");
+            match deed.action {
+                Action::Take { .. } if reply.granted == 1 => {
+                    for (id, quota) in lines() {
+                        let decided: &Reference = &keys[id];
+                        assert_eq!(decided.decide(&quota, deed.cells), None, "{}", context());
+                    }
+                    lines().for_each(|(id, quota)| keys[id].charge(&quota, deed.cells));
+                }
+                Action::Take { .. } => {
+                    let mut refused = false;
+                    for ((id, quota), (term, level)) in lines().zip(terms.iter().zip(reply.levels))
+                    {
+                        let most = keys[id].decide_cautiously(&quota, deed.cells);
+                        let within = match (term.level.excess(level, deed.cells), most) {
+                            (None, _) | (Some(Excess::Never), Some(Refusal::Never)) => true,
+                            (Some(Excess::Wait(wait)), Some(Refusal::Wait(most))) => wait <= most,
+                            _ => false,
+                        };
+                        assert!(within, "at most {most:?}: {}", context());
+                        refused |= most.is_some();
+                    }
+                    assert!(refused, "{}", context());
+                    if deed.cells > 0 {
+                        lines().for_each(|(id, quota)| keys[id].open(&quota));
+                    }
+                }
+                Action::Charge => {
+                    lines().for_each(|(id, quota)| keys[id].charge(&quota, deed.cells));
+                }
+                Action::Refund => lines().for_each(|(id, _)| keys[id].refund(deed.cells)),
+                _ => {
+                    for ((id, quota), (term, level)) in lines().zip(terms.iter().zip(reply.levels))
+                    {
+                        let (most, least) = keys[id].left(&quota);
+                        let left = term.level.remaining(level);
+                        assert!((least..=most).contains(&left), "{}", context());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// In whole microseconds a cell and not.
+const QUOTAS: [Quota; 9] = [
+    Quota::count(5).per(crate::HOUR),
+    Quota::count(10).per(crate::SECOND).burst(3),
+    Quota::count(60).per(crate::MINUTE),
+    Quota::count(6_000).per(crate::MINUTE),
+    Quota::count(1_000).per(crate::DAY),
+    Quota::count(1_000_000).per(crate::SECOND),
+    Quota::count(1 << 20).per(crate::SECOND),
+    Quota::count(7_000_000).per(crate::MINUTE),
+    Quota::count(300_000).per(crate::SECOND).burst(100),
+];

@@ -110,7 +110,7 @@ fn gcd(a: u128, b: u128) -> u128 {
 }
 
 /// Doubles count exactly up to here. A debt of two bursts must fit.
-const EXACT: u64 = (1 << 53) - 1;
+pub(super) const EXACT: u64 = (1 << 53) - 1;
 
 #[cfg(test)]
 mod tests {

@@ -32,7 +32,7 @@ use crate::{
     rules::{Charge, Own, Rule, Ruleset, Ruling},
 };
 
-/// A [`Limiter`] whose quotas hold for a fleet of processes together, made by
+/// A [`Limiter`](crate::Limiter) whose quotas hold for a fleet of processes together, made by
 /// [`LimiterBuilder::build_on`].
 ///
 /// A cheap handle: clones share one state. When the last one goes, leases are given back if the

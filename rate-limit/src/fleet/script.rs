@@ -2,7 +2,10 @@
 
 use redis::{Cmd, Value};
 
-use super::{level::Level, outage::OnOutage};
+use super::{
+    level::{EXACT, Level},
+    outage::OnOutage,
+};
 use crate::MAX_POLICIES;
 
 /// The accounts of a key, see the comment on its first lines.
@@ -70,10 +73,10 @@ pub(super) fn command(digest: &str, key: &str, action: Action, terms: &[Term]) -
             drain,
             capacity,
         } = term.level;
-        // No more than two bursts ever matter, and more might not be exact.
+        // More than fits a double exactly is more than any burst.
         let most = match action {
             Action::Owe | Action::Raise => capacity,
-            _ => 2 * term.level.burst() + 1,
+            _ => EXACT,
         };
         let cells = term.cells.min(most);
         command.arg(term.id).arg(price).arg(drain).arg(capacity);

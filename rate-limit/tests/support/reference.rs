@@ -17,6 +17,8 @@ pub(crate) struct Reference {
     slack: i128,
     /// The most that a quota of any account so far drains in a nanosecond, the tick of debts.
     coarsest: i128,
+    /// In nanoseconds.
+    tick: i128,
 }
 
 /// Why a request does not fit.
@@ -28,6 +30,14 @@ pub(crate) enum Refusal {
 }
 
 impl Reference {
+    /// For an implementation whose debts are whole numbers of what drains in `tick` nanoseconds.
+    pub(crate) fn with_tick(tick: i128) -> Self {
+        Self {
+            tick,
+            ..Self::default()
+        }
+    }
+
     /// Lets time pass until `now`, in nanoseconds.
     pub(crate) fn advance(&mut self, now: u64) {
         let elapsed = i128::from(now - self.now);
@@ -103,7 +113,7 @@ impl Reference {
     fn caution(&self, quota: &Quota) -> i128 {
         let drains = self.accounts.iter().map(|(other, _)| drain(other));
         let coarsest = drains.chain([self.coarsest, drain(quota)]).max();
-        self.slack.max(slack(quota)) + TICKS * coarsest.unwrap_or_default()
+        self.slack.max(slack(quota)) + TICKS * self.tick * coarsest.unwrap_or_default()
     }
 
     /// Opens the account of a quota that decides on a key in debt.
