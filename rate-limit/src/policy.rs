@@ -16,7 +16,8 @@ use crate::{Quota, QuotaError, key::RequestHead};
 ///     .policy(Policy::new("daily", Quota::count(50_000).per(DAY)))
 ///     .policy(
 ///         Policy::new("upload", Quota::count(1 << 20).per(SECOND).unit(Unit::ContentBytes))
-///             .cost(|request| request.content_length().unwrap_or(0)),
+///             // A body of undeclared length is refused.
+///             .cost(|request| request.body_length().unwrap_or(u64::MAX)),
 ///     )
 ///     .build()?;
 /// # Ok::<(), rate_limit::BuildError>(())
@@ -110,7 +111,7 @@ impl Policy {
     ///     .cost(|_| 2_000)
     ///     .settle(|response| Some(response.extensions().get::<TokensUsed>()?.0));
     /// let failures_are_free = Policy::new("requests", Quota::count(60).per(MINUTE))
-    ///     .settle(|response| response.status().is_server_error().then_some(0));
+    ///     .settle(|response| response.is_failure().then_some(0));
     /// ```
     #[must_use]
     pub fn settle(
@@ -200,6 +201,15 @@ impl<'a> ResponseHead<'a> {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.parts.status
+    }
+
+    /// Whether the server failed: a 5xx, or in gRPC a status that says so (unknown, deadline exceeded,
+    /// unimplemented, internal, unavailable, data loss) before any message was sent.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        let grpc = self.parts.headers.get("grpc-status");
+        let failed = |code: &[u8]| matches!(code, b"2" | b"4" | b"12" | b"13" | b"14" | b"15");
+        self.parts.status.is_server_error() || grpc.is_some_and(|code| failed(code.as_bytes()))
     }
 
     /// The headers.

@@ -28,8 +28,8 @@ pub enum Warning {
     UntrustedForwardedHeader,
     /// Requests are keyed by an address, alone or among other things, and no address was found, so
     /// that they share one quota: axum needs `into_make_service_with_connect_info` and this crate's
-    /// `axum` feature, a unix socket needs [`key::Trust::unix_socket`](crate::key::Trust), or the
-    /// server is not one that [`key::peer`](crate::key::peer) knows.
+    /// `axum` feature, a unix socket needs
+    /// [`ForwardedKey::unix_socket`](crate::key::ForwardedKey::unix_socket), or the server is not one that [`key::peer`](crate::key::peer) knows.
     NoPeerAddress,
     /// More than nine in ten requests have the same key: they may all come through one proxy, or
     /// the key may be constant.

@@ -29,7 +29,10 @@ use std::{
     sync::Arc,
 };
 
-use http::{Extensions, HeaderMap, Method, Request, Uri, Version, header::CONTENT_LENGTH};
+use http::{
+    Extensions, HeaderMap, Method, Request, Uri, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 
 use self::peer::{FindIp, hash_ip};
 pub use self::{
@@ -300,7 +303,8 @@ impl<'a> RequestHead<'a> {
         self.headers
     }
 
-    /// The length that the client declared for the body, if it declared a valid one.
+    /// The length that the client declared for the body, if it declared a valid one. To charge by
+    /// the length use [`body_length`](Self::body_length), which a chunked body cannot evade.
     #[must_use]
     pub fn content_length(&self) -> Option<u64> {
         self.headers
@@ -309,6 +313,28 @@ impl<'a> RequestHead<'a> {
             .ok()?
             .parse()
             .ok()
+    }
+
+    /// How long the body is, if that is known: as declared, or none at all for HTTP/1 requests that
+    /// announce no body and for methods that have none. `None` for a body of undeclared length
+    /// (chunked, or HTTP/2 without `content-length`).
+    #[must_use]
+    pub fn body_length(&self) -> Option<u64> {
+        let headers = self.headers;
+        if headers.contains_key(TRANSFER_ENCODING) {
+            return None;
+        }
+        if headers.contains_key(CONTENT_LENGTH) {
+            return self.content_length();
+        }
+        let announces = self.version <= Version::HTTP_11;
+        let has_none = [
+            &Method::GET,
+            &Method::HEAD,
+            &Method::OPTIONS,
+            &Method::DELETE,
+        ];
+        (announces || has_none.contains(&self.method)).then_some(0)
     }
 
     /// The extensions, where servers leave the peer address and middleware its findings.
