@@ -49,12 +49,7 @@ fn client(key: &ForwardedKey, peer: &str, lines: &[(&'static str, &[u8])]) -> Op
     key.client_ip(&RequestHead::of(&request(peer, lines)))
 }
 
-type Row<'a> = (
-    &'a str,
-    &'a str,
-    &'a [(&'static str, &'a str)],
-    &'a str,
-);
+type Row<'a> = (&'a str, &'a str, &'a [(&'static str, &'a str)], &'a str);
 
 fn check(key: &ForwardedKey, rows: &[Row<'_>]) -> usize {
     for (why, peer, lines, expected) in rows {
