@@ -287,6 +287,7 @@ impl<W: Tell> Account<W> {
             return next;
         };
         let mut flight = self.flights.swap_remove(at);
+        self.release_room();
         let mut granted = Lease {
             requests: reply.granted,
             cost: ask.cost,
@@ -324,6 +325,14 @@ impl<W: Tell> Account<W> {
     /// Redis did not answer: those who waited for it decide without it.
     pub(crate) fn failed(&mut self, ask: &Ask) {
         self.flights.retain(|flight| flight.cost != ask.cost);
+        self.release_room();
+    }
+
+    /// Flights are few and short, and their room would be most of what a quiet key takes.
+    fn release_room(&mut self) {
+        if self.flights.is_empty() {
+            self.flights = Vec::new();
+        }
     }
 
     /// Hears a level from Redis.

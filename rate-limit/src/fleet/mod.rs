@@ -75,6 +75,15 @@
 //! Scripts that were flushed are loaded again, and keys of a cluster that have moved are followed.
 //! Errors of all other kinds (out of memory, loading, read-only, no permission) count as failures.
 //!
+//! # What the server must allow
+//!
+//! These commands, on keys that start with the name of the limiter; `info` is only to warn of an
+//! eviction policy that forgets debts, and `cluster|slots` only for a cluster:
+//!
+//! ```text
+//! +eval +evalsha +script|load +time +get +set +del +zadd +zremrangebyscore +pexpire +zcard +info +cluster|slots
+//! ```
+//!
 //! # What you will see
 //!
 //! [Metrics](crate::metrics) of decisions by source, of calls and their times, of leases, nodes and

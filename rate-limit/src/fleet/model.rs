@@ -145,7 +145,8 @@ struct Admission {
 }
 
 impl Fleet {
-    fn new(quota: Quota, nodes: usize, most: u64, strict: bool) -> Self {
+    /// Nodes with as many accounts of the key each as there are plans that have the policy.
+    fn new(quota: Quota, nodes: usize, plans: usize, most: u64, strict: bool) -> Self {
         let sizing = Sizing {
             most,
             planned: nodes as u64,
@@ -162,7 +163,7 @@ impl Fleet {
             id: 1,
             level,
             burst,
-            leasable: sizing.of_fleet(burst),
+            leasable: sizing.of_fleet(burst) / plans as u64,
             reserved: sizing.of_fleet(burst),
             cells: 0,
             shadow: false,
@@ -170,7 +171,9 @@ impl Fleet {
         };
         let terms = std::sync::Arc::from([term]);
         Self {
-            nodes: (0..nodes).map(|_| (0, Account::new(&terms, 0))).collect(),
+            nodes: (0..nodes * plans)
+                .map(|_| (0, Account::new(&terms, 0)))
+                .collect(),
             terms,
             sizing,
             redis: Model::default(),
@@ -322,17 +325,18 @@ proptest! {
         count in 1u64..20_000,
         burst in 1u64..500,
         nodes in 1usize..6,
+        plans in 1usize..4,
         most in prop_oneof![Just(0), Just(u64::MAX), 1u64..50],
         strict in any::<bool>(),
         jitter in 0.0f64..1.0,
-        events in proptest::collection::vec((0u64..30_000, 0usize..6, event(), 1u64..5_000), 1..150),
+        events in proptest::collection::vec((0u64..30_000, 0usize..18, event(), 1u64..5_000), 1..150),
     ) {
-        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), nodes, most, strict);
+        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), nodes, plans, most, strict);
         let mut now = 1_000_000;
         for (gap, node, event, delay) in events {
             now += gap;
             fleet.arrive(now, jitter, delay);
-            fleet.happen(now, node % nodes, event, delay);
+            fleet.happen(now, node % (nodes * plans), event, delay);
         }
         fleet.arrive(u64::MAX, jitter, 1);
 
@@ -373,7 +377,7 @@ proptest! {
             (0u64..30_000, 1u8..40, any::<bool>(), 1u64..5_000), 1..150
         ),
     ) {
-        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), 1, most, false);
+        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), 1, 1, most, false);
         let mut now = 1_000_000;
         for (gap, requests, overdue, delay) in events {
             now += gap;
@@ -408,7 +412,7 @@ proptest! {
         requests in proptest::collection::vec((0u64..20_000, 0usize..6, 1u8..20), 1..200),
     ) {
         let quota = Quota::count(count).per(SECOND).burst(burst);
-        let mut fleet = Fleet::new(quota, nodes, 0, false);
+        let mut fleet = Fleet::new(quota, nodes, 1, 0, false);
         let on_outage = OnOutage::LocalShare { percent };
         fleet.terms = std::sync::Arc::from([Term { on_outage, ..fleet.terms[0] }]);
         let level = fleet.terms[0].level;
