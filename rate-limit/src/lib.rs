@@ -89,8 +89,8 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The README is tested too: its program needs the `axum` feature to do what it says.
-#[cfg(doctest)]
+// The README is tested too: its program needs the `axum` feature.
+#[cfg(all(doctest, feature = "axum"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
@@ -121,6 +121,7 @@ mod refusal;
 mod rules;
 pub mod shaper;
 mod store;
+mod text;
 mod warning;
 
 pub use self::{
@@ -136,5 +137,6 @@ pub use self::{
     receipt::{AnyLimiter, Reservation},
     refusal::LimitError,
     store::OnFull,
+    text::ParseQuotaError,
     warning::Warning,
 };

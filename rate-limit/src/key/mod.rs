@@ -34,6 +34,9 @@ use http::{
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use self::peer::connect_info;
 use self::peer::{FindIp, hash_ip};
 pub use self::{
     forwarded::{ForwardedHeader, ForwardedKey, Trust, forwarded},

@@ -32,6 +32,15 @@ pub fn peer() -> PeerKey {
     peer_from(found_peer)
 }
 
+/// The address that axum's `into_make_service_with_connect_info::<SocketAddr>()` leaves in the
+/// request. As [`peer`], but only there with the `axum` feature, so that a program that depends on
+/// it does not compile without.
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub fn connect_info() -> PeerKey {
+    peer()
+}
+
 /// The address that `find` returns, for servers that [`peer`] does not know.
 ///
 /// ```
