@@ -1,4 +1,4 @@
-//! What a refused caller gets.
+//! What a refused request gets.
 //!
 //! | refused because of | HTTP | gRPC |
 //! |---|---|---|
@@ -14,7 +14,8 @@
 //!
 //! A refusal over HTTP allocates nothing: the request's own header map is emptied and sent back,
 //! bodies are rendered when the limiter is built, and the digits of a wait are a slice of a
-//! constant. gRPC details take two small allocations.
+//! constant. gRPC details take two small allocations, and [`QuotaHeaders`] some for each field.
+//! The response carries the marker [`Refused`] in its extensions.
 //!
 //! Everything can be replaced, see [`RateLimitLayer::on_limited`](crate::RateLimitLayer::on_limited).
 //! [`QuotaHeaders`] adds headers to all responses.

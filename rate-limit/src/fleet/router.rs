@@ -1,4 +1,9 @@
 //! Which server to ask for which key: the only one, or the one that holds the key's slot.
+//!
+//! redis-rs has a cluster connection of its own, but it hides what this crate is about: it repeats
+//! calls that may have been executed (a charge must not be sent twice), it waits and retries beyond
+//! any deadline, and it does not say which server is failing, so that one dead server could not be
+//! left alone while the others go on. Finding a slot is the smaller part.
 
 use std::{
     ops::RangeInclusive,
