@@ -233,9 +233,14 @@ impl Task {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(CONNECT_WITHIN));
-        let connect = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
+        let found;
+        let client = if node.settings().sentinels.is_empty() {
+            &self.client
+        } else {
+            found = find_master(&node.settings().sentinels, &self.client).await?;
+            &found
+        };
+        let connect = client.get_multiplexed_async_connection_with_config(&config);
         let mut redis = match timeout(CONNECT_WITHIN, connect).await {
             Ok(Ok(redis)) => redis,
             Ok(Err(_)) => return Err("it does not accept the connection"),
@@ -335,7 +340,32 @@ impl Task {
     }
 }
 
-/// Says a batch of jobs and passes on the answers.
+/// Where the master is that `client` names, as the first of `sentinels` to reply knows it.
+async fn find_master(sentinels: &[Client], client: &Client) -> Result<Client, &'static str> {
+    let info = client.get_connection_info();
+    let name = match info.addr() {
+        ConnectionAddr::Tcp(name, _) | ConnectionAddr::TcpTls { host: name, .. } => name,
+        _ => return Err("a unix socket has no sentinels"),
+    };
+    for sentinel in sentinels {
+        let ask = async {
+            let mut sentinel = sentinel.get_multiplexed_async_connection().await.ok()?;
+            let mut command = redis::cmd("SENTINEL");
+            let command = command.arg("get-master-addr-by-name").arg(name);
+            let found = command.query_async::<Option<(String, u16)>>(&mut sentinel);
+            found.await.ok()?
+        };
+        if let Ok(Some((host, port))) = timeout(CONNECT_WITHIN, ask).await
+            && let Some(address) = super::router::at(info.addr(), &host, port)
+            && let Ok(client) = Client::open(info.clone().set_addr(address))
+        {
+            return Ok(client);
+        }
+    }
+    Err("no sentinel knows where it is")
+}
+
+/// Sends a batch of jobs and passes the replies on.
 async fn exchange(node: Arc<Node>, mut connection: Connection, state: Arc<State>, jobs: Vec<Job>) {
     let start = Instant::now();
     let deadline = start + node.settings().deadline;

@@ -226,7 +226,7 @@ impl Router {
 }
 
 /// The address of another server, reached as this one is.
-fn at(like: &ConnectionAddr, host: &str, port: u16) -> Option<ConnectionAddr> {
+pub(super) fn at(like: &ConnectionAddr, host: &str, port: u16) -> Option<ConnectionAddr> {
     let or = |own: &str| {
         if host.is_empty() || host == "?" {
             own.to_owned()
