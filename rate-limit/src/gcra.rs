@@ -212,7 +212,7 @@ impl Gcra {
         self.ticks(at).wrapping_add(owed)
     }
 
-    /// The TAT of a key that has paid its debt so many nanoseconds after `now`.
+    /// The TAT of a key that has paid its debt `nanos` nanoseconds after `now`.
     #[cfg(feature = "redis")]
     pub(crate) fn owing(&self, now: u64, nanos: u64) -> u64 {
         self.ticks(now).wrapping_add(self.ticks(nanos))
@@ -259,7 +259,7 @@ const MAX_CAPACITY: u64 = 1 << 62;
 /// The same where the clock wraps, in ticks: it bounds the chance of misreading an idle key.
 const MAX_WRAPPING_CAPACITY: u64 = 1 << 52;
 
-/// The shortest interval whose rounding is let pass, in ticks: an error below 1/16384.
+/// The shortest interval that may be rounded, in ticks: an error below 1/16384.
 const MIN_INTERVAL: u64 = 1 << 14;
 
 #[cfg(test)]
@@ -409,7 +409,7 @@ mod tests {
             }
         }
 
-        /// A refused caller that waits as long as it was told is admitted, and not a tick later.
+        /// A refused caller that waits as long as the refusal says is admitted, and not a tick later.
         #[test]
         fn the_wait_it_names_is_exact(
             count in 1u64..1_000_000,

@@ -44,13 +44,13 @@ pub const LIVE_EVICTIONS_TOTAL: &str = "rate_limit_live_evictions_total";
 pub const FLEET_DECISIONS_TOTAL: &str = "rate_limit_fleet_decisions_total";
 /// Calls to Redis by `outcome`, each for as many keys and requests as there were at the time.
 pub const FLEET_CALLS_TOTAL: &str = "rate_limit_fleet_calls_total";
-/// How long calls to Redis take, answered or not.
+/// How long calls to Redis take, with a reply or without.
 pub const FLEET_CALL_SECONDS: &str = "rate_limit_fleet_call_seconds";
 /// Requests that this node has leased and not made, four times a second.
 pub const FLEET_LEASED_REQUESTS: &str = "rate_limit_fleet_leased_requests";
 /// Nodes of the fleet that were heard of within five seconds.
 pub const FLEET_NODES: &str = "rate_limit_fleet_nodes";
-/// Servers that are not asked at the moment because they do not answer.
+/// Servers that are not asked at the moment because they do not reply.
 pub const FLEET_OPEN: &str = "rate_limit_fleet_open";
 
 /// Describes every metric to the installed recorder, with its unit. Call it once, after the

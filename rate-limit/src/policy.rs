@@ -122,7 +122,7 @@ impl Policy {
         self
     }
 
-    /// Sets what the policy does while Redis does not answer. It means nothing to a limiter that
+    /// Sets what the policy does while Redis does not reply. It means nothing to a limiter that
     /// counts in one process.
     ///
     /// Defaults to a [local share](crate::fleet::OnOutage::LocalShare) of 100 percent.

@@ -430,7 +430,7 @@ proptest! {
                 break;
             }
         }
-        // Reservations that are left give back, and nobody looks.
+        // What is left is given back, unjudged.
         judge.reservations.clear();
     }
 }

@@ -65,7 +65,7 @@ impl StandardAnswer {
         }
     }
 
-    /// Answers with one line of text instead of a problem document.
+    /// Sends one line of text instead of a problem document.
     ///
     /// Defaults to `false`.
     #[must_use]

@@ -1,4 +1,4 @@
-//! Headers that tell callers where they stand, before they are refused.
+//! Headers that state what is left of a quota, before a caller is refused.
 
 use std::{
     fmt::Write,
@@ -91,7 +91,7 @@ impl QuotaHeaders {
         self
     }
 
-    /// Adds `pk`, by which a caller can tell whose quota it is using: a hash of the key with a
+    /// Adds `pk`, by which a caller recognizes the quota that it is using: a hash of the key with a
     /// secret of this process.
     ///
     /// Defaults to `false`.

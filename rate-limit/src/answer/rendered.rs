@@ -1,4 +1,4 @@
-//! What answers say of a plan, written when its policies are set.
+//! The parts of refusals that depend on a plan alone, rendered when its policies are set.
 
 use bytes::Bytes;
 use http::HeaderValue;

@@ -26,14 +26,14 @@ use crate::key::Seed;
 /// `redis = { version = "1", features = ["tokio-rustls-comp"] }` to your own dependencies.
 ///
 /// Give the quotas a Redis of their own, or one with `maxmemory-policy noeviction` or
-/// `volatile-ttl`: the `allkeys` policies evict accounts, and who is evicted owes nothing.
+/// `volatile-ttl`: the `allkeys` policies evict accounts, and an evicted key owes nothing.
 #[derive(Clone)]
 #[must_use = "a backend does nothing until `LimiterBuilder::build_on` is called with it"]
 pub struct FleetBackend {
     settings: Settings,
 }
 
-/// What a backend was told.
+/// The settings of a backend.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) servers: Vec<Client>,
@@ -44,11 +44,11 @@ pub(crate) struct Settings {
     pub(crate) lease: Lease,
     pub(crate) deadline: Duration,
     pub(crate) planned: u64,
-    /// Whether somebody said how many nodes are planned.
+    /// Whether `planned` was set.
     pub(crate) is_planned: bool,
     pub(crate) strict_windows: bool,
     pub(crate) seed: Seed,
-    /// The account script. Tests have one whose clock they can set.
+    /// The account script. Tests have one with a clock that they set.
     pub(crate) script: Arc<str>,
 }
 
@@ -148,7 +148,7 @@ impl FleetBackend {
 
     /// Sets how long a request may wait for Redis. After that it is decided by its policies'
     /// [`OnOutage`](super::OnOutage). Set it above what your Redis takes at its slowest: one that
-    /// never answers in time is as good as none.
+    /// never replies in time is as good as none.
     ///
     /// Defaults to 10 ms. Timers go off up to 2 ms late, so that the wait ends up to 2 ms early
     /// instead; less than 4 ms count as 4.
@@ -160,7 +160,7 @@ impl FleetBackend {
     /// Sets how many nodes the fleet is planned to have at most. Leases and local shares are
     /// divided by this, or by the number of nodes that are there if that is larger.
     ///
-    /// Defaults to 1, and then the number that are there is what counts. Until the first answer
+    /// Defaults to 1, and then the number that are there is what counts. Until the first reply
     /// of Redis nothing is known of the others.
     pub fn nodes(mut self, nodes: u32) -> Self {
         self.settings.planned = u64::from(nodes.max(1));
@@ -179,7 +179,7 @@ impl FleetBackend {
         self
     }
 
-    /// Hashes keys with `secret`, which all nodes must give. Without it, who can read Redis can
+    /// Hashes keys with `secret`, which all nodes must give. Without it, a reader of Redis can
     /// find out by trying which addresses or tokens are in it.
     ///
     /// Defaults to the name, which is no secret.
@@ -258,7 +258,7 @@ impl Lease {
         Self(u64::MAX)
     }
 
-    /// As [`adaptive`](Self::adaptive), and at most so many cells of a policy on each node.
+    /// As [`adaptive`](Self::adaptive), and at most `cells` cells of a policy on each node.
     #[must_use]
     pub const fn at_most(cells: u64) -> Self {
         Self(cells)
@@ -269,7 +269,7 @@ impl Lease {
     }
 }
 
-/// A backend that cannot be.
+/// An invalid backend configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FleetError(Problem);
 

@@ -14,10 +14,10 @@ use tokio::{
 };
 
 use super::{
-    account::{Cells, Sizing, Verdict},
+    account::{AccountId, Cells, Sizing, Verdict},
     backend::{FleetBackend, Settings},
     level::Level,
-    node::{AccountId, Asked, Node, with},
+    node::{Asked, Node, with_costs},
     script::{Action, Term},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub struct FleetLimiter {
     node: Arc<Node>,
 }
 
-/// The policies of a plan as Redis is told of them.
+/// The policies of a plan as they are sent to Redis.
 pub(crate) type Terms = Arc<[Term]>;
 
 impl LimiterBuilder {
@@ -334,7 +334,7 @@ impl FleetLimiter {
         own.unwrap_or_else(|| Arc::clone(&plan.terms))
     }
 
-    /// Starts to decide. The answer is to be given to [`rule`](Self::rule).
+    /// Starts to decide. Give the verdict to [`rule`](Self::rule).
     pub(crate) fn ask(&self, question: &Question) -> Asked {
         self.node.ask(question.id, &question.terms, &question.cost)
     }
@@ -447,11 +447,11 @@ impl Ledger for FleetLimiter {
         let terms = self.terms(plan, charge);
         let cost = charge.of_first(terms.len());
         if cost != [0; MAX_POLICIES] && (0..terms.len()).all(|index| less[index] == cost[index]) {
-            self.node.unmake(id, &terms, &cost);
+            self.node.refund_whole(id, &terms, &cost);
         } else {
-            self.node.tell(id, Action::Refund, with(&terms, less));
+            self.node.tell(id, Action::Refund, with_costs(&terms, less));
         }
-        self.node.tell(id, Action::Charge, with(&terms, more));
+        self.node.tell(id, Action::Charge, with_costs(&terms, more));
     }
 }
 
@@ -531,7 +531,7 @@ fn ruling(
 }
 
 pin_project! {
-    /// Waits for the answer of Redis, for no longer than the deadline.
+    /// Waits for the reply of Redis, for no longer than the deadline.
     #[derive(Debug)]
     pub(crate) struct Waiting {
         told: oneshot::Receiver<Verdict>,
@@ -561,7 +561,7 @@ impl Waiting {
             Poll::Ready(told) => told.ok(),
             Poll::Pending if this.overdue.poll(cx).is_pending() => return Poll::Pending,
             Poll::Pending => {
-                // Either it was told in this moment, or it never will be.
+                // The verdict has arrived in this moment, or it never will.
                 this.told.close();
                 this.told.try_recv().ok()
             }
@@ -572,7 +572,7 @@ impl Waiting {
                 limiter.told();
                 verdict
             }
-            None => limiter.overdue(question.id, &question.terms, &question.cost),
+            None => limiter.decide_overdue(question.id, &question.terms, &question.cost),
         })
     }
 

@@ -61,17 +61,17 @@
 //! * with [`strict_windows`](FleetBackend::strict_windows) Redis grants that much less in a burst,
 //!   and `A(a, b) ≤ B + R (b − a)`.
 //!
-//! This holds while Redis answers and keeps its data. An asynchronous failover that loses the last
+//! This holds while Redis replies and keeps its data. An asynchronous failover that loses the last
 //! writes gives that much back to each key, at most `B`.
 //!
 //! # When Redis is slow or gone
 //!
 //! A request waits for Redis no longer than the [`deadline`](FleetBackend::deadline), and nothing
 //! is sent twice: a call without a reply counts as charged. After five failed calls in a
-//! row, or more failed than answered in a second, Redis is no longer asked. A probe on a new
+//! row, or more failures than replies in a second, Redis is no longer asked. A probe on a new
 //! connection, after 100 ms and then up to 1 s apart, finds out when it can be again. Meanwhile
 //! nothing is sent, no request waits, and each policy does as its [`OnOutage`] says; by default
-//! each process goes on with its share of the quota. When Redis is back it is told what was
+//! each process goes on with its share of the quota. When Redis is back it gets what was
 //! admitted and, in case it has lost its data, what was owed before. It charges that beyond the
 //! burst, too, up to a second one: a process that now and then waits for a call in vain has its
 //! share of the quota for that moment, and pays back what is more than the quota allows.
@@ -123,18 +123,24 @@ pub(crate) mod account;
 mod backend;
 mod breaker;
 #[cfg(test)]
+#[path = "tests/clock_steps.rs"]
 mod clock_steps;
+mod exchange;
 #[cfg(test)]
+#[path = "tests/golden.rs"]
 mod golden;
+mod job;
 mod level;
 mod limiter;
 mod link;
 #[cfg(test)]
+#[path = "tests/model.rs"]
 mod model;
 pub(crate) mod node;
 mod outage;
 mod router;
 pub(crate) mod script;
+mod server;
 
 pub(crate) use self::{
     account::Verdict,

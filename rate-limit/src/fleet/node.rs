@@ -5,7 +5,7 @@ use std::{
     fmt,
     hash::BuildHasherDefault,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,12 +18,13 @@ use tokio::{
 };
 
 use super::{
-    account::{Account, Ask, Cells, Next, Sizing, Tell, Verdict},
+    account::{Account, AccountId, Ask, Cells, Next, Sizing, Tell, Verdict},
     backend::Settings,
+    job::{Job, ReplyTo, Reports, SlotRange, lock, random},
     limiter::Terms,
-    link::{Job, Then, random},
     router::Router,
     script::{Action, Reply, Term},
+    server::GONE_AFTER,
 };
 use crate::{
     BuildError, Warning,
@@ -31,14 +32,6 @@ use crate::{
     metrics::{Call, FleetMeter, Source},
     plans::Plans,
 };
-
-/// Which account: a key, under a plan. Plans that share a policy share what Redis keeps of it, but
-/// not what a node knows.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(crate) struct AccountId {
-    pub(crate) key: u64,
-    pub(crate) plan: usize,
-}
 
 type Waiter = oneshot::Sender<Verdict>;
 /// In boxes: a hash table has up to twice the room that it needs.
@@ -58,11 +51,11 @@ pub(crate) struct Node {
     /// How many nodes there are, and when as many were last seen.
     nodes: AtomicU64,
     nodes_at: AtomicU64,
-    /// Whether it was told that there are more nodes than planned.
+    /// Whether it was reported that there are more nodes than planned.
     crowded: AtomicBool,
     leased: AtomicU64,
     admitted_alone: AtomicU64,
-    /// Told when what was asked for is there, or will not come.
+    /// Notified when a reply has arrived, or will not.
     moved: Notify,
     meter: FleetMeter,
 }
@@ -121,7 +114,8 @@ impl Node {
         });
         names.push((place, signature, Arc::downgrade(&node)));
         drop(names);
-        node.router.start(&node);
+        let reports: Arc<dyn Reports> = Arc::clone(&node) as _;
+        node.router.start(&reports);
         tokio::spawn(look_after(Arc::downgrade(&node)));
         Ok(node)
     }
@@ -144,23 +138,28 @@ impl Node {
             let job = ask.map(|ask| self.job(id, account, ask));
             drop(shard);
             self.meter.decided(source);
-            // An account that tops its lease up while nobody is there to ask does so in vain.
-            job.into_iter().for_each(|job| self.say(job));
+            // While Redis is not asked, topping a lease up fails like any other job.
+            job.into_iter().for_each(|job| self.send(job));
             return Asked::Decided(verdict);
         }
         if self.router.link(id.key).is_none_or(|link| link.is_open()) {
-            return Asked::Decided(self.alone(account, now, cost, &sizing));
+            return Asked::Decided(self.decide_alone(account, now, cost, &sizing));
         }
         let (tell, told) = oneshot::channel();
         let ask = account.wait(now, cost, tell, &sizing);
         let job = ask.map(|ask| self.job(id, account, ask));
         drop(shard);
-        job.into_iter().for_each(|job| self.say(job));
+        job.into_iter().for_each(|job| self.send(job));
         Asked::Waits(told)
     }
 
-    /// Decides on a request that has waited in vain.
-    pub(crate) fn overdue(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) -> Verdict {
+    /// Decides on a request that has waited beyond its deadline.
+    pub(crate) fn decide_overdue(
+        &self,
+        id: AccountId,
+        terms: &Arc<[Term]>,
+        cost: &Cells,
+    ) -> Verdict {
         let now = self.now();
         let mut shard = self.shard(id);
         let account = self.account(&mut shard, id, terms, now);
@@ -169,12 +168,12 @@ impl Node {
                 self.meter.decided(Source::Lease);
                 verdict
             }
-            None => self.alone(account, now, cost, &self.sizing()),
+            None => self.decide_alone(account, now, cost, &self.sizing()),
         }
     }
 
     /// Decides without Redis.
-    fn alone(
+    fn decide_alone(
         &self,
         account: &mut Account<Waiter>,
         now: u64,
@@ -189,8 +188,8 @@ impl Node {
         verdict
     }
 
-    /// Gives a request back that was charged for everything at this cost.
-    pub(crate) fn unmake(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) {
+    /// Refunds a request that was charged `cost`.
+    pub(crate) fn refund_whole(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) {
         let mut shard = self.shard(id);
         let now = self.now();
         if self
@@ -200,10 +199,10 @@ impl Node {
             return;
         }
         drop(shard);
-        self.tell(id, Action::Refund, with(terms, cost));
+        self.tell(id, Action::Refund, with_costs(terms, cost));
     }
 
-    /// Tells Redis of a change to an account that was made elsewhere.
+    /// Sends Redis a change to an account.
     pub(crate) fn tell(&self, id: AccountId, action: Action, terms: Box<[Term]>) {
         if terms.iter().all(|term| term.cells == 0) {
             return;
@@ -213,29 +212,23 @@ impl Node {
         {
             account.forget_refusal();
         }
-        self.say(self.forget(id.key, action, terms));
+        self.send(self.forget(id.key, action, terms));
     }
 
-    /// What Redis says of an account; `None` when it does not.
+    /// The levels of an account in Redis; `None` if it does not reply.
     pub(crate) fn peek(&self, key: u64, terms: &Arc<[Term]>) -> oneshot::Receiver<Option<Reply>> {
         let (tell, told) = oneshot::channel();
-        let terms = with(terms, &Cells::default());
-        self.say(Job {
-            then: Then::Peek(tell),
+        let terms = with_costs(terms, &Cells::default());
+        self.send(Job {
+            then: ReplyTo::Peek(tell),
             ..self.forget(key, Action::Peek, terms)
         });
         told
     }
 
-    /// Takes in what was answered to a job.
-    pub(crate) fn answered(&self, job: Job, reply: Reply) {
-        self.take_in(job, reply);
-        self.moved.notify_waiters();
-    }
-
     fn take_in(&self, job: Job, reply: Reply) {
         match job.then {
-            Then::Account(id, ask) => {
+            ReplyTo::Account(id, ask) => {
                 let now = self.now();
                 let sizing = self.sizing();
                 let mut shard = self.shard(id);
@@ -249,48 +242,12 @@ impl Node {
                 let refund = refund.map(|terms| self.forget(id.key, Action::Refund, terms));
                 let owes = owes.map(|terms| self.forget(id.key, Action::Owe, terms));
                 for job in [owes, refund, ask].into_iter().flatten() {
-                    self.say(job);
+                    self.send(job);
                 }
             }
-            // One who has left does not want to know.
-            Then::Peek(tell) => drop(tell.send(Some(reply))),
-            Then::Forget => {}
-        }
-    }
-
-    /// A job that nobody will answer.
-    pub(crate) fn failed(&self, job: Job) {
-        match job.then {
-            Then::Account(id, ask) => {
-                if let Some(account) = self.shard(id).get_mut(&id) {
-                    account.failed(&ask);
-                }
-                self.moved.notify_waiters();
-            }
-            Then::Peek(tell) => drop(tell.send(None)),
-            Then::Forget => {}
-        }
-    }
-
-    /// Sends a job on to where the key is said to be.
-    pub(crate) fn redirect(
-        self: &Arc<Self>,
-        mut job: Job,
-        to: Option<(&str, u16)>,
-        asking: bool,
-        from: &ConnectionAddr,
-    ) {
-        let link =
-            to.and_then(|(address, slot)| self.router.learn(address, slot, asking, from, self));
-        job.hops += 1;
-        job.asking = asking;
-        match link {
-            Some(link) if job.hops <= MOST_HOPS => {
-                if let Err(job) = link.say(job) {
-                    self.failed(job);
-                }
-            }
-            _ => self.failed(job),
+            // The receiver may be gone.
+            ReplyTo::Peek(tell) => drop(tell.send(Some(reply))),
+            ReplyTo::Forget => {}
         }
     }
 
@@ -311,7 +268,7 @@ impl Node {
                 return;
             }
             for told in returns {
-                // What nobody can be told is lost to the fleet, and nothing else.
+                // What cannot be given back is lost to the fleet, and nothing else.
                 let _ = told.await;
             }
             if is_asking {
@@ -320,7 +277,7 @@ impl Node {
         }
     }
 
-    /// Gives all leases back. Redis has taken them when all of these were told so.
+    /// Gives all leases back. Redis has taken them when all receivers have resolved.
     fn give_up(&self) -> Vec<oneshot::Receiver<Option<Reply>>> {
         let mut returns = Vec::new();
         for shard in &self.shards {
@@ -330,8 +287,8 @@ impl Node {
                 .collect::<Vec<_>>();
             for (key, terms) in left {
                 let (tell, told) = oneshot::channel();
-                self.say(Job {
-                    then: Then::Peek(tell),
+                self.send(Job {
+                    then: ReplyTo::Peek(tell),
                     ..self.forget(key, Action::Refund, terms)
                 });
                 returns.push(told);
@@ -340,90 +297,9 @@ impl Node {
         returns
     }
 
-    /// A server does not answer and will be left alone.
-    pub(crate) fn link_opened(&self, address: &ConnectionAddr, why: &str) {
-        self.meter.open(self.router.open());
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            target: "rate_limit",
-            server = %address,
-            reason = why,
-            nodes = self.nodes(),
-            "redis is not asked any more, each policy does as its `on_outage` says",
-        );
-        #[cfg(not(feature = "tracing"))]
-        let _ = (address, why);
-    }
-
-    /// A server is asked again.
-    pub(crate) fn link_closed(&self, address: &ConnectionAddr, since: Instant) {
-        self.meter.open(self.router.open());
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            target: "rate_limit",
-            server = %address,
-            after = ?since.elapsed(),
-            "redis is asked again",
-        );
-        #[cfg(not(feature = "tracing"))]
-        let _ = (address, since);
-    }
-
-    /// What a server should be told that was away.
-    pub(crate) fn news(&self, address: &ConnectionAddr) -> Vec<Job> {
-        let sizing = self.sizing();
-        let now = self.now();
-        let mut news = Vec::new();
-        for shard in &self.shards {
-            for (id, account) in lock(shard).iter_mut() {
-                let link = self.router.link(id.key);
-                if link.is_none_or(|link| link.address() != address) {
-                    continue;
-                }
-                if let Some(terms) = account.remembers(now) {
-                    news.push(self.forget(id.key, Action::Raise, terms));
-                }
-                if let Some(terms) = account.owes(now, &sizing) {
-                    news.push(self.forget(id.key, Action::Owe, terms));
-                }
-            }
-        }
-        news
-    }
-
-    /// So many nodes were counted.
-    pub(crate) fn counted(&self, count: u64) {
-        let now = self.now();
-        // A server that has lost its data counts anew: fewer are believed when all have had time
-        // to say that they are there.
-        let at = self.nodes_at.load(Ordering::Relaxed);
-        let patience = super::link::GONE_AFTER.as_nanos() as u64;
-        if count >= self.nodes.load(Ordering::Relaxed) || now > at + patience {
-            self.nodes.store(count, Ordering::Relaxed);
-            self.nodes_at.store(now, Ordering::Relaxed);
-        }
-        self.meter.nodes(count);
-        let crowded = self.settings.is_planned && count > self.settings.planned;
-        if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
-            #[cfg(feature = "tracing")]
-            tracing::warn!(
-                target: "rate_limit",
-                nodes = count,
-                planned = self.settings.planned,
-                "there are more nodes than `FleetBackend::nodes` says",
-            );
-        } else if !crowded {
-            self.crowded.store(false, Ordering::Relaxed);
-        }
-    }
-
-    /// A request was decided by the answer it has waited for.
+    /// Counts a decision by a reply that was waited for.
     pub(crate) fn told(&self) {
         self.meter.decided(Source::Redis);
-    }
-
-    pub(crate) fn called(&self, call: Call, start: Instant) {
-        self.meter.called(call, start.elapsed());
     }
 
     /// How many nodes there are, as far as is known.
@@ -454,19 +330,6 @@ impl Node {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    pub(crate) fn id(&self) -> &str {
-        &self.id
-    }
-
-    pub(crate) fn router(&self) -> &Router {
-        &self.router
-    }
-
-    /// The server evicts keys that are still in debt when its memory is full.
-    pub(crate) fn evicts(&self) {
-        self.plans.watch().raise(Warning::EvictingRedis);
     }
 
     #[inline]
@@ -501,12 +364,12 @@ impl Node {
             .entry(id)
             .or_insert_with(|| Box::new(Account::new(terms, now)));
         if let Some(left) = account.adopt(terms, now) {
-            self.say(self.forget(id.key, Action::Refund, left));
+            self.send(self.forget(id.key, Action::Refund, left));
         }
         account
     }
 
-    /// Forgets the half of a full shard that owes least, but for those who wait.
+    /// Forgets the half of a full shard that owes least, except accounts with waiters.
     #[cold]
     fn make_room(&self, shard: &mut Shard, now: u64) {
         let mut debts: Vec<_> = shard.values().map(|account| account.debt(now)).collect();
@@ -517,7 +380,7 @@ impl Node {
                 return true;
             }
             if let Some(left) = account.give_up() {
-                self.say(self.forget(id.key, Action::Refund, left));
+                self.send(self.forget(id.key, Action::Refund, left));
             }
             false
         });
@@ -532,7 +395,7 @@ impl Node {
                 if account.is_unused(now, IDLE)
                     && let Some(left) = account.give_up()
                 {
-                    self.say(self.forget(id.key, Action::Refund, left));
+                    self.send(self.forget(id.key, Action::Refund, left));
                 }
                 leased += account.leased();
                 !account.is_blank(now)
@@ -545,7 +408,7 @@ impl Node {
     fn job(&self, id: AccountId, account: &Account<Waiter>, ask: Ask) -> Job {
         let Ask { n, least, cost } = ask;
         Job {
-            then: Then::Account(id, ask),
+            then: ReplyTo::Account(id, ask),
             ..self.forget(id.key, Action::Take { n, least }, account.terms(&cost))
         }
     }
@@ -555,17 +418,17 @@ impl Node {
             key,
             action,
             terms,
-            then: Then::Forget,
+            then: ReplyTo::Forget,
             hops: 0,
             asking: false,
         }
     }
 
-    /// Says it to the server that holds the key, if that is asked at the moment.
-    fn say(&self, job: Job) {
+    /// Sends a job to the server that holds the key, unless that is not asked at the moment.
+    fn send(&self, job: Job) {
         match self.router.link(job.key) {
             Some(link) if !link.is_open() => {
-                if let Err(job) = link.say(job) {
+                if let Err(job) = link.send(job) {
                     self.ended.store(true, Ordering::Relaxed);
                     self.plans.watch().raise(Warning::RuntimeEnded);
                     self.failed(job);
@@ -576,9 +439,157 @@ impl Node {
     }
 }
 
+impl Reports for Node {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn now(&self) -> u64 {
+        Self::now(self)
+    }
+
+    fn answered(&self, job: Job, reply: Reply) {
+        self.take_in(job, reply);
+        self.moved.notify_waiters();
+    }
+
+    fn failed(&self, job: Job) {
+        match job.then {
+            ReplyTo::Account(id, ask) => {
+                if let Some(account) = self.shard(id).get_mut(&id) {
+                    account.failed(&ask);
+                }
+                self.moved.notify_waiters();
+            }
+            ReplyTo::Peek(tell) => drop(tell.send(None)),
+            ReplyTo::Forget => {}
+        }
+    }
+
+    fn redirect(
+        self: Arc<Self>,
+        mut job: Job,
+        to: Option<(&str, u16)>,
+        asking: bool,
+        from: &ConnectionAddr,
+    ) {
+        let node: Arc<dyn Reports> = Arc::clone(&self) as _;
+        let link =
+            to.and_then(|(address, slot)| self.router.learn(address, slot, asking, from, &node));
+        job.hops += 1;
+        job.asking = asking;
+        match link {
+            Some(link) if job.hops <= MOST_HOPS => {
+                if let Err(job) = link.send(job) {
+                    self.failed(job);
+                }
+            }
+            _ => self.failed(job),
+        }
+    }
+
+    fn link_opened(&self, address: &ConnectionAddr, why: &str) {
+        self.meter.open(self.router.open());
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "rate_limit",
+            server = %address,
+            reason = why,
+            nodes = self.nodes(),
+            "redis unavailable, applying on_outage",
+        );
+        #[cfg(not(feature = "tracing"))]
+        let _ = (address, why);
+    }
+
+    fn link_closed(&self, address: &ConnectionAddr, since: Instant) {
+        self.meter.open(self.router.open());
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "rate_limit",
+            server = %address,
+            after = ?since.elapsed(),
+            "redis is asked again",
+        );
+        #[cfg(not(feature = "tracing"))]
+        let _ = (address, since);
+    }
+
+    fn catch_up(&self, address: &ConnectionAddr) -> Vec<Job> {
+        let sizing = self.sizing();
+        let now = self.now();
+        let mut news = Vec::new();
+        for shard in &self.shards {
+            for (id, account) in lock(shard).iter_mut() {
+                let link = self.router.link(id.key);
+                if link.is_none_or(|link| link.address() != address) {
+                    continue;
+                }
+                if let Some(terms) = account.remembers(now) {
+                    news.push(self.forget(id.key, Action::Raise, terms));
+                }
+                if let Some(terms) = account.owes(now, &sizing) {
+                    news.push(self.forget(id.key, Action::Owe, terms));
+                }
+            }
+        }
+        news
+    }
+
+    fn counted(&self, count: u64) {
+        let now = self.now();
+        // A server that has lost its data counts anew: fewer are believed when all have had time
+        // to report.
+        let at = self.nodes_at.load(Ordering::Relaxed);
+        let patience = GONE_AFTER.as_nanos() as u64;
+        if count >= self.nodes.load(Ordering::Relaxed) || now > at + patience {
+            self.nodes.store(count, Ordering::Relaxed);
+            self.nodes_at.store(now, Ordering::Relaxed);
+        }
+        self.meter.nodes(count);
+        let crowded = self.settings.is_planned && count > self.settings.planned;
+        if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
+            #[cfg(feature = "tracing")]
+            tracing::warn!(
+                target: "rate_limit",
+                nodes = count,
+                planned = self.settings.planned,
+                "there are more nodes than `FleetBackend::nodes` says",
+            );
+        } else if !crowded {
+            self.crowded.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn called(&self, call: Call, start: Instant) {
+        self.meter.called(call, start.elapsed());
+    }
+
+    fn evicts(&self) {
+        self.plans.watch().raise(Warning::EvictingRedis);
+    }
+
+    fn wants_map(&self) -> bool {
+        self.router.wants_map(Self::now(self))
+    }
+
+    fn learn_map(self: Arc<Self>, map: &[SlotRange], from: &ConnectionAddr) {
+        let node: Arc<dyn Reports> = Arc::clone(&self) as _;
+        self.router.learn_map(map, from, &node);
+    }
+
+    fn nodes_key(&self, address: &ConnectionAddr) -> Option<String> {
+        self.router.nodes_key(address, &self.settings.name)
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
-        // Said by the tasks before they end; nobody waits for the answers.
+        // Sent by the tasks before they end, without waiting for replies.
         drop(self.give_up());
     }
 }
@@ -594,7 +605,7 @@ impl fmt::Debug for Node {
 }
 
 /// The terms with these costs.
-pub(crate) fn with(terms: &[Term], cost: &Cells) -> Box<[Term]> {
+pub(crate) fn with_costs(terms: &[Term], cost: &Cells) -> Box<[Term]> {
     let lines = terms.iter().zip(cost);
     lines
         .map(|(term, &cells)| Term { cells, ..*term })
@@ -612,11 +623,6 @@ async fn look_after(node: Weak<Node>) {
             None => return,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one is held, and an account is whole after every statement.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const SHARDS: usize = 64;

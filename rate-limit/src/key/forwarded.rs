@@ -269,7 +269,7 @@ impl Iterator for Hops<'_> {
                     Syntax::Elements => parse_element(hop),
                 });
             }
-            // But only so many are looked at.
+            // A bounded number of them is read.
             self.empty += 1;
             if self.empty > MAX_HOPS {
                 return Some(None);

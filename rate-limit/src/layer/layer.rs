@@ -16,7 +16,7 @@ use crate::{
 /// The state lives in the layer, in its [`Limiter`]: calling [`Layer::layer`] twice, as
 /// `axum::serve` does for every connection, or cloning the service makes no second limiter.
 /// `tower::limit::RateLimitLayer` keeps its state in the service, so that in axum it limits
-/// nothing, and it makes callers wait; this one answers at once.
+/// nothing, and it makes callers wait; this one decides at once.
 ///
 /// ```
 /// use rate_limit::{MINUTE, Quota, RateLimitLayer, key};
@@ -28,7 +28,7 @@ use crate::{
 /// ```
 ///
 /// On Redis, `L` is a [`FleetLimiter`](crate::fleet::FleetLimiter) and the inner service must be
-/// `Clone`: it is called when the answer is there. All else is the same.
+/// `Clone`: it is called when the decision is there. Everything else is the same.
 pub struct RateLimitLayer<A = StandardAnswer, L = Limiter> {
     settings: Arc<Settings<L>>,
     answer: A,
@@ -238,7 +238,7 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
         self.with(|settings| settings.own_quota = Some(Arc::new(quota)))
     }
 
-    /// Adds headers to responses that tell callers where they stand.
+    /// Adds headers to responses that state what is left of the quota.
     ///
     /// Defaults to none but `retry-after` on refusals.
     #[must_use]

@@ -13,11 +13,11 @@ use super::Permit;
 /// How upstream wants to be treated.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Feedback {
-    /// Send nothing for so long.
+    /// Send nothing for this time.
     pub(crate) pause: Option<Duration>,
-    /// Send no more than so many requests in that time.
+    /// Send no more than this many requests in that time.
     pub(crate) requests: Option<(u64, Duration)>,
-    /// Send no more than what costs so many cells in that time.
+    /// Send no more than what costs this many cells in that time.
     pub(crate) cells: Option<(u64, Duration)>,
 }
 
@@ -30,7 +30,7 @@ impl Feedback {
                 status,
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
             );
-        // A cached response tells of the past (draft -11 §5).
+        // A cached response is about the past (draft -11 §5).
         let (requests, cells) = if headers.contains_key(AGE) {
             (None, None)
         } else {

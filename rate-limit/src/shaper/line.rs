@@ -60,7 +60,7 @@ struct Line {
     next_ticket: u64,
     /// Upstream wants nothing before this.
     paused_until: u64,
-    /// Upstream wants at most so many requests, and cells, before then.
+    /// Upstream wants at most this many requests, and cells, before then.
     requests: Option<Allowance>,
     cells: Option<Allowance>,
 }
@@ -413,7 +413,7 @@ impl Ticket {
                 {
                     waiting.waker = Some(cx.waker().clone());
                 }
-                // Without a free place, whoever leaves one wakes the first.
+                // Without a free place, the permit that frees one wakes the first.
                 let turn = if first && free {
                     now.saturating_add(wait)
                 } else {

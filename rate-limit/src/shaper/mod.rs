@@ -1,8 +1,8 @@
 //! The client's side: staying within the limits of another service.
 //!
-//! An API that allows "50 requests a minute and 10 at once" answers 429 to more, and some ban
+//! An API that allows "50 requests a minute and 10 at once" refuses more with 429, and some ban
 //! clients that keep trying. [`ShaperLayer`] goes around the client that calls it and lets
-//! requests wait for their turn: first come, first served, in a line of bounded length.
+//! requests wait: first come, first served, in a queue of bounded length.
 //!
 //! ```
 //! use rate_limit::{MINUTE, Quota, shaper::{Shaper, ShaperLayer}};
@@ -28,7 +28,7 @@
 //!   `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and
 //!   `anthropic-ratelimit-{requests,tokens}-{remaining,reset}`; and whatever
 //!   [`feedback`](ShaperLayer::feedback) makes of other headers. It slows down below its quotas
-//!   when told to, and never goes above them.
+//!   on request, and never goes above them.
 //!
 //! The server measures when requests arrive, not when they leave. Where the network delays some
 //! of them more than others, a client at the very limit of its quota will be over it now and

@@ -10,16 +10,16 @@ use super::{
     outage::OnOutage,
     script::{self, Action, Reply, Term},
 };
-#[path = "../../tests/support/reference.rs"]
+#[path = "../../../tests/support/reference.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
 mod reference;
 
 use self::reference::{Reference, Refusal};
 use crate::{LimitError, Limiter, ManualClock, Policy, Quota, gcra::Excess};
 
-const VECTORS: &str = include_str!("../../tests/vectors.txt");
+const VECTORS: &str = include_str!("../../../tests/vectors.txt");
 
-/// The account script by a clock that is told the time, as second and microsecond.
+/// The account script with a clock that is an argument, as second and microsecond.
 fn script_by_told_time() -> String {
     let clock = "local time = redis.call('TIME')";
     assert_eq!(script::ACCOUNT.matches(clock).count(), 1);
@@ -296,7 +296,7 @@ async fn every_kind_of_server_decides_every_vector_as_written() {
     );
 }
 
-/// Runs a command by a told clock.
+/// Runs a command at a given time.
 async fn call(
     redis: &mut MultiplexedConnection,
     command: redis::Cmd,

@@ -82,7 +82,7 @@ impl Model {
     }
 }
 
-/// One who notes what it is told.
+/// A waiter that counts its admissions.
 #[derive(Clone, Debug)]
 struct Note(Rc<RefCell<u64>>);
 
@@ -98,9 +98,9 @@ impl Tell for Note {
 /// What happens next to a node, and after how many microseconds.
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    /// So many requests arrive.
+    /// Requests arrive.
     Requests(u8),
-    /// So many requests have waited for Redis in vain.
+    /// Requests have waited for Redis in vain.
     Overdue(u8),
     /// Its lease is given back.
     GiveUp,
@@ -367,7 +367,7 @@ proptest! {
     }
 
     /// What is admitted because Redis was slow is not forgotten, however often it is: a node pays
-    /// all of it back, so that in the end the quota is kept as if Redis had always answered.
+    /// all of it back, so that in the end the quota is kept as if Redis had always replied.
     #[test]
     fn what_is_admitted_without_redis_is_charged_in_full(
         count in 1u64..20_000,
