@@ -39,20 +39,19 @@ pub struct Caller<L: AnyLimiter = Limiter> {
 }
 
 impl<L: AnyLimiter> Caller<L> {
+    #[cold]
     pub(crate) fn new(
-        limiter: L,
+        limiter: &L,
         plan: Arc<Plan<L::Terms>>,
-        key: u64,
         charge: &Charge,
         ruling: &Ruling,
-        remaining: u64,
     ) -> Self {
         Self {
-            limiter,
+            limiter: limiter.clone(),
+            remaining: plan.rules.left_by(charge, ruling),
             plan,
-            key,
+            key: ruling.key,
             charge: charge.waive(ruling.shadowed),
-            remaining,
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Response, StatusCode, response};
+use http::{HeaderName, Response, StatusCode, response};
 use pin_project_lite::pin_project;
 
 use super::RateLimitBody;
@@ -43,14 +43,26 @@ pin_project! {
 pub(super) struct Refund {
     pub(super) to: Arc<dyn Refunds>,
     pub(super) key: u64,
-    pub(super) cells: [u64; MAX_POLICIES],
+    /// By account; no more than this fits, so that futures stay small.
+    pub(super) cells: [u32; MAX_POLICIES],
+    /// Whether every response has to be looked at.
+    pub(super) always: bool,
+}
+
+impl Refund {
+    /// A quick look at what most responses are.
+    #[inline]
+    fn may_apply<B>(&self, response: &Response<B>) -> bool {
+        let status = response.status();
+        self.always
+            || status.is_client_error()
+            || status.is_server_error()
+            || (status == StatusCode::OK && response.headers().contains_key(GRPC_STATUS))
+    }
 }
 
 pub(super) trait Refunds: Send + Sync {
     fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]);
-
-    /// Whether a response of this status can be one that is refunded; a quick look.
-    fn may_refund(&self, status: StatusCode, is_grpc: bool) -> bool;
 
     /// Whether a response says that the request was not served.
     fn is_refunded(&self, response: &ResponseHead<'_>) -> bool;
@@ -137,10 +149,9 @@ where
                 let (extras, refund) = (extras.take(), refund.take());
                 Poll::Ready(outcome.map(|response| {
                     let is_plain = extras.is_none()
-                        && refund.as_ref().is_none_or(|refund| {
-                            let is_grpc = response.headers().contains_key("grpc-status");
-                            !refund.to.may_refund(response.status(), is_grpc)
-                        });
+                        && refund
+                            .as_ref()
+                            .is_none_or(|refund| !refund.may_apply(&response));
                     if is_plain {
                         response.map(RateLimitBody::inner)
                     } else {
@@ -163,10 +174,11 @@ fn finish<B>(
     refund: Option<Refund>,
 ) -> Response<RateLimitBody<B>> {
     let (mut parts, body) = response.into_parts();
-    let refunded = refund.is_some_and(|Refund { to, key, cells }| {
+    let refunded = refund.is_some_and(|refund| {
+        let Refund { to, key, cells, .. } = refund;
         let refunded = to.is_refunded(&ResponseHead::new(&parts));
         if refunded {
-            to.refund(key, &cells);
+            to.refund(key, &cells.map(u64::from));
         }
         refunded
     });
@@ -183,3 +195,5 @@ impl<F, B> std::fmt::Debug for RateLimitFuture<F, B> {
         f.debug_tuple("RateLimitFuture").field(&state).finish()
     }
 }
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -132,67 +132,95 @@ impl<L: AnyLimiter> Settings<L> {
         A: Answer<ResBody>,
     {
         let rules = &plan.get().rules;
-        let rendered = &plan.get().rendered;
-        let stamp = match (&self.headers, screened.stamps) {
-            (Some(headers), true) => {
-                let seed = self.limiter.plans().seed();
-                Some(headers.render(seed, (rules, rendered), ruling, charge))
-            }
-            _ => None,
-        };
         if !ruling.admits() {
-            if self.is_shadow() {
-                let extras = self.extras(None, screened.inflight, stamp);
-                return RateLimitFuture::admitted(inner.call(request), extras, None);
-            }
-            let limited = Limited::quota(OverQuota {
-                rules,
-                rendered,
-                charge,
-                ruling,
-            });
-            return self.refuse((inner, answer), request, &limited, stamp.as_ref());
+            return self.over_quota((inner, answer), request, (plan, screened), charge, ruling);
         }
         if self.tells_caller {
-            let remaining = rules.left_by(charge, ruling);
-            let limiter = self.limiter.clone();
-            let caller = Caller::new(limiter, plan.keep(), ruling.key, charge, ruling, remaining);
+            let caller = Caller::new(&self.limiter, plan.keep(), charge, ruling);
             request.extensions_mut().insert(caller);
         }
-        let receipt = rules.settles().then(|| {
-            let charge = charge.waive(ruling.shadowed);
-            Receipt::new(
-                &self.limiter,
-                plan.keep(),
-                ruling.key,
-                charge,
-                Settle::ByResponse,
-            )
-        });
-        let extras = self.extras(receipt, screened.inflight, stamp);
+        let extras = if rules.settles() || screened.inflight.is_some() || screened.stamps {
+            self.extras(plan, screened, charge, ruling)
+        } else {
+            None
+        };
         let refund = self.refunds.then(|| Refund {
             to: Arc::clone(self) as Arc<dyn Refunds>,
             key: ruling.key,
             cells: by_column(rules, charge, ruling),
+            always: self.refund_if.is_some(),
         });
         RateLimitFuture::admitted(inner.call(request), extras, refund)
     }
 
-    /// What an admitted request takes along.
-    #[inline]
+    /// Refuses in the place of `inner`, unless in shadow mode.
+    #[inline(never)]
+    fn over_quota<S, A, ReqBody, ResBody>(
+        &self,
+        (inner, answer): (&mut S, &A),
+        request: Request<ReqBody>,
+        (plan, screened): (&PlanOf<'_, L>, Screened),
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        if self.is_shadow() {
+            let extras = self.extras(plan, screened, charge, ruling);
+            return RateLimitFuture::admitted(inner.call(request), extras, None);
+        }
+        let stamp = self.stamp(plan, &screened, charge, ruling);
+        let Plan {
+            rules, rendered, ..
+        } = plan.get();
+        let limited = Limited::quota(OverQuota {
+            rules,
+            rendered,
+            charge,
+            ruling,
+        });
+        self.refuse((inner, answer), request, &limited, stamp.as_ref())
+    }
+
+    fn stamp(
+        &self,
+        plan: &PlanOf<'_, L>,
+        screened: &Screened,
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> Option<Stamp> {
+        let headers = self.headers.as_ref().filter(|_| screened.stamps)?;
+        let Plan {
+            rules, rendered, ..
+        } = plan.get();
+        let seed = self.limiter.plans().seed();
+        Some(headers.render(seed, (rules, rendered), ruling, charge))
+    }
+
+    /// What a request takes along, if anything.
+    #[inline(never)]
     fn extras(
         &self,
-        receipt: Option<Receipt<L>>,
-        inflight: Option<Inflight>,
-        stamp: Option<Stamp>,
+        plan: &PlanOf<'_, L>,
+        screened: Screened,
+        charge: &Charge,
+        ruling: &Ruling,
     ) -> Option<Box<dyn Finish>> {
-        if stamp.is_none() && inflight.is_none() && receipt.is_none() {
+        let stamp = self.stamp(plan, &screened, charge, ruling);
+        let receipt = (ruling.admits() && plan.get().rules.settles()).then(|| {
+            let charge = charge.waive(ruling.shadowed);
+            let plan = plan.keep();
+            Receipt::new(&self.limiter, plan, ruling.key, charge, Settle::ByResponse)
+        });
+        if stamp.is_none() && screened.inflight.is_none() && receipt.is_none() {
             return None;
         }
         let headers = self.headers.as_ref();
         Some(Box::new(Extras {
             receipt,
-            inflight,
+            inflight: screened.inflight,
             stamp,
             stamp_redirects: headers.is_some_and(|headers| headers.also_on_redirects()),
         }))
@@ -236,10 +264,6 @@ impl<L: AnyLimiter> Refunds for Settings<L> {
         self.limiter.refund_columns(key, cells);
     }
 
-    fn may_refund(&self, status: StatusCode, is_grpc: bool) -> bool {
-        self.refund_if.is_some() || is_grpc || status.is_client_error() || status.is_server_error()
-    }
-
     fn is_refunded(&self, response: &ResponseHead<'_>) -> bool {
         match &self.refund_if {
             Some(refund_if) => refund_if(response),
@@ -276,11 +300,11 @@ impl<L: AnyLimiter> PlanOf<'_, L> {
 
 /// What was charged, by account rather than by policy.
 #[inline]
-fn by_column(rules: &Ruleset, charge: &Charge, ruling: &Ruling) -> [u64; MAX_POLICIES] {
+fn by_column(rules: &Ruleset, charge: &Charge, ruling: &Ruling) -> [u32; MAX_POLICIES] {
     let mut cells = [0; MAX_POLICIES];
     for (index, rule) in rules.rules().iter().enumerate() {
         if !ruling.shadowed.contains(index) {
-            cells[rule.column] = charge.cells(index);
+            cells[rule.column] = u32::try_from(charge.cells(index)).unwrap_or(u32::MAX);
         }
     }
     cells

@@ -117,9 +117,13 @@ impl Table {
         let tat = self.tat(slot, column).load(Ordering::Acquire);
         debts.0[0] = account(self.first_scale(column), tat);
         if let Some(words) = self.further(slot, column) {
-            let numbers = words[0].load(Ordering::Acquire);
+            let mut numbers = words[0].load(Ordering::Acquire);
             for (index, word) in words.iter().enumerate().skip(1) {
-                let scale = self.scales.get((numbers >> (16 * (index - 1))) as u16);
+                if numbers == 0 {
+                    break;
+                }
+                let scale = self.scales.get(numbers as u16);
+                numbers >>= 16;
                 let tat = word.load(Ordering::Acquire);
                 debts.0[index] = scale.and_then(|scale| account(scale, tat));
             }
@@ -263,11 +267,14 @@ impl Table {
     fn rank(&self, slot: Slot, now: u64) -> f64 {
         let columns = 0..self.columns.len();
         let rank = |column: usize| {
-            if self.is_plain() {
-                let tat = self.tat(slot, column).load(Ordering::Acquire);
-                self.columns[column].rank(tat, now)
-            } else {
+            let tat = self.tat(slot, column).load(Ordering::Acquire);
+            let own = self.columns[column].rank(tat, now);
+            let further = self.further(slot, column);
+            let has_more = |words: &[AtomicU64]| words[0].load(Ordering::Acquire) != 0;
+            if further.is_some_and(has_more) {
                 self.debts(slot, column).rank(now)
+            } else {
+                own
             }
         };
         columns.map(rank).fold(0.0, f64::max)
