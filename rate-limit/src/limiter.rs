@@ -585,12 +585,14 @@ impl Plan<Terms> {
     fn charge_accounts(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
         let now = ruling.now();
         let rules = || self.rules.rules().iter().enumerate();
-        let mut fits = [false; MAX_POLICIES];
+        let (mut fits, mut has) = ([false; MAX_POLICIES], [false; MAX_POLICIES]);
         let _guard = table.lock(slot);
         for (index, rule) in rules() {
             let scale = self.scale(table, charge, index);
-            let tat = table.debts(slot, rule.column).seen_by(&scale, now);
+            let debts = table.debts(slot, rule.column);
+            let tat = debts.seen_by(&scale, now);
             ruling.tats[index] = tat;
+            has[index] = debts.has(&scale);
             match scale.gcra.charge(tat, now, charge.cells(index)) {
                 Ok(_) => fits[index] = true,
                 Err(excess) => ruling.exceed(index, rule, excess),
@@ -599,6 +601,9 @@ impl Plan<Terms> {
         for (index, rule) in rules().filter(|(index, _)| charge.cells(*index) > 0) {
             let scale = self.scale(table, charge, index);
             let admitted = ruling.admits() && fits[index];
+            if !admitted && has[index] {
+                continue;
+            }
             let debts = table.change(slot, rule.column, |debts| {
                 if admitted {
                     debts.charge(&scale, now, charge.cells(index));

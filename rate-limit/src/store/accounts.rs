@@ -43,7 +43,7 @@ impl Debts {
     /// A key that owes nothing by any quota starts anew, as it does in a fleet, where Redis forgets
     /// it.
     pub(crate) fn open(&mut self, scale: &Scale, now: u64) -> &mut Account {
-        if self.rank(now) == 0.0 {
+        if self.owe_nothing(now) {
             self.0 = Default::default();
         }
         let opened = Account {
@@ -74,11 +74,14 @@ impl Debts {
         }
     }
 
-    /// How much would be lost by forgetting them, see [`Gcra::rank`](crate::gcra::Gcra::rank).
-    pub(super) fn rank(&self, now: u64) -> f64 {
+    /// Whether `scale` has an account.
+    pub(crate) fn has(&self, scale: &Scale) -> bool {
+        self.accounts().any(|a| a.scale.number == scale.number)
+    }
+
+    fn owe_nothing(&self, now: u64) -> bool {
         self.accounts()
-            .map(|account| account.scale.gcra.rank(account.tat, now))
-            .fold(0.0, f64::max)
+            .all(|account| account.scale.gcra.debt_nanos(account.tat, now) == 0)
     }
 
     fn accounts(&self) -> impl Iterator<Item = &Account> {

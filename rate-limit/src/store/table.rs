@@ -122,8 +122,10 @@ impl Table {
                 if numbers == 0 {
                     break;
                 }
-                let scale = self.scales.get(numbers as u16);
+                let number = numbers as u16;
                 numbers >>= 16;
+                let gcra = self.scales.get(number);
+                let scale = gcra.map(|&gcra| Scale { gcra, number });
                 let tat = word.load(Ordering::Acquire);
                 debts.0[index] = scale.and_then(|scale| account(scale, tat));
             }
@@ -268,14 +270,20 @@ impl Table {
         let columns = 0..self.columns.len();
         let rank = |column: usize| {
             let tat = self.tat(slot, column).load(Ordering::Acquire);
-            let own = self.columns[column].rank(tat, now);
-            let further = self.further(slot, column);
-            let has_more = |words: &[AtomicU64]| words[0].load(Ordering::Acquire) != 0;
-            if further.is_some_and(has_more) {
-                self.debts(slot, column).rank(now)
-            } else {
-                own
+            let mut rank = self.columns[column].rank(tat, now);
+            if let Some(words) = self.further(slot, column) {
+                let mut numbers = words[0].load(Ordering::Acquire);
+                for word in &words[1..] {
+                    if numbers == 0 {
+                        break;
+                    }
+                    if let Some(gcra) = self.scales.get(numbers as u16) {
+                        rank = rank.max(gcra.rank(word.load(Ordering::Acquire), now));
+                    }
+                    numbers >>= 16;
+                }
             }
+            rank
         };
         columns.map(rank).fold(0.0, f64::max)
     }
