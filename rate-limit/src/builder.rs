@@ -4,15 +4,28 @@ use std::{fmt, panic::Location, sync::Arc};
 
 use crate::{
     BuildError, Limiter, ManualClock, OnFull, Policy, Quota,
-    clock::ClockKind,
-    plans::{NamedPlans, columns_of, rulesets},
+    clock::{Clock, ClockKind},
+    plans::{Checked, NamedPlans, columns_of, rulesets},
     policy::MAX_KEYS,
-    rules::Ruleset,
     warning::{Warning, WarningHook, Watch, built_too_often_at},
 };
 
-/// The names of all policies, and the policies of each plan.
-pub(crate) type Checked = (Box<[Arc<str>]>, Vec<Ruleset>);
+impl Limiter {
+    /// A limiter with one quota per key, and everything else at its default.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the quota means nothing or cannot be kept, see [`Quota::validate`].
+    #[track_caller]
+    pub fn new(quota: Quota) -> Result<Self, BuildError> {
+        Self::builder().quota(quota).build()
+    }
+
+    /// Starts a limiter with several quotas or settings of its own.
+    pub fn builder() -> LimiterBuilder {
+        LimiterBuilder::new()
+    }
+}
 
 /// Builds a [`Limiter`].
 #[derive(Clone)]
@@ -150,7 +163,9 @@ impl LimiterBuilder {
     pub fn build(self) -> Result<Limiter, BuildError> {
         let watch = self.watch();
         let checked = self.check()?;
-        Limiter::assemble(self, checked, watch)
+        let room = (self.max_keys, self.on_full);
+        let clock = Clock::new(self.clock);
+        Limiter::assemble(&self.plans, checked, room, self.max_inflight, clock, watch)
     }
 
     /// Watches for mistakes in the setup; the first is to build too many limiters.

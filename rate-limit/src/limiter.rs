@@ -9,15 +9,14 @@ use std::{
 use governor::{RateLimiter, middleware::NoOpMiddleware};
 
 use crate::{
-    AnyLimiter, BuildError, Inflight, LimitError, LimiterBuilder, MAX_POLICIES, Mode, Policy,
-    Quota, Reservation, Warning,
+    AnyLimiter, BuildError, Inflight, LimitError, MAX_POLICIES, Mode, OnFull, Policy, Quota,
+    Reserved, Warning,
     answer::Reason,
-    builder::Checked,
     clock::Clock,
     gcra::Excess,
     key::Seed,
     metrics::{Meter, Outcome},
-    plans::{Current, Plan, Plans},
+    plans::{Checked, Current, NamedPlans, Plan, Plans},
     receipt::{Ledger, Receipt, Settle},
     rules::{Charge, Own, Rule, Ruleset, Ruling},
     store::{Probe, Scale, Slot, Store, Table, Tick, ToldClock},
@@ -69,24 +68,12 @@ pub(crate) struct Terms {
 type Governor = RateLimiter<Probe, Store, ToldClock, NoOpMiddleware<Tick>>;
 
 impl Limiter {
-    /// A limiter with one quota per key, and everything else at its default.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the quota means nothing or cannot be kept, see [`Quota::validate`].
-    #[track_caller]
-    pub fn new(quota: Quota) -> Result<Self, BuildError> {
-        Self::builder().quota(quota).build()
-    }
-
-    /// Starts a limiter with several quotas or settings of its own.
-    pub fn builder() -> LimiterBuilder {
-        LimiterBuilder::new()
-    }
-
     pub(crate) fn assemble(
-        builder: LimiterBuilder,
+        named: &NamedPlans,
         (columns, rulesets): Checked,
+        room: (usize, OnFull),
+        max_inflight: Option<u32>,
+        clock: Clock,
         watch: Watch,
     ) -> Result<Self, BuildError> {
         let first_of = |column: usize| {
@@ -96,21 +83,20 @@ impl Limiter {
         // Every column is that of some rule.
         let quotas = (0..columns.len()).filter_map(|column| Some(first_of(column)?.gcra));
         let table = Arc::new(Table::new(
-            builder.max_keys,
+            room.0,
             quotas.collect(),
-            builder.on_full,
+            room.1,
             Meter::new(&columns[0]),
         ));
         let plans = Plans::new(
-            &builder.plans,
+            named,
             columns,
             rulesets,
             &|rules, _| Terms::new(rules, &table),
             Seed::random(),
-            builder.max_inflight,
+            max_inflight,
             watch,
         )?;
-        let clock = Clock::new(builder.clock);
         Ok(Self {
             inner: Arc::new(Inner {
                 plans,
@@ -196,7 +182,7 @@ impl Limiter {
         self.admit(&plan, &charge, &mut ruling)?;
         let charge = charge.waive(ruling.uncharged());
         let receipt = Receipt::new(self, plan.keep(), ruling.key, charge, Settle::Everything);
-        Ok(Reservation::new(receipt, cells))
+        Ok(Reserved::new(receipt, cells))
     }
 
     /// How many cells `key` could use right now under the tightest policy, charging nothing.
@@ -225,7 +211,7 @@ impl Limiter {
     }
 
     /// Counts one more request of `key` in flight until the result is dropped. Always succeeds
-    /// if the limiter has no [`max_inflight`](LimiterBuilder::max_inflight).
+    /// if the limiter has no [`max_inflight`](crate::LimiterBuilder::max_inflight).
     ///
     /// # Errors
     ///
@@ -299,14 +285,14 @@ impl Limiter {
     }
 
     /// How many keys can be remembered: about twice what
-    /// [`max_keys`](LimiterBuilder::max_keys) asked for.
+    /// [`max_keys`](crate::LimiterBuilder::max_keys) asked for.
     #[must_use]
     pub fn key_capacity(&self) -> usize {
         self.inner.table.capacity()
     }
 
     /// How many keys were forgotten while they were in debt. If it moves, there are more keys at
-    /// once than [`max_keys`](LimiterBuilder::max_keys) allows for.
+    /// once than [`max_keys`](crate::LimiterBuilder::max_keys) allows for.
     #[must_use]
     pub fn live_evictions(&self) -> u64 {
         self.inner.table.live_evictions()
@@ -461,6 +447,9 @@ impl fmt::Debug for Limiter {
             .finish_non_exhaustive()
     }
 }
+
+/// A [`Reserved`] of a limiter in one process.
+pub type Reservation = Reserved<Limiter>;
 
 /// A new key is refused for lack of room.
 #[derive(Clone, Copy, Debug)]

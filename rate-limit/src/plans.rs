@@ -80,6 +80,9 @@ pub(crate) type Compile<'a, T> = dyn Fn(&Ruleset, &[Ruleset]) -> Result<T, Build
 /// The plans of a limiter that is to be built, by name; the first has none.
 pub(crate) type NamedPlans = Vec<(Arc<str>, Vec<Policy>)>;
 
+/// The names of all policies, and the policies of each plan.
+pub(crate) type Checked = (Box<[Arc<str>]>, Vec<Ruleset>);
+
 /// The names of all policies, in order of appearance.
 pub(crate) fn columns_of(plans: &NamedPlans) -> Result<Box<[Arc<str>]>, BuildError> {
     let mut columns: Vec<Arc<str>> = Vec::new();

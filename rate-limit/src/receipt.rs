@@ -3,13 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Limiter, MAX_POLICIES, Quota,
+    MAX_POLICIES, Quota,
     plans::{Plan, Plans},
     policy::ResponseHead,
     rules::{Charge, Own},
 };
 
-/// What a layer can ask: a [`Limiter`], for one process, or with the `redis` feature a
+/// What a layer can ask: a [`Limiter`](crate::Limiter), for one process, or with the `redis` feature a
 /// [`FleetLimiter`](crate::fleet::FleetLimiter), for several.
 ///
 /// It cannot be implemented elsewhere.
@@ -52,19 +52,20 @@ pub(crate) trait Ledger: Clone + Send + Sync + 'static {
     }
 }
 
-/// Cells charged for work whose cost is not known yet, made by [`Limiter::reserve`] and
+/// Cells charged for work whose cost is not known yet, made by
+/// [`Limiter::reserve`](crate::Limiter::reserve) and
 /// [`FleetLimiter::reserve`](crate::fleet::FleetLimiter::reserve).
 ///
 /// Dropping it gives everything back, so a future that is cancelled while it holds one costs its
 /// caller nothing. It settles by the quota that it was charged by, whatever the policies are by
 /// then.
 #[must_use = "dropping a reservation gives its cells back"]
-pub struct Reservation<L: AnyLimiter = Limiter> {
+pub struct Reserved<L: AnyLimiter> {
     receipt: Receipt<L>,
     cells: u64,
 }
 
-impl<L: AnyLimiter> Reservation<L> {
+impl<L: AnyLimiter> Reserved<L> {
     pub(crate) fn new(receipt: Receipt<L>, cells: u64) -> Self {
         Self { receipt, cells }
     }
@@ -88,9 +89,9 @@ impl<L: AnyLimiter> Reservation<L> {
     }
 }
 
-impl<L: AnyLimiter> fmt::Debug for Reservation<L> {
+impl<L: AnyLimiter> fmt::Debug for Reserved<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reservation")
+        f.debug_struct("Reserved")
             .field("cells", &self.cells)
             .finish_non_exhaustive()
     }

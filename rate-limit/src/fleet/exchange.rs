@@ -6,6 +6,7 @@ use redis::{Pipeline, RedisError, ServerErrorKind, Value};
 use tokio::time::{Instant, timeout};
 
 use super::{
+    failure::{LATE, reason, server_failure},
     job::{Connection, Job, Reports, State},
     script::{self, Action, Reply},
     server::CONNECT_WITHIN,
@@ -134,29 +135,3 @@ pub(super) async fn farewell(connection: &Connection, name: &str, jobs: &[Job]) 
     // A lease that is not given back is lost, and nothing else.
     let _ = timeout(CONNECT_WITHIN, say).await;
 }
-
-/// The same for errors that any key would have met.
-fn server_failure(error: &RedisError) -> Option<&'static str> {
-    let why = reason(error);
-    (why != OTHER || matches!(error.code(), Some("MISCONF" | "NOREPLICAS" | "NOAUTH")))
-        .then_some(why)
-}
-
-/// Why a call failed, for the event that reports it.
-pub(super) fn reason(error: &RedisError) -> &'static str {
-    use redis::ErrorKind::Server;
-    match error.kind() {
-        Server(ServerErrorKind::BusyLoading) => "it is loading its data",
-        Server(ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown) => "the cluster is down",
-        Server(ServerErrorKind::ReadOnly) => "it is a replica",
-        Server(ServerErrorKind::NoPerm) => "it does not allow the scripts",
-        _ if error.code() == Some("OOM") => "it is out of memory",
-        _ if error.is_timeout() => LATE,
-        _ if error.is_io_error() || error.is_connection_dropped() => LOST,
-        _ => OTHER,
-    }
-}
-
-pub(super) const LATE: &str = "it does not reply in time";
-pub(super) const LOST: &str = "the connection was lost";
-const OTHER: &str = "it replies with errors";

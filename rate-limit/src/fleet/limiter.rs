@@ -18,11 +18,11 @@ use super::{
     backend::{FleetBackend, Settings},
     level::Level,
     node::{Asked, Node, with_costs},
-    script::{Action, Term},
+    script::{Action, Term, Terms},
 };
 use crate::{
     AnyLimiter, BuildError, Decision, Inflight, LimitError, LimiterBuilder, MAX_POLICIES, Mode,
-    Policy, Quota, Reservation, Warning,
+    Policy, Quota, Reserved, Warning,
     answer::Reason,
     gcra::{Excess, Gcra},
     key::Seed,
@@ -46,9 +46,6 @@ pub struct FleetLimiter {
     plan: usize,
     node: Arc<Node>,
 }
-
-/// The policies of a plan as they are sent to Redis.
-pub(crate) type Terms = Arc<[Term]>;
 
 impl LimiterBuilder {
     /// Builds the limiter on a Redis or Valkey that it shares with other processes. This is the
@@ -136,7 +133,7 @@ impl FleetLimiter {
     }
 
     /// Charges `cells` cells of every policy to `key` for work whose cost is not known yet. The
-    /// [`Reservation`] charges the difference when it is settled, and gives everything back when
+    /// [`FleetReservation`] charges the difference when it is settled, and gives everything back when
     /// it is dropped before that.
     ///
     /// # Errors
@@ -154,7 +151,7 @@ impl FleetLimiter {
         let (question, ruling) = self.admit(key, cells).await?;
         let charge = question.charge.waive(ruling.uncharged());
         let receipt = Receipt::new(self, question.plan, ruling.key, charge, Settle::Everything);
-        Ok(Reservation::new(receipt, cells))
+        Ok(Reserved::new(receipt, cells))
     }
 
     /// How many cells `key` could use right now under the tightest policy, as Redis knows it:
@@ -464,8 +461,8 @@ impl fmt::Debug for FleetLimiter {
     }
 }
 
-/// A [`Reservation`] of a fleet's limiter, which settles in the background.
-pub type FleetReservation = Reservation<FleetLimiter>;
+/// A [`Reserved`] of a fleet's limiter, which settles in the background.
+pub type FleetReservation = Reserved<FleetLimiter>;
 
 /// A request that is to be decided.
 #[derive(Debug)]

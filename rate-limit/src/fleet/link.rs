@@ -24,7 +24,8 @@ use tokio::{
 
 use super::{
     breaker::{Backoff, Breaker},
-    exchange::{LATE, exchange, farewell, reason},
+    exchange::{exchange, farewell},
+    failure::{LATE, reason},
     job::{Connection, Job, Reports, State, lock, random},
     script,
     server::{CONNECT_WITHIN, HEARTBEAT, count_nodes, find_master, report_alive, slots},

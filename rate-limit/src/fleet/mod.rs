@@ -126,6 +126,7 @@ mod breaker;
 #[path = "tests/clock_steps.rs"]
 mod clock_steps;
 mod exchange;
+mod failure;
 #[cfg(test)]
 #[path = "tests/golden.rs"]
 mod golden;

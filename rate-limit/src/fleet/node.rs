@@ -21,9 +21,8 @@ use super::{
     account::{Account, AccountId, Ask, Cells, Next, Sizing, Tell, Verdict},
     backend::Settings,
     job::{Job, ReplyTo, Reports, SlotRange, lock, random},
-    limiter::Terms,
     router::Router,
-    script::{Action, Reply, Term},
+    script::{Action, Reply, Term, Terms},
     server::GONE_AFTER,
 };
 use crate::{

@@ -1,5 +1,7 @@
 //! What is sent to Redis and what it returns.
 
+use std::sync::Arc;
+
 use redis::{Cmd, Value};
 
 use super::{
@@ -30,6 +32,9 @@ pub(crate) struct Term {
     pub(crate) shadow: bool,
     pub(crate) on_outage: OnOutage,
 }
+
+/// The policies of a plan as they are sent to Redis.
+pub(crate) type Terms = Arc<[Term]>;
 
 /// What to do with an account.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

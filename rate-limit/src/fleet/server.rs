@@ -6,7 +6,7 @@ use redis::{Client, ConnectionAddr, ServerErrorKind, Value, aio::MultiplexedConn
 use tokio::time::timeout;
 
 use super::{
-    exchange::{LATE, LOST, reason},
+    failure::{LATE, LOST, reason},
     job::{Connection, Reports, SlotRange, State},
     script,
 };

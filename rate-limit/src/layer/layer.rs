@@ -4,7 +4,7 @@ use arc_swap::ArcSwap;
 use http::{Response, request};
 use tower_layer::Layer;
 
-use super::RateLimit;
+use super::{RateLimit, screen::Settings};
 use crate::{
     AnyLimiter, BuildError, Limiter, Quota, ResponseHead,
     answer::{Hook, Limited, QuotaHeaders, StandardAnswer},
@@ -33,30 +33,6 @@ pub struct RateLimitLayer<A = StandardAnswer, L = Limiter> {
     settings: Arc<Settings<L>>,
     answer: A,
 }
-
-/// Everything about a layer except its answer.
-#[derive(Clone)]
-pub(super) struct Settings<L> {
-    pub(super) limiter: L,
-    pub(super) key: Key,
-    pub(super) missing_key: MissingKey,
-    pub(super) bypass: Option<Arc<Predicate>>,
-    pub(super) shadow: bool,
-    pub(super) plan: Option<Arc<PlanFn>>,
-    pub(super) own_quota: Option<Arc<QuotaFn>>,
-    pub(super) headers: Option<QuotaHeaders>,
-    pub(super) lists: Option<Arc<ArcSwap<Lists>>>,
-    pub(super) refunds: bool,
-    pub(super) refund_if: Option<Arc<RefundFn>>,
-    pub(super) tells_caller: bool,
-    pub(super) explains: bool,
-}
-
-/// Calls the second argument with the name of a request's plan, and returns its number.
-type PlanFn = dyn Fn(&RequestHead<'_>, &dyn Fn(Option<&str>) -> usize) -> usize + Send + Sync;
-type QuotaFn = dyn Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync;
-type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
-type RefundFn = dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync;
 
 impl RateLimitLayer {
     /// A layer that gives `quota` to each peer address.
@@ -368,21 +344,5 @@ impl<A: fmt::Debug, L: fmt::Debug> fmt::Debug for RateLimitLayer<A, L> {
             .field("settings", &self.settings)
             .field("answer", &self.answer)
             .finish()
-    }
-}
-
-impl<L: fmt::Debug> fmt::Debug for Settings<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
-            .field("limiter", &self.limiter)
-            .field("key", &self.key)
-            .field("missing_key", &self.missing_key)
-            .field("bypass", &self.bypass.is_some())
-            .field("shadow", &self.shadow)
-            .field("plan", &self.plan.is_some())
-            .field("quota_from", &self.own_quota.is_some())
-            .field("headers", &self.headers)
-            .field("lists", &self.lists)
-            .finish_non_exhaustive()
     }
 }

@@ -1,26 +1,50 @@
 //! What both kinds of layer do before the charge and after the decision.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
+use arc_swap::ArcSwap;
 use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
 use tower_service::Service;
 
 use super::{
     RateLimitFuture,
     future::{Extras, Finish, Refund, Refunds},
-    layer::Settings,
 };
 use crate::{
-    AnyLimiter, Inflight, MAX_POLICIES, Mode,
-    answer::{Answer, Limited, OverQuota, Reason, Refused, Stamp, is_grpc},
+    AnyLimiter, Inflight, MAX_POLICIES, Mode, Quota,
+    answer::{Answer, Limited, OverQuota, QuotaHeaders, Reason, Refused, Stamp, is_grpc},
     caller::Caller,
-    key::{MissingKey, RequestHead},
+    key::{Key, Lists, MissingKey, RequestHead},
     metrics::Outcome,
     plans::{Plan, fingerprint},
     policy::ResponseHead,
     receipt::{Receipt, Settle},
     rules::{Charge, Ruleset, Ruling},
 };
+
+/// Everything about a layer except its answer.
+#[derive(Clone)]
+pub(super) struct Settings<L> {
+    pub(super) limiter: L,
+    pub(super) key: Key,
+    pub(super) missing_key: MissingKey,
+    pub(super) bypass: Option<Arc<Predicate>>,
+    pub(super) shadow: bool,
+    pub(super) plan: Option<Arc<PlanFn>>,
+    pub(super) own_quota: Option<Arc<QuotaFn>>,
+    pub(super) headers: Option<QuotaHeaders>,
+    pub(super) lists: Option<Arc<ArcSwap<Lists>>>,
+    pub(super) refunds: bool,
+    pub(super) refund_if: Option<Arc<RefundFn>>,
+    pub(super) tells_caller: bool,
+    pub(super) explains: bool,
+}
+
+/// Calls the second argument with the name of a request's plan, and returns its number.
+type PlanFn = dyn Fn(&RequestHead<'_>, &dyn Fn(Option<&str>) -> usize) -> usize + Send + Sync;
+type QuotaFn = dyn Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync;
+type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
+type RefundFn = dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync;
 
 /// How a request is to be decided.
 pub(super) struct Screened {
@@ -269,6 +293,22 @@ impl<L: AnyLimiter> Refunds for Settings<L> {
             Some(refund_if) => refund_if(response),
             None => was_not_served(response),
         }
+    }
+}
+
+impl<L: fmt::Debug> fmt::Debug for Settings<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("limiter", &self.limiter)
+            .field("key", &self.key)
+            .field("missing_key", &self.missing_key)
+            .field("bypass", &self.bypass.is_some())
+            .field("shadow", &self.shadow)
+            .field("plan", &self.plan.is_some())
+            .field("quota_from", &self.own_quota.is_some())
+            .field("headers", &self.headers)
+            .field("lists", &self.lists)
+            .finish_non_exhaustive()
     }
 }
 

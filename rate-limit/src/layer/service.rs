@@ -8,8 +8,7 @@ use tower_service::Service;
 
 use super::{
     RateLimitBody, RateLimitFuture,
-    layer::Settings,
-    screen::{PlanOf, Stop},
+    screen::{PlanOf, Settings, Stop},
 };
 use crate::{
     Limiter,
