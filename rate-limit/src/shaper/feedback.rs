@@ -8,8 +8,6 @@ use http::{
 };
 use sfv::{BareItem, Item, KeyRef, List, ListEntry, Parser};
 
-use super::Permit;
-
 /// How upstream wants to be treated.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Feedback {
@@ -63,14 +61,6 @@ impl Feedback {
             requests: None,
             cells: None,
         }
-    }
-}
-
-impl Permit {
-    /// Reads what a response says about the next request: status and headers, as
-    /// [the module](super) lists them.
-    pub fn heed(&self, status: StatusCode, headers: &HeaderMap) {
-        self.shaper().heed(Feedback::read(status, headers));
     }
 }
 

@@ -37,6 +37,7 @@
 mod body;
 mod feedback;
 mod future;
+mod heed;
 mod layer;
 mod line;
 mod service;
