@@ -1,54 +1,71 @@
 //! `cargo run -p rate-limit --example polite_client`
 //!
-//! A client that stays within "50 requests a minute and 10 at once" against a server on this
-//! machine that enforces it. Runs for two and a half minutes of real time and fails if the server
-//! had to refuse anything after the first.
+//! A client on reqwest that stays within "50 requests and 10,000 tokens a minute and 10 at once",
+//! against a server on this machine that enforces it. How many tokens a request uses is known only
+//! afterwards. Runs for two and a half minutes of real time and fails if the server had to refuse
+//! anything after the first.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-use axum::{Router, body::Body, routing::get};
+use axum::{Router, extract::RawQuery, http::HeaderMap, response::IntoResponse, routing::get};
 use futures_util::future::join_all;
-use http::{Request, StatusCode};
-use http_body_util::BodyExt;
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use rate_limit::{
-    Limiter, MINUTE, Quota, RateLimitLayer, key,
-    shaper::{Shaper, ShaperLayer},
-};
+use rate_limit::{Limiter, MINUTE, Policy, Quota, RateLimitLayer, Unit, key, shaper::Shaper};
+use reqwest::StatusCode;
 use tokio::{net::TcpListener, time::Instant};
-use tower::{Service, ServiceBuilder, ServiceExt};
+
+/// How many tokens a request used, for the server's policy.
+#[derive(Clone)]
+struct Used(u64);
+
+/// What a client reserves for a request, in tokens.
+const ESTIMATE: u64 = 300;
+
+fn tokens() -> Quota {
+    Quota::count(10_000)
+        .per(MINUTE)
+        .unit(Unit::Custom("tokens"))
+}
+
+/// Takes a moment, and uses between 50 and 350 tokens.
+async fn complete(RawQuery(query): RawQuery) -> impl IntoResponse {
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let number: u64 = query.and_then(|query| query.parse().ok()).unwrap_or(0);
+    let used = 50 + number * 37 % 300;
+    let mut headers = HeaderMap::new();
+    headers.insert("x-tokens-used", used.into());
+    (axum::Extension(Used(used)), headers, "done")
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The server, and what it enforces.
     let limiter = Limiter::builder()
-        .quota(Quota::count(50).per(MINUTE))
+        .policy(Policy::new("requests", Quota::count(50).per(MINUTE)))
+        .policy(
+            Policy::new("tokens", tokens())
+                .cost(|_| ESTIMATE)
+                .settle(|response| Some(response.extensions().get::<Used>()?.0)),
+        )
         .max_inflight(10)
         .build()?;
-    let work = async || {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        "done"
-    };
     let limit = RateLimitLayer::from_limiter(limiter).key(key::global());
-    let app = Router::new().route("/", get(work)).layer(limit);
+    let app = Router::new().route("/", get(complete)).layer(limit);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let addr = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, app).await });
 
-    // The client. Its burst is a little smaller: the network does not keep requests as far apart
+    // The client. Its bursts are a little smaller: the network does not keep requests as far apart
     // as they were sent.
     let shaper = Shaper::builder()
         .quota(Quota::count(50).per(MINUTE).burst(45))
+        .quota(tokens().burst(9_000))
         .concurrency(10)
         .max_wait(2 * MINUTE)
         .build()?;
-    let http = Client::builder(TokioExecutor::new()).build_http::<Body>();
-    let client = ServiceBuilder::new()
-        .layer(ShaperLayer::new(shaper.clone()))
-        .service(http);
+    let client = reqwest::Client::new();
 
     // Twenty workers that ask as fast as they may.
     let (served, early, late) = (
@@ -58,17 +75,24 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let start = Instant::now();
     let worker = async || {
-        let mut client = client.clone();
         while start.elapsed() < MINUTE * 5 / 2 {
-            let request = Request::get(format!("http://{addr}/")).body(Body::empty())?;
-            let response = client.ready().await?.call(request).await?;
+            let permit = shaper.acquire(ESTIMATE).await?;
+            let number = served.load(Ordering::Relaxed);
+            let response = client
+                .get(format!("http://{addr}/?{number}"))
+                .send()
+                .await?;
+            permit.heed(response.status(), response.headers());
+            let used = response.headers().get("x-tokens-used");
+            permit.settle(used.map_or(Ok(0), |used| used.to_str().unwrap_or("0").parse())?);
             let count = match response.status() {
                 StatusCode::TOO_MANY_REQUESTS if start.elapsed() < MINUTE => &early,
                 StatusCode::TOO_MANY_REQUESTS => &late,
                 _ => &served,
             };
             count.fetch_add(1, Ordering::Relaxed);
-            response.into_body().collect().await?;
+            // The server counts a request as running until its body has ended.
+            response.bytes().await?;
         }
         Ok::<_, Box<dyn std::error::Error>>(())
     };

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A clock that stands still until it is told to move, for tests of code that uses a limiter.
+/// A clock that stands still until it is moved, for tests of code that uses a limiter.
 ///
 /// Inside a tokio runtime with paused time nothing special is needed: limiters follow
 /// `tokio::time`. This one is for tests without a runtime.

@@ -1,15 +1,15 @@
-//! What operators read: an event per request at `trace`, and one for refusals once a second.
+//! What operators read: an event per decision at `trace`, and one for refusals once a second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
 use crate::{
-    limiter::retry_after,
+    refusal::retry_after,
     rules::{Ruleset, Ruling},
 };
 
-/// Lets one refusal a second be told, with the number of those that were not.
+/// Samples one refusal a second, with the number of those left out.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     epoch: Instant,
@@ -29,7 +29,7 @@ impl Default for Sampler {
 }
 
 impl Sampler {
-    pub(crate) fn decided(&self, rules: &Ruleset, fingerprint: u64, ruling: &Ruling) {
+    pub(crate) fn decided(&self, rules: &Ruleset, ruling: &Ruling, shadow: bool) {
         if ruling.admits() && ruling.shadowed.is_empty() {
             tracing::trace!(target: TARGET, admitted = true);
             return;
@@ -38,13 +38,13 @@ impl Sampler {
             return;
         };
         for (index, rule) in rules.rules().iter().enumerate() {
-            let limited = ruling.violated.contains(index);
-            if limited || ruling.shadowed.contains(index) {
+            let violated = ruling.violated.contains(index);
+            if violated || ruling.shadowed.contains(index) {
                 tracing::debug!(
                     target: TARGET,
                     policy = rule.policy.name(),
-                    key_hash = format_args!("{fingerprint:016x}"),
-                    shadow = !limited,
+                    key_hash = format_args!("{:016x}", ruling.key),
+                    shadow = shadow || !violated,
                     retry_after = ?retry_after(ruling.excess),
                     silent,
                     "over quota",

@@ -22,7 +22,7 @@
 use crate::quota::{Problem, Quota, QuotaError};
 
 /// A quota, compiled: all times in ticks of `2^-shift` ns.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Gcra {
     shift: u32,
     interval: u64,
@@ -156,14 +156,53 @@ impl Gcra {
         self.nanos_up(cells.saturating_mul(self.interval))
     }
 
-    /// The TAT of a key that owes as many cells of this quota as it owed of `old`; never more
-    /// than a burst.
-    pub(crate) fn convert(&self, old: &Self, tat: u64, now: u64) -> u64 {
-        let debt = u128::from(old.debt(tat, now)) * u128::from(self.interval);
+    /// Charges `cells` that another quota has admitted: the debt stops at one burst, so that what
+    /// this quota has not decided never makes a key wait longer than its whole burst takes.
+    pub(crate) fn charge_along(&self, tat: u64, now: u64, cells: u64) -> u64 {
+        let debt = self.debt(tat, now);
+        let owed = debt.saturating_add(cells.saturating_mul(self.interval));
+        let most = self.capacity.max(debt);
+        self.ticks(now).wrapping_add(owed.min(most))
+    }
+
+    /// The TAT of a key that owes as many cells of this quota as `tat` owes of `other`; at most a
+    /// burst.
+    pub(crate) fn carry(&self, other: &Self, tat: u64, now: u64) -> u64 {
+        let debt = u128::from(other.debt(tat, now)) * u128::from(self.interval);
         let debt = debt
-            .div_ceil(u128::from(old.interval))
+            .div_ceil(u128::from(other.interval))
             .min(u128::from(self.capacity));
         self.ticks(now).wrapping_add(debt as u64)
+    }
+
+    /// The later of two TATs.
+    pub(crate) fn later(&self, a: u64, b: u64, now: u64) -> u64 {
+        if self.debt(b, now) > self.debt(a, now) {
+            b
+        } else {
+            a
+        }
+    }
+
+    /// How much a key would get if its debt were forgotten, for comparing keys of any quotas: 0
+    /// for nothing; less than 1, the part of the burst in use, while a cell is left; above 2 when
+    /// none is, the higher the longer ago the last one was charged; above 4 for a debt beyond a
+    /// burst.
+    ///
+    /// Of exhausted keys the one charged last ranks lowest, so that a flood of keys that exhaust
+    /// themselves replaces its own.
+    pub(crate) fn rank(&self, tat: u64, now: u64) -> f64 {
+        let debt = self.debt(tat, now);
+        let full = self.capacity as f64;
+        match self.capacity.checked_sub(debt) {
+            _ if debt == 0 => 0.0,
+            None => 4.0 + (debt - self.capacity) as f64 / full,
+            Some(room) if room < self.interval => {
+                let since = (room >> self.shift) as f64;
+                2.0 + since / (since + 1e9)
+            }
+            Some(_) => debt as f64 / full,
+        }
     }
 
     /// The TAT that leaves a single cell at `at`, and the rest at the pace of the quota; a debt
@@ -173,7 +212,7 @@ impl Gcra {
         self.ticks(at).wrapping_add(owed)
     }
 
-    /// The TAT of a key that has paid its debt so many nanoseconds after `now`.
+    /// The TAT of a key that has paid its debt `nanos` nanoseconds after `now`.
     #[cfg(feature = "redis")]
     pub(crate) fn owing(&self, now: u64, nanos: u64) -> u64 {
         self.ticks(now).wrapping_add(self.ticks(nanos))
@@ -220,7 +259,7 @@ const MAX_CAPACITY: u64 = 1 << 62;
 /// The same where the clock wraps, in ticks: it bounds the chance of misreading an idle key.
 const MAX_WRAPPING_CAPACITY: u64 = 1 << 52;
 
-/// The shortest interval whose rounding is let pass, in ticks: an error below 1/16384.
+/// The shortest interval that may be rounded, in ticks: an error below 1/16384.
 const MIN_INTERVAL: u64 = 1 << 14;
 
 #[cfg(test)]
@@ -311,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_quota_keeps_the_debt_in_cells() {
+    fn a_debt_is_carried_to_another_quota_in_cells() {
         let (now, second) = (DAY.as_nanos() as u64, SECOND.as_nanos() as u64);
         let slow = gcra(Quota::count(10).per(SECOND));
         let fast = gcra(Quota::count(300_000_000).per(SECOND));
@@ -319,17 +358,17 @@ mod tests {
         let tat = slow.charge(0, now, 7).unwrap();
         assert_eq!(slow.remaining(tat, now), 3);
         assert_eq!(
-            fast.remaining(fast.convert(&slow, tat, now), now),
+            fast.remaining(fast.carry(&slow, tat, now), now),
             300_000_000 - 7
         );
-        let converted = small.convert(&slow, tat, now);
+        let converted = small.carry(&slow, tat, now);
         assert_eq!(small.remaining(converted, now), 0);
         assert_eq!(
             small.wait_for(converted, now, 1),
             86_400 * second,
             "a burst, not seven days"
         );
-        assert_eq!(small.remaining(small.convert(&slow, 0, now), now), 3);
+        assert_eq!(small.remaining(small.carry(&slow, 0, now), now), 3);
     }
 
     #[test]
@@ -370,7 +409,7 @@ mod tests {
             }
         }
 
-        /// A refused caller that waits as long as it was told is admitted, and not a tick later.
+        /// A refused caller that waits as long as the refusal says is admitted, and not a tick later.
         #[test]
         fn the_wait_it_names_is_exact(
             count in 1u64..1_000_000,

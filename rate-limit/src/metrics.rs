@@ -7,8 +7,13 @@
 //! | `rate_limit_live_evictions_total` | counter | `policy` |
 //!
 //! `outcome` is `allowed`, `limited`, `shadow` (over quota, let through), `no_key`, `bypassed`
-//! (including the allow list) or `denied` (by the deny list).
+//! (including the allow list and limits that are switched off) or `denied` (by the deny list).
 //! What concerns a limiter as a whole carries the name of its first policy.
+//!
+//! These are decisions of policies rather than requests: an admitted request counts as `allowed`
+//! for each policy, a refused one as `limited` for those it violates, and one without a key that is
+//! charged to the shared quota as `no_key` and by its decision. So divide by policy:
+//! `limited{policy="x"} / (allowed + limited){policy="x"}`.
 //!
 //! With the `redis` feature, for a [limiter of a fleet](crate::fleet):
 //!
@@ -28,7 +33,8 @@
 
 /// Requests by `policy` and `outcome`.
 pub const REQUESTS_TOTAL: &str = "rate_limit_requests_total";
-/// Keys that the table remembers.
+/// Keys that the table remembers, with or without debt. It never falls, and stops at about twice
+/// [`max_keys`](crate::LimiterBuilder::max_keys): it shows how many there were, not the load.
 pub const KEYS: &str = "rate_limit_keys";
 /// Keys that were forgotten while they were in debt: if it moves, raise
 /// [`max_keys`](crate::LimiterBuilder::max_keys).
@@ -38,13 +44,13 @@ pub const LIVE_EVICTIONS_TOTAL: &str = "rate_limit_live_evictions_total";
 pub const FLEET_DECISIONS_TOTAL: &str = "rate_limit_fleet_decisions_total";
 /// Calls to Redis by `outcome`, each for as many keys and requests as there were at the time.
 pub const FLEET_CALLS_TOTAL: &str = "rate_limit_fleet_calls_total";
-/// How long calls to Redis take, answered or not.
+/// How long calls to Redis take, with a reply or without.
 pub const FLEET_CALL_SECONDS: &str = "rate_limit_fleet_call_seconds";
 /// Requests that this node has leased and not made, four times a second.
 pub const FLEET_LEASED_REQUESTS: &str = "rate_limit_fleet_leased_requests";
 /// Nodes of the fleet that were heard of within five seconds.
 pub const FLEET_NODES: &str = "rate_limit_fleet_nodes";
-/// Servers that are not asked at the moment because they do not answer.
+/// Servers that are not asked at the moment because they do not reply.
 pub const FLEET_OPEN: &str = "rate_limit_fleet_open";
 
 /// Describes every metric to the installed recorder, with its unit. Call it once, after the

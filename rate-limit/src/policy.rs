@@ -16,11 +16,30 @@ use crate::{Quota, QuotaError, key::RequestHead};
 ///     .policy(Policy::new("daily", Quota::count(50_000).per(DAY)))
 ///     .policy(
 ///         Policy::new("upload", Quota::count(1 << 20).per(SECOND).unit(Unit::ContentBytes))
-///             .cost(|request| request.content_length().unwrap_or(0)),
+///             // A body of undeclared length is refused.
+///             .cost(|request| request.body_length().unwrap_or(u64::MAX)),
 ///     )
 ///     .build()?;
 /// # Ok::<(), rate_limit::BuildError>(())
 /// ```
+///
+/// # One key, several quotas
+///
+/// Plans, quotas of a request's own and reloads put different quotas under one name. Each judges a
+/// key by what the key has used, *as if it alone had always been in force*: everything that is
+/// charged, given back or settled counts by all of them, in cells, and comes back at the pace of
+/// each.
+///
+/// * A quota that decides on a key for the first time starts from the most that the key owes by any
+///   other, at most its own burst. So raising 10 a week to 1000 leaves 990 to a key that has used
+///   10, and going down from 6000 a minute to 60 refuses it for a second, not for the rest of what
+///   it owed before.
+/// * What other quotas admit is charged up to one burst. So no quota refuses a key for longer than
+///   its own whole burst takes to come back.
+/// * Nothing is forgiven: a debt by one quota is the same after a visit to another.
+///
+/// Up to four quotas of a name are kept apart for each key; of more, the one that is paid off first
+/// starts anew from the others. All of this holds alike in one process and in a fleet.
 #[derive(Clone)]
 pub struct Policy {
     name: Arc<str>,
@@ -92,7 +111,7 @@ impl Policy {
     ///     .cost(|_| 2_000)
     ///     .settle(|response| Some(response.extensions().get::<TokensUsed>()?.0));
     /// let failures_are_free = Policy::new("requests", Quota::count(60).per(MINUTE))
-    ///     .settle(|response| response.status().is_server_error().then_some(0));
+    ///     .settle(|response| response.is_failure().then_some(0));
     /// ```
     #[must_use]
     pub fn settle(
@@ -103,7 +122,7 @@ impl Policy {
         self
     }
 
-    /// Sets what the policy does while Redis does not answer. It means nothing to a limiter that
+    /// Sets what the policy does while Redis does not reply. It means nothing to a limiter that
     /// counts in one process.
     ///
     /// Defaults to a [local share](crate::fleet::OnOutage::LocalShare) of 100 percent.
@@ -184,6 +203,15 @@ impl<'a> ResponseHead<'a> {
         self.parts.status
     }
 
+    /// Whether the server failed: a 5xx, or in gRPC a status that says so (unknown, deadline exceeded,
+    /// unimplemented, internal, unavailable, data loss) before any message was sent.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        let grpc = self.parts.headers.get("grpc-status");
+        let failed = |code: &[u8]| matches!(code, b"2" | b"4" | b"12" | b"13" | b"14" | b"15");
+        self.parts.status.is_server_error() || grpc.is_some_and(|code| failed(code.as_bytes()))
+    }
+
     /// The headers.
     #[must_use]
     pub fn headers(&self) -> &'a HeaderMap {
@@ -212,6 +240,10 @@ pub enum BuildError {
     DuplicateName(Arc<str>),
     /// A policy, plan or unit has a name that cannot stand in a header as it is.
     InvalidName(Arc<str>),
+    /// A plan has no policy.
+    EmptyPlan(Arc<str>),
+    /// More different quotas than one limiter can tell apart, about 16 000.
+    TooManyQuotas(Arc<str>),
     /// A name that a running limiter does not know.
     UnknownName(Arc<str>),
     /// The table would be empty or would not fit into memory.
@@ -220,6 +252,8 @@ pub enum BuildError {
     ZeroMaxInflight,
     /// A limiter on Redis was built outside of a tokio runtime.
     NoRuntime,
+    /// This process has a limiter of the same name on the same Redis with other policies.
+    NameInUse(Arc<str>),
     /// A quota means nothing or cannot be kept.
     Quota {
         /// The policy it belongs to.
@@ -237,7 +271,20 @@ impl fmt::Display for BuildError {
                 write!(f, "{count} policies, expected at most {MAX_POLICIES}")
             }
             Self::DuplicateName(name) => {
-                write!(f, "two of the name {name:?}, expected distinct names")
+                write!(
+                    f,
+                    "two policies or two plans named {name:?}, expected distinct names \
+                     (`quota` adds a policy named \"default\")"
+                )
+            }
+            Self::EmptyPlan(name) => {
+                write!(f, "no policy in plan {name:?}, expected at least one")
+            }
+            Self::TooManyQuotas(name) => {
+                write!(
+                    f,
+                    "too many different quotas at policy {name:?}, expected at most 16000"
+                )
             }
             Self::InvalidName(name) => write!(
                 f,
@@ -254,6 +301,11 @@ impl fmt::Display for BuildError {
                 write!(f, "room for {keys} keys, expected 1 to {MAX_KEYS}")
             }
             Self::ZeroMaxInflight => f.write_str("0 requests in flight, expected at least 1"),
+            Self::NameInUse(name) => write!(
+                f,
+                "another limiter of this process is named {name:?} on the same redis and has other \
+                 policies, expected a name for each limiter"
+            ),
             Self::NoRuntime => f.write_str("no tokio runtime, expected to be built inside of one"),
             Self::Quota { policy, .. } => write!(f, "invalid quota of policy {policy:?}"),
         }
@@ -311,7 +363,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), BuildError> {
 /// How many policies one limiter decides together.
 pub const MAX_POLICIES: usize = 8;
 
-pub(crate) const MAX_KEYS: usize = 1 << 32;
+pub(crate) const MAX_KEYS: usize = 1_000_000_000;
 const MAX_NAME: usize = 64;
 
 #[cfg(test)]

@@ -1,23 +1,13 @@
-//! Policies, compiled: what decides.
+//! Policies, compiled: what decides. Knows neither HTTP nor where debts are kept.
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
-use governor::{RateLimiter, middleware::NoOpMiddleware};
-use http::HeaderValue;
-
-#[cfg(feature = "redis")]
-use crate::fleet::script::Term;
 use crate::{
-    BuildError, MAX_POLICIES, Policy, Quota, answer,
+    BuildError, MAX_POLICIES, Policy, Quota,
     gcra::{Excess, Gcra},
     key::RequestHead,
     metrics::Meter,
     policy::{Name, check_name},
-    store::{Probe, Slot, Store, Table, Tick, ToldClock},
 };
 
 /// A policy, ready to decide.
@@ -26,35 +16,30 @@ pub(crate) struct Rule {
     pub(crate) policy: Policy,
     pub(crate) name: Name,
     pub(crate) gcra: Gcra,
-    /// Where in an entry the TAT is. Policies of the same name share it over all plans.
-    column: usize,
-    /// The problem document that names this policy alone.
-    pub(crate) problem: Bytes,
-    /// The same as a `google.rpc.QuotaFailure.Violation`.
-    pub(crate) violation: Bytes,
+    /// Where a key's debts by it are. Policies of the same name share them over all plans.
+    pub(crate) column: usize,
     pub(crate) meter: Meter,
 }
 
 /// The policies of a plan, decided together, all or nothing.
 pub(crate) struct Ruleset {
     rules: Box<[Rule]>,
-    governor: Option<Governor>,
-    /// The `ratelimit-policy` field value.
-    pub(crate) policy_field: HeaderValue,
     settles: bool,
-    /// The policies as Redis is told of them.
-    #[cfg(feature = "redis")]
-    terms: Arc<[Term]>,
 }
-
-type Governor = RateLimiter<Probe, Store, ToldClock, NoOpMiddleware<Tick>>;
 
 /// What to charge for one request; made where it stays, as a [`Ruling`] is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Charge {
     cells: [u64; MAX_POLICIES],
-    /// A quota of this key's own, in place of the first rule's.
-    own: Option<Gcra>,
+    /// A quota of the request's own, in place of the first rule's.
+    own: Option<Own>,
+}
+
+/// A quota of a request's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own {
+    pub(crate) quota: Quota,
+    pub(crate) gcra: Gcra,
 }
 
 impl Charge {
@@ -75,9 +60,8 @@ impl Charge {
         }
     }
 
-    /// Puts a quota of the key's own in place of the first rule's, unless it cannot be kept.
-    pub(crate) fn put_own(&mut self, quota: &Quota) {
-        self.own = Gcra::new(quota).ok();
+    pub(crate) fn put_own(&mut self, own: Own) {
+        self.own = Some(own);
     }
 
     /// The same without the rules that let the request through without charging it.
@@ -90,12 +74,21 @@ impl Charge {
         self
     }
 
+    /// The quota of the request's own, if it stands in for the rule at `index`.
+    #[inline]
+    pub(crate) fn own(&self, index: usize) -> Option<&Own> {
+        self.own.as_ref().filter(|_| index == 0)
+    }
+
+    /// The quota that decides in the place of the rule at `index`.
+    pub(crate) fn quota(&self, index: usize, rule: &Rule) -> Quota {
+        self.own(index)
+            .map_or_else(|| rule.policy.quota(), |own| own.quota)
+    }
+
     #[inline]
     pub(crate) fn gcra<'a>(&'a self, index: usize, rule: &'a Rule) -> &'a Gcra {
-        match &self.own {
-            Some(own) if index == 0 => own,
-            _ => &rule.gcra,
-        }
+        self.own(index).map_or(&rule.gcra, |own| &own.gcra)
     }
 
     #[inline]
@@ -131,14 +124,17 @@ pub(crate) struct Ruling {
     pub(crate) excess: Option<Excess>,
     /// When it was made.
     now: u64,
+    /// The key of the account that was charged.
+    pub(crate) key: u64,
 }
 
 impl Ruling {
     /// One that admits, until it is decided otherwise.
     #[inline]
-    pub(crate) fn at(now: u64) -> Self {
+    pub(crate) fn at(now: u64, key: u64) -> Self {
         Self {
             now,
+            key,
             tats: [0; MAX_POLICIES],
             violated: Mask::default(),
             shadowed: Mask::default(),
@@ -156,53 +152,21 @@ impl Ruling {
         self.violated.is_empty()
     }
 
-    /// What Redis, or those who stand in for it, decided: `levels` are what is owed after it,
-    /// `uncharged` the policies in shadow mode that would have refused an admitted request.
-    #[cfg(feature = "redis")]
-    pub(crate) fn of_fleet(
-        rules: &Ruleset,
-        terms: &[Term],
-        charge: &Charge,
-        now: u64,
-        levels: &[u64],
-        outcome: Result<&[bool], Excess>,
-    ) -> Self {
-        let mut ruling = Self::at(now);
-        let mut tightest = None;
-        for (index, (rule, term)) in rules.rules.iter().zip(terms).enumerate() {
-            let Term { level, burst, .. } = term;
-            // What is held back from the burst is as good as owed.
-            let held_back = (burst * level.price).saturating_sub(level.capacity);
-            let owed = level.nanos(levels[index] + held_back);
-            ruling.tats[index] = charge.gcra(index, rule).owing(now, owed);
-            let cells = charge.cells(index);
-            let would_not = match outcome {
-                Ok(uncharged) => uncharged[index] && rule.policy.is_shadow(),
-                Err(_) => level.excess(levels[index], cells).is_some(),
-            };
-            if would_not && rule.policy.is_shadow() {
-                ruling.shadowed.insert(index);
-            } else if would_not {
-                ruling.violated.insert(index);
-            }
-            let fill = levels[index] as f64 / level.capacity as f64;
-            if cells > 0 && !rule.policy.is_shadow() && tightest.is_none_or(|(_, f)| fill > f) {
-                tightest = Some((index, fill));
-            }
+    /// The rules that were not charged: all when the request is over a limit.
+    pub(crate) fn uncharged(&self) -> Mask {
+        if self.admits() {
+            self.shadowed
+        } else {
+            Mask::all()
         }
-        if let Err(excess) = outcome {
-            ruling.excess = Some(excess);
-            // It would fit by what is known here, but not a whole lease would, or others took it.
-            if ruling.violated.is_empty()
-                && let Some((index, _)) = tightest
-            {
-                ruling.violated.insert(index);
-            }
-        }
-        ruling
     }
 
-    fn exceed(&mut self, index: usize, rule: &Rule, excess: Excess) {
+    /// Lets the request through uncharged.
+    pub(crate) fn waive_all(&mut self) {
+        self.shadowed = Mask::all();
+    }
+
+    pub(crate) fn exceed(&mut self, index: usize, rule: &Rule, excess: Excess) {
         if rule.policy.is_shadow() {
             self.shadowed.insert(index);
             return;
@@ -231,24 +195,24 @@ impl Mask {
         self.0 & (1 << index) != 0
     }
 
+    pub(crate) fn all() -> Self {
+        Self(u8::MAX)
+    }
+
     /// The first rule in the set.
     #[inline]
     pub(crate) fn first(self) -> Option<usize> {
         (!self.is_empty()).then(|| self.0.trailing_zeros() as usize)
     }
 
-    fn insert(&mut self, index: usize) {
+    pub(crate) fn insert(&mut self, index: usize) {
         self.0 |= 1 << index;
     }
 }
 
 impl Ruleset {
-    /// Compiles `policies`; `columns` are the names that a table has room for, in order.
-    pub(crate) fn new(
-        policies: &[Policy],
-        columns: &[Arc<str>],
-        table: &Arc<Table>,
-    ) -> Result<Self, BuildError> {
+    /// Compiles `policies`; `columns` are the names that accounts are kept for, in order.
+    pub(crate) fn new(policies: &[Policy], columns: &[Arc<str>]) -> Result<Self, BuildError> {
         if policies.is_empty() {
             return Err(BuildError::NoPolicy);
         }
@@ -257,30 +221,13 @@ impl Ruleset {
             .map(|policy| compile(policy, columns))
             .collect::<Result<_, _>>()?;
         for (index, rule) in rules.iter().enumerate() {
-            if rules[..index]
-                .iter()
-                .any(|earlier| earlier.column == rule.column)
-            {
+            let is_same = |earlier: &Rule| earlier.column == rule.column;
+            if rules[..index].iter().any(is_same) {
                 return Err(BuildError::DuplicateName(rule.policy.shared_name()));
             }
         }
-        let governor = match &rules[..] {
-            [rule] if columns.len() == 1 => rule.gcra.to_governor().map(|quota| {
-                ToldClock::tell(0);
-                RateLimiter::new(quota, Store(Arc::clone(table)), ToldClock)
-            }),
-            _ => None,
-        };
-        let policy_field = answer::policy_field(&rules, None);
         let settles = rules.iter().any(|rule| rule.policy.settlement().is_some());
-        Ok(Self {
-            rules,
-            governor,
-            policy_field,
-            settles,
-            #[cfg(feature = "redis")]
-            terms: Arc::new([]),
-        })
+        Ok(Self { rules, settles })
     }
 
     #[inline]
@@ -294,18 +241,6 @@ impl Ruleset {
         self.settles
     }
 
-    /// The policies as Redis is told of them; none before [`set_terms`](Self::set_terms).
-    #[cfg(feature = "redis")]
-    #[inline]
-    pub(crate) fn terms(&self) -> &Arc<[Term]> {
-        &self.terms
-    }
-
-    #[cfg(feature = "redis")]
-    pub(crate) fn set_terms(&mut self, terms: Arc<[Term]>) {
-        self.terms = terms;
-    }
-
     /// The counters for what concerns no policy in particular.
     #[inline]
     pub(crate) fn meter(&self) -> &Meter {
@@ -313,158 +248,20 @@ impl Ruleset {
         &self.rules[0].meter
     }
 
-    /// What the entry at `slot` owes, in nanoseconds, under the rule where it owes most.
-    pub(crate) fn debt(&self, table: &Table, slot: Slot, now: u64) -> u64 {
-        let debt = |rule: &Rule| rule.gcra.debt_nanos(table.read(slot, rule.column), now);
-        self.rules.iter().map(debt).max().unwrap_or(0)
-    }
-
-    /// How many cells `slot` could use at `now` under the tightest rule.
-    pub(crate) fn remaining(&self, table: &Table, slot: Option<Slot>, now: u64) -> u64 {
-        let remaining = |rule: &Rule| {
-            rule.gcra
-                .remaining(slot.map_or(0, |slot| table.read(slot, rule.column)), now)
-        };
-        self.rules.iter().map(remaining).min().unwrap_or(0)
-    }
-
     /// How many cells `ruling` has left under the tightest rule.
     #[inline]
-    pub(crate) fn left_by(&self, ruling: &Ruling) -> u64 {
-        let rules = self.rules.iter().zip(&ruling.tats);
+    pub(crate) fn left_by(&self, charge: &Charge, ruling: &Ruling) -> u64 {
+        let rules = self.rules.iter().zip(&ruling.tats).enumerate();
         rules
-            .map(|(rule, tat)| rule.gcra.remaining(*tat, ruling.now))
+            .map(|(index, (rule, tat))| charge.gcra(index, rule).remaining(*tat, ruling.now))
             .min()
             .unwrap_or(0)
-    }
-
-    /// Replaces the TAT of every rule by what `next` makes of it.
-    pub(crate) fn adjust(
-        &self,
-        table: &Table,
-        slot: Slot,
-        next: impl Fn(usize, &Rule, u64) -> u64,
-    ) {
-        let _guard = (table.columns() > 1).then(|| table.lock(slot));
-        for (index, rule) in self.rules.iter().enumerate() {
-            let word = table.tat(slot, rule.column);
-            let mut tat = word.load(Ordering::Acquire);
-            while let Err(now) = word.compare_exchange_weak(
-                tat,
-                next(index, rule, tat),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                tat = now;
-            }
-        }
-    }
-
-    /// Turns the debts that were run up under `old` into debts under these rules: those that get
-    /// larger `before` these rules decide, the others after. Read in the wrong scale meanwhile, a
-    /// debt is too large rather than too small.
-    pub(crate) fn take_over(&self, old: &Self, table: &Table, now: u64, before: bool) {
-        let predecessor = |rule: &Rule| {
-            let old = old.rules.iter().find(|old| old.column == rule.column)?;
-            let grows = rule.gcra.nanos_for(1) > old.gcra.nanos_for(1);
-            (old.gcra != rule.gcra && grows == before).then_some(old.gcra)
-        };
-        let old: Vec<_> = self.rules.iter().map(predecessor).collect();
-        if old.iter().all(Option::is_none) {
-            return;
-        }
-        table.for_each(|slot| {
-            self.adjust(table, slot, |index, rule, tat| match &old[index] {
-                Some(old) => rule.gcra.convert(old, tat, now),
-                None => tat,
-            });
-        });
-    }
-
-    /// Charges every rule at the time of `ruling`, or none if one is exceeded.
-    ///
-    /// One cell of one quota is governor's to decide. The rest (several cells, several quotas,
-    /// quotas of a key's own, rates that governor would round) is decided here, on the same
-    /// entries.
-    #[inline]
-    pub(crate) fn charge(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
-        match &self.governor {
-            Some(governor) if charge.cells[0] == 1 && charge.own.is_none() => {
-                self.charge_governor(governor, slot, ruling);
-            }
-            _ if table.columns() == 1 => self.charge_one(table, slot, charge, ruling),
-            _ => self.charge_all(table, slot, charge, ruling),
-        }
-    }
-
-    #[inline]
-    fn charge_governor(&self, governor: &Governor, slot: Slot, ruling: &mut Ruling) {
-        let probe = Probe::new(slot);
-        ToldClock::tell(ruling.now);
-        let outcome = governor.check_key(&probe);
-        ruling.tats[0] = probe.tat();
-        if let Err(not_until) = outcome {
-            let Tick(earliest) = not_until.earliest_possible();
-            ruling.exceed(0, &self.rules[0], Excess::Wait(earliest - ruling.now));
-        }
-    }
-
-    #[inline]
-    fn charge_one(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
-        let rule = &self.rules[0];
-        let gcra = charge.gcra(0, rule);
-        let word = table.tat(slot, rule.column);
-        let mut tat = word.load(Ordering::Acquire);
-        loop {
-            ruling.tats[0] = tat;
-            let next = match gcra.charge(tat, ruling.now, charge.cells[0]) {
-                Ok(next) => next,
-                Err(excess) => {
-                    ruling.exceed(0, rule, excess);
-                    return;
-                }
-            };
-            match word.compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    ruling.tats[0] = next;
-                    return;
-                }
-                Err(now) => tat = now,
-            }
-        }
-    }
-
-    fn charge_all(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
-        let mut next = [None; MAX_POLICIES];
-        let _guard = table.lock(slot);
-        for (index, rule) in self.rules.iter().enumerate() {
-            let tat = table.read(slot, rule.column);
-            ruling.tats[index] = tat;
-            match charge
-                .gcra(index, rule)
-                .charge(tat, ruling.now, charge.cells[index])
-            {
-                Ok(tat) => next[index] = Some(tat),
-                Err(excess) => ruling.exceed(index, rule, excess),
-            }
-        }
-        if ruling.admits() {
-            for (index, rule) in self.rules.iter().enumerate() {
-                if let Some(tat) = next[index] {
-                    table.tat(slot, rule.column).store(tat, Ordering::Release);
-                    ruling.tats[index] = tat;
-                }
-            }
-        }
     }
 }
 
 impl fmt::Debug for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ruleset")
-            .field("rules", &self.rules)
-            .field("on_governor", &self.governor.is_some())
-            .finish_non_exhaustive()
+        f.debug_list().entries(&self.rules).finish()
     }
 }
 
@@ -484,8 +281,6 @@ fn compile(policy: &Policy, columns: &[Arc<str>]) -> Result<Rule, BuildError> {
         name: Name::new(name),
         gcra,
         column,
-        problem: answer::problem(name),
-        violation: answer::violation(policy),
         meter: Meter::new(name),
     })
 }

@@ -15,7 +15,7 @@ use std::{
 use http::header::FORWARDED;
 use tokio::time::Instant;
 
-use crate::key::RequestHead;
+use crate::key::{Key, KeyedBy, RequestHead};
 
 /// A mistake in the setup that showed in traffic. Each is raised once per limiter, see
 /// [`Limiter::warnings`](crate::Limiter::warnings).
@@ -26,9 +26,10 @@ pub enum Warning {
     /// header: there is a proxy in front, and all its clients share one quota. Use
     /// [`key::forwarded`](crate::key::forwarded).
     UntrustedForwardedHeader,
-    /// Requests are keyed by peer address, and no address was found: axum needs
-    /// `into_make_service_with_connect_info`, or the server is not one that
-    /// [`key::peer`](crate::key::peer) knows.
+    /// Requests are keyed by an address, alone or among other things, and no address was found, so
+    /// that they share one quota: axum needs `into_make_service_with_connect_info` and this crate's
+    /// `axum` feature, a unix socket needs
+    /// [`ForwardedKey::unix_socket`](crate::key::ForwardedKey::unix_socket), or the server is not one that [`key::peer`](crate::key::peer) knows.
     NoPeerAddress,
     /// More than nine in ten requests have the same key: they may all come through one proxy, or
     /// the key may be constant.
@@ -36,6 +37,12 @@ pub enum Warning {
     /// More than a hundred limiters were built at one place in the code within a minute. A limiter
     /// that is built for each request or connection limits nothing: build one and clone it.
     BuiltRepeatedly,
+    /// The Redis of a fleet evicts keys that have not expired when its memory is full
+    /// (`maxmemory-policy allkeys-*`): evicted keys owe nothing. Use `noeviction` or `volatile-ttl`.
+    EvictingRedis,
+    /// The tokio runtime that a fleet's limiter was built in has ended, so Redis is no longer asked.
+    /// Build one for each runtime.
+    RuntimeEnded,
 }
 
 impl fmt::Display for Warning {
@@ -46,11 +53,19 @@ impl fmt::Display for Warning {
                  quota; use key::forwarded"
             }
             Self::NoPeerAddress => {
-                "requests have no peer address; axum needs into_make_service_with_connect_info"
+                "requests have no peer address, so all clients share one quota; axum needs \
+                 into_make_service_with_connect_info and the feature \"axum\" of rate-limit"
             }
             Self::OneKey => "more than 90 % of the requests have the same key",
             Self::BuiltRepeatedly => {
                 "more than 100 limiters a minute were built at one place; build one and clone it"
+            }
+            Self::EvictingRedis => {
+                "redis evicts keys without asking for their age (maxmemory-policy allkeys-*), and \
+                 evicted keys owe nothing; use noeviction or volatile-ttl"
+            }
+            Self::RuntimeEnded => {
+                "the runtime that the limiter was built in has ended, redis is no longer asked"
             }
         })
     }
@@ -96,39 +111,38 @@ impl Watch {
         }
         #[cfg(feature = "tracing")]
         tracing::warn!(target: "rate_limit", ?warning, "{warning}");
-        if let Some(hook) = &self.hook {
-            hook(warning);
+        match &self.hook {
+            Some(hook) => hook(warning),
+            // A mistake that limits the wrong callers has to show somewhere.
+            None if cfg!(not(feature = "tracing")) => eprintln!("rate-limit: {warning}"),
+            None => {}
         }
     }
 
-    /// Looks at one in 64 requests of each thread.
+    /// Looks at one in 64 requests of each thread, the first among them.
     #[inline]
-    pub(crate) fn request(
-        &self,
-        keyed_by: KeyedBy,
-        head: &RequestHead<'_>,
-        peer: impl FnOnce() -> Option<std::net::IpAddr>,
-        fingerprint: u64,
-    ) {
+    pub(crate) fn request(&self, key: &Key, head: &RequestHead<'_>, fingerprint: u64) {
         thread_local!(static TURN: Cell<u8> = const { Cell::new(0) });
         let turn = TURN.get();
         TURN.set(turn.wrapping_add(1));
-        if !turn.is_multiple_of(SAMPLED_OF) {
-            return;
+        if turn.is_multiple_of(SAMPLED_OF) {
+            self.look(key, head, fingerprint);
         }
-        if keyed_by == KeyedBy::Peer {
-            let headers = head.headers();
-            let forwarded =
-                || headers.contains_key("x-forwarded-for") || headers.contains_key(FORWARDED);
-            match peer() {
-                None => self.raise(Warning::NoPeerAddress),
-                Some(ip) if is_private(ip) && forwarded() => {
-                    self.raise(Warning::UntrustedForwardedHeader);
-                }
-                Some(_) => {}
+    }
+
+    fn look(&self, key: &Key, head: &RequestHead<'_>, fingerprint: u64) {
+        let headers = head.headers();
+        let forwarded =
+            || headers.contains_key("x-forwarded-for") || headers.contains_key(FORWARDED);
+        let by_peer = key.keyed_by() == KeyedBy::Peer;
+        match key.client_ip(head) {
+            None if key.is_made_of_ip() && fingerprint == 0 => self.raise(Warning::NoPeerAddress),
+            Some(ip) if by_peer && is_private(ip) && forwarded() => {
+                self.raise(Warning::UntrustedForwardedHeader);
             }
+            _ => {}
         }
-        if keyed_by != KeyedBy::Nothing
+        if key.keyed_by() != KeyedBy::Nothing
             && let Ok(mut sample) = self.sample.try_lock()
             && sample.add(fingerprint)
         {
@@ -153,15 +167,6 @@ impl Sample {
         *self = Self::default();
         mostly
     }
-}
-
-/// What a key is made of, as far as mistakes go.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum KeyedBy {
-    /// One quota for all, on purpose.
-    Nothing,
-    Peer,
-    Other,
 }
 
 /// Counts a limiter built at `place`; true when there are too many.
@@ -194,11 +199,13 @@ fn bit(warning: Warning) -> u8 {
     1 << warning as u8
 }
 
-const ALL: [Warning; 4] = [
+const ALL: [Warning; 6] = [
     Warning::UntrustedForwardedHeader,
     Warning::NoPeerAddress,
     Warning::OneKey,
     Warning::BuiltRepeatedly,
+    Warning::EvictingRedis,
+    Warning::RuntimeEnded,
 ];
 
 const SAMPLED_OF: u8 = 64;

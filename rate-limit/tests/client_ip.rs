@@ -49,12 +49,7 @@ fn client(key: &ForwardedKey, peer: &str, lines: &[(&'static str, &[u8])]) -> Op
     key.client_ip(&RequestHead::of(&request(peer, lines)))
 }
 
-type Row<'a> = (
-    &'a str,
-    &'a str,
-    &'a [(&'static str, &'static str)],
-    &'a str,
-);
+type Row<'a> = (&'a str, &'a str, &'a [(&'static str, &'a str)], &'a str);
 
 fn check(key: &ForwardedKey, rows: &[Row<'_>]) -> usize {
     for (why, peer, lines, expected) in rows {
@@ -77,6 +72,7 @@ const FWD: &str = "forwarded";
 #[rustfmt::skip]
 fn every_vector_finds_its_client() {
     let mut vectors = 0;
+    let forty = format!("203.0.113.7{}", ",10.0.1.1".repeat(40));
     vectors += check(&ours(), &[
         ("no header", "10.0.0.1", &[], "10.0.0.1"),
         ("one proxy", "10.0.0.1", &[(XFF, "203.0.113.7")], "203.0.113.7"),
@@ -109,14 +105,17 @@ fn every_vector_finds_its_client() {
         ("garbage stops the walk", "10.0.0.1", &[(XFF, "1.1.1.1, garbage, 10.0.0.2")], "10.0.0.2"),
         ("garbage from the last proxy", "10.0.0.1", &[(XFF, "1.1.1.1, garbage")], "10.0.0.1"),
         ("unknown stops the walk", "10.0.0.1", &[(XFF, "1.1.1.1, unknown, 10.0.0.2")], "10.0.0.2"),
-        ("an empty element stops the walk", "10.0.0.1", &[(XFF, "1.1.1.1, , 10.0.0.2")], "10.0.0.2"),
+        ("empty elements of a list mean nothing", "10.0.0.1", &[(XFF, "203.0.113.7,, ,10.0.0.2")], "203.0.113.7"),
+        ("an empty second line", "10.0.0.1", &[(XFF, "203.0.113.7"), (XFF, "")], "203.0.113.7"),
+        ("forty proxies of ours", "10.0.0.1", &[(XFF, &forty)], "203.0.113.7"),
         ("an empty header", "10.0.0.1", &[(XFF, "")], "10.0.0.1"),
         ("only commas", "10.0.0.1", &[(XFF, ",,,")], "10.0.0.1"),
-        ("a trailing comma", "10.0.0.1", &[(XFF, "203.0.113.7,")], "10.0.0.1"),
+        ("a trailing comma", "10.0.0.1", &[(XFF, "203.0.113.7,")], "203.0.113.7"),
         ("octets with leading zeros", "10.0.0.1", &[(XFF, "203.0.113.007")], "10.0.0.1"),
         ("too large an octet", "10.0.0.1", &[(XFF, "203.0.113.256")], "10.0.0.1"),
         ("decimal notation", "10.0.0.1", &[(XFF, "3405803783")], "10.0.0.1"),
-        ("too large a port", "10.0.0.1", &[(XFF, "203.0.113.7:65536")], "10.0.0.1"),
+        ("five digits are a port (RFC 7239 §6)", "10.0.0.1", &[(XFF, "203.0.113.7:99999")], "203.0.113.7"),
+        ("six digits are none", "10.0.0.1", &[(XFF, "203.0.113.7:100000")], "10.0.0.1"),
         ("an empty port", "10.0.0.1", &[(XFF, "203.0.113.7:")], "10.0.0.1"),
         ("a signed port", "10.0.0.1", &[(XFF, "203.0.113.7:+80")], "10.0.0.1"),
         ("a zone", "10.0.0.1", &[(XFF, "fe80::1%eth0")], "10.0.0.1"),
@@ -143,7 +142,32 @@ fn every_vector_finds_its_client() {
     vectors += check(&hops(0), &[
         ("no hops", "192.0.2.1", &[(XFF, "203.0.113.7")], "192.0.2.1"),
     ]);
+    vectors += check(&hops(1).unix_socket(true), &[
+        ("a proxy on a unix socket", "", &[(XFF, "6.6.6.6, 203.0.113.7")], "203.0.113.7"),
+        ("a proxy on a unix socket that reports nothing", "", &[], ""),
+    ]);
+    vectors += check(&ours().unix_socket(true), &[
+        ("a proxy on a unix socket behind others", "", &[(XFF, "6.6.6.6, 203.0.113.7, 10.0.0.2")], "203.0.113.7"),
+        ("a peer with an address still has to be ours", "203.0.113.9", &[(XFF, "1.1.1.1")], "203.0.113.9"),
+    ]);
+    vectors += check(&hops(0).unix_socket(true), &[
+        ("no hops on a unix socket", "", &[(XFF, "203.0.113.7")], ""),
+    ]);
+    let viewer = "cloudfront-viewer-address";
+    vectors += check(&ours().header(ForwardedHeader::CloudFront), &[
+        ("CloudFront, IPv4", "10.0.0.1", &[(viewer, "203.0.113.7:46532")], "203.0.113.7"),
+        ("CloudFront, IPv6", "10.0.0.1", &[(viewer, "2001:db8::7:46532")], "2001:db8::7"),
+        ("CloudFront, IPv6 written out", "10.0.0.1", &[(viewer, "2001:db8:1:2:3:4:5:6:46532")], "2001:db8:1:2:3:4:5:6"),
+        ("CloudFront always sends a port", "10.0.0.1", &[(viewer, "203.0.113.7")], "10.0.0.1"),
+    ]);
     vectors += check(&rfc7239(), &[
+        ("a trailing semicolon is an empty pair", "10.0.0.1", &[(FWD, "for=203.0.113.7;")], "203.0.113.7"),
+        ("a leading semicolon", "10.0.0.1", &[(FWD, ";for=203.0.113.7")], "203.0.113.7"),
+        ("an empty pair inside", "10.0.0.1", &[(FWD, "for=203.0.113.7;;proto=https")], "203.0.113.7"),
+        ("a trailing empty element", "10.0.0.1", &[(FWD, "for=203.0.113.7, ")], "203.0.113.7"),
+        ("space around the sign", "10.0.0.1", &[(FWD, "for = 203.0.113.7")], "10.0.0.1"),
+        ("any port of five digits", "10.0.0.1", &[(FWD, "for=\"203.0.113.7:99999\"")], "203.0.113.7"),
+        ("an escaped quote in another parameter", "10.0.0.1", &[(FWD, "for=1.1.1.1, for=203.0.113.7;host=\"a\\\", b;c\"")], "203.0.113.7"),
         ("token", "10.0.0.1", &[(FWD, "for=203.0.113.7")], "203.0.113.7"),
         ("case", "10.0.0.1", &[(FWD, "FOR=203.0.113.7;Proto=https")], "203.0.113.7"),
         ("other parameters", "10.0.0.1", &[(FWD, "proto=https;by=10.0.0.1;for=203.0.113.7;host=a")], "203.0.113.7"),

@@ -89,7 +89,7 @@ fn one_event_for_each_transition_and_metrics_by_policy() {
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let with = |words: &str| log.lines().filter(|line| line.contains(words)).count();
-    assert_eq!(with("redis is not asked any more"), 2, "{log}");
+    assert_eq!(with("redis unavailable, applying on_outage"), 2, "{log}");
     assert_eq!(with("redis is asked again"), 2, "{log}");
     assert_eq!(log.lines().count(), 4, "{log}");
     assert!(

@@ -82,3 +82,22 @@ fn keys_forgotten_in_debt_are_counted() {
     assert_eq!(recorded["rate_limit_live_evictions_total{default}"], 3);
     assert_eq!(recorded["rate_limit_keys{default}"], 8);
 }
+
+#[test]
+fn what_a_layer_in_shadow_mode_lets_through_is_counted_as_shadow() {
+    let recorded = recorded(|| {
+        let layer = RateLimitLayer::new(Quota::count(1).per(HOUR))
+            .unwrap()
+            .key(key::global())
+            .shadow(true);
+        let mut service = layer.layer(service_fn(async |_: http::Request<()>| {
+            Ok::<_, std::convert::Infallible>(http::Response::new(()))
+        }));
+        for _ in 0..3 {
+            drop(service.call(http::Request::new(())));
+        }
+    });
+    assert_eq!(recorded["rate_limit_requests_total{default,allowed}"], 1);
+    assert_eq!(recorded["rate_limit_requests_total{default,shadow}"], 2);
+    assert!(!recorded.contains_key("rate_limit_requests_total{default,limited}"));
+}

@@ -478,3 +478,136 @@ async fn a_client_that_was_told_wrong_limits_adapts_to_what_it_hears() {
     let early = early.load(Ordering::Relaxed);
     assert!((1..=3).contains(&early), "{early} in the first");
 }
+
+/// Responses with these headers, and what they cost in time.
+fn says(
+    headers: &'static [(&'static str, &'static str)],
+) -> impl Fn() -> Response<Full<Bytes>> + Clone {
+    move || {
+        let mut response = Response::new(Full::default());
+        for (name, value) in headers {
+            response.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        response
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_upstream_makes_too_late_is_refused_at_once() {
+    let shaper = Shaper::builder()
+        .concurrency(1)
+        .max_wait(5 * SECOND)
+        .build()
+        .unwrap();
+    let answer = says(&[("ratelimit", "\"a\";r=0;t=60")]);
+    let layer = ShaperLayer::new(shaper.clone());
+    let service = layer.layer(service_fn(move |_: Request<()>| {
+        let response = answer();
+        async move {
+            sleep(SECOND).await;
+            Ok::<_, Infallible>(response)
+        }
+    }));
+    let start = Instant::now();
+    let first = service.clone().oneshot(request());
+    // This one waits already when the bad news comes.
+    let second = service.clone().oneshot(request());
+    let (first, second) = tokio::join!(first, second);
+    drop(first.unwrap());
+    let expected = |result: Result<_, ShapedError<Infallible>>| match result.map(drop) {
+        Err(ShapedError::Refused(WaitRefused::TooLong { expected })) => expected,
+        other => panic!("{other:?}"),
+    };
+    assert!(expected(second) > 50 * SECOND);
+    assert!(expected(service.oneshot(request()).await) > 50 * SECOND);
+    assert_eq!(start.elapsed(), SECOND, "neither has waited for nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_of_another_unit_does_not_pace_requests() {
+    let answer = says(&[
+        (
+            "ratelimit-policy",
+            "\"r\";q=100;w=60, \"mb\";q=10;w=60;qu=\"megabytes\"",
+        ),
+        ("ratelimit", "\"r\";r=90;t=60, \"mb\";r=0;t=60"),
+    ]);
+    let shaper = Shaper::builder().concurrency(5).build().unwrap();
+    let service = ShaperLayer::new(shaper).layer(service_fn(move |_: Request<()>| {
+        ready(Ok::<_, Infallible>(answer()))
+    }));
+    let start = Instant::now();
+    for _ in 0..3 {
+        drop(service.clone().oneshot(request()).await.unwrap());
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_tokens_and_concurrency_are_kept_together_without_tower() {
+    let shaper = Shaper::builder()
+        .quota(Quota::count(3).per(MINUTE))
+        .quota(
+            Quota::count(1_000)
+                .per(MINUTE)
+                .unit(rate_limit::Unit::Custom("tokens")),
+        )
+        .concurrency(2)
+        .max_wait(2 * MINUTE)
+        .build()
+        .unwrap();
+    let start = Instant::now();
+    let first = shaper.acquire(400).await.unwrap();
+    let second = shaper.acquire(400).await.unwrap();
+    let mut third = task::spawn(shaper.acquire(100));
+    assert_pending!(third.poll(), "two are under way");
+    second.settle(900);
+    drop((first, second));
+    assert!(third.is_woken());
+    assert_pending!(third.poll(), "1300 of 1000 tokens are used");
+    let third = third.await.unwrap();
+    assert_eq!(
+        start.elapsed(),
+        Duration::from_secs(24),
+        "400 tokens at 1000 a minute"
+    );
+    third.settle(0);
+    drop(third);
+    // Tokens are there, and a request comes back every 20 seconds.
+    drop(shaper.acquire(1).await.unwrap());
+    assert_eq!(start.elapsed(), Duration::from_secs(24));
+    drop(shaper.acquire(1).await.unwrap());
+    assert_eq!(start.elapsed(), Duration::from_secs(40));
+    assert!(matches!(
+        shaper.acquire(1_001).await,
+        Err(WaitRefused::TooLarge)
+    ));
+    assert!(matches!(
+        shaper.acquire_within(1, SECOND).await,
+        Err(WaitRefused::TooLong { .. })
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_hears_what_a_vendor_says_about_tokens() {
+    let shaper = Shaper::builder()
+        .quota(
+            Quota::count(1_000_000)
+                .per(MINUTE)
+                .unit(rate_limit::Unit::Custom("tokens")),
+        )
+        .build()
+        .unwrap();
+    let permit = shaper.acquire(10).await.unwrap();
+    let response = says(&[
+        ("x-ratelimit-remaining-tokens", "500"),
+        ("x-ratelimit-reset-tokens", "8s"),
+    ])();
+    permit.heed(response.status(), response.headers());
+    drop(permit);
+    let start = Instant::now();
+    drop(shaper.acquire(500).await.unwrap());
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    drop(shaper.acquire(1).await.unwrap());
+    assert_eq!(start.elapsed(), Duration::from_secs(8));
+}

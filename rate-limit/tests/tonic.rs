@@ -179,3 +179,29 @@ async fn the_default_key_finds_connect_info() {
         Code::ResourceExhausted
     );
 }
+
+#[tokio::test]
+async fn failures_of_the_server_are_free_where_the_policy_says_so() {
+    let limiter = Limiter::builder()
+        .policy(
+            Policy::new("calls", Quota::count(2).per(HOUR))
+                .settle(|response| response.is_failure().then_some(0)),
+        )
+        .build()
+        .unwrap();
+    let layer = RateLimitLayer::from_limiter(limiter.clone()).key(key::global());
+    let addr = serve(layer).await;
+    let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    // No service is there, so the server says that it is not implemented.
+    let elsewhere = format!("http://{addr}/elsewhere").parse().unwrap();
+    let mut failing = HealthClient::with_origin(channel, elsewhere);
+    for _ in 0..5 {
+        let status = check(&mut failing).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented);
+    }
+    assert_eq!(limiter.peek(()), 2);
+    let mut client = connect(addr).await;
+    assert!(check(&mut client).await.is_ok());
+    assert_eq!(limiter.peek(()), 1);
+}

@@ -139,3 +139,39 @@ fn a_warning_is_told_once() {
     );
     assert_eq!(*told.lock().unwrap(), [Warning::UntrustedForwardedHeader]);
 }
+
+#[test]
+fn a_missing_address_is_noticed_by_the_first_request_whatever_the_key_is_built_of() {
+    let layer = || RateLimitLayer::from_limiter(limiter());
+    let trust = || Trust::networks(["10.0.0.0/8"]).unwrap();
+    let layers = [
+        by_peer(),
+        layer().key(key::forwarded(trust())),
+        layer().key(key::header("x-api-key").or(key::peer())),
+        layer().key(key::path().and(key::peer())),
+        layer().key(key::forwarded(Trust::hops(1))),
+    ];
+    for layer in layers {
+        // A thread of its own, so that the first request is looked at.
+        let found = std::thread::spawn(move || warnings(&layer, [Request::new(())]));
+        assert_eq!(found.join().unwrap(), [Warning::NoPeerAddress]);
+    }
+    let by_token = layer().key(key::header("x-api-key").or(key::peer()));
+    let request = Request::get("/").header("x-api-key", "alice");
+    let found = std::thread::spawn(move || warnings(&by_token, [request.body(()).unwrap()]));
+    assert_eq!(found.join().unwrap(), [], "it has a key without an address");
+}
+
+#[test]
+fn clients_behind_a_proxy_on_a_unix_socket_are_told_apart() {
+    let layer = RateLimitLayer::new(Quota::count(1).per(HOUR))
+        .unwrap()
+        .key(key::forwarded(Trust::hops(1)).unix_socket(true));
+    let from = |client: &str| {
+        let request = Request::get("/").header("x-forwarded-for", client);
+        request.body(()).unwrap()
+    };
+    let found = warnings(&layer, (1..5).map(|n| from(&format!("192.0.2.{n}"))));
+    assert_eq!(found, []);
+    assert_eq!(layer.limiter().resident_keys(), 4);
+}

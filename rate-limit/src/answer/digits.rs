@@ -1,7 +1,7 @@
 //! Header values of numbers, without allocating.
 //!
 //! Numbers up to 9 999 are exact, larger ones are rounded up to four significant digits: a caller
-//! told to wait 43 210 s (12 hours) instead of 43 201 s loses nothing.
+//! asked to wait 43 210 s (12 hours) instead of 43 201 s loses nothing.
 
 use std::time::Duration;
 

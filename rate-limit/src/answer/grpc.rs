@@ -4,16 +4,24 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use super::{Limited, Reason, digits};
-use crate::{Policy, RateLimitBody};
+use crate::{Quota, RateLimitBody};
 
-/// Whether a request speaks gRPC: `application/grpc`, alone or with a suffix or a parameter.
+/// Whether a request speaks gRPC: `application/grpc`, alone or with a suffix or a parameter, in
+/// any case.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
     let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let suffix = content_type.and_then(|value| value.strip_prefix(b"application/grpc"));
-    suffix.is_some_and(|suffix| matches!(suffix.first(), None | Some(b'+' | b';' | b'-')))
+    content_type.is_some_and(|value| {
+        value.len() >= GRPC.len()
+            && value[..GRPC.len()].eq_ignore_ascii_case(GRPC)
+            && matches!(
+                value.get(GRPC.len()),
+                None | Some(b'+' | b';' | b'-' | b' ' | b'\t')
+            )
+    })
 }
 
-/// Answers in the emptied header map of the request, with the request's content type.
+/// Refuses in the emptied header map of the request, with the request's content type.
 pub(super) fn answer<B>(
     limited: &Limited<'_>,
     mut headers: HeaderMap,
@@ -24,9 +32,9 @@ pub(super) fn answer<B>(
         Reason::Quota => (RESOURCE_EXHAUSTED, "quota exceeded"),
         Reason::Inflight => (RESOURCE_EXHAUSTED, "too many requests in flight"),
         Reason::NoRoom => (RESOURCE_EXHAUSTED, "too many clients"),
-        Reason::NoKey => (INVALID_ARGUMENT, "the request has nothing to be limited by"),
+        Reason::NoKey => (INVALID_ARGUMENT, "no rate-limit key"),
         Reason::Denied => (PERMISSION_DENIED, "not allowed"),
-        Reason::Unavailable => (UNAVAILABLE, "quotas cannot be told at the moment"),
+        Reason::Unavailable => (UNAVAILABLE, "quota service unavailable"),
     };
     headers.clear();
     headers.insert(header::CONTENT_TYPE, content_type.unwrap_or(GRPC));
@@ -51,10 +59,10 @@ pub(super) fn answer<B>(
 
 /// A `google.rpc.QuotaFailure.Violation`, as a field of its parent. Its subject is the policy,
 /// never the key.
-pub(crate) fn violation(policy: &Policy) -> Bytes {
+pub(super) fn violation(policy: &str, quota: Quota) -> Bytes {
     let mut violation = Vec::new();
-    field(&mut violation, 1, policy.name().as_bytes());
-    field(&mut violation, 2, policy.quota().to_string().as_bytes());
+    field(&mut violation, 1, policy.as_bytes());
+    field(&mut violation, 2, quota.to_string().as_bytes());
     let mut parent = Vec::new();
     field(&mut parent, 1, &violation);
     parent.into()
@@ -78,8 +86,16 @@ fn details(code: u8, message: &str, limited: &Limited<'_>) -> Vec<u8> {
         any(&mut status, RETRY_INFO, &[retry_info.filled()]);
     }
     let mut violations = [&[][..]; crate::MAX_POLICIES];
-    for (violation, rule) in violations.iter_mut().zip(limited.violated_rules()) {
-        *violation = &rule.violation;
+    let own;
+    if let Some(over) = limited.quota {
+        for (violation, index) in violations.iter_mut().zip(limited.violated_indices()) {
+            *violation = &over.rendered.violations[index];
+        }
+        // Only the first policy can have been replaced by a quota of the request's own.
+        if let (Some(quota), true) = (over.charge.own(0), over.ruling.violated.contains(0)) {
+            own = violation(over.rules.rules()[0].policy.name(), quota.quota);
+            violations[0] = &own;
+        }
     }
     any(&mut status, QUOTA_FAILURE, &violations);
     status
@@ -216,6 +232,7 @@ mod tests {
             is_grpc(&headers)
         };
         assert!(grpc("application/grpc"));
+        assert!(grpc("Application/gRPC"));
         assert!(grpc("application/grpc+proto"));
         assert!(grpc("application/grpc-web+proto"));
         assert!(grpc("application/grpc;charset=utf-8"));

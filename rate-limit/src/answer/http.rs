@@ -11,49 +11,56 @@ use crate::RateLimitBody;
 /// `policy::check_name`.
 pub(crate) fn problem(policy: &str) -> Bytes {
     // `from_owner`: unlike a `Bytes` made from a `String`, its first clone allocates nothing.
-    Bytes::from_owner(render(&format!("\"{policy}\"")))
+    Bytes::from_owner(render(&format!("\"{policy}\""), false))
 }
 
-fn render(names: &str) -> String {
+fn render(names: &str, never: bool) -> String {
+    let detail = match never {
+        true => ",\"detail\":\"the request costs more than the burst of its quota\"",
+        false => "",
+    };
     format!(
         "{{\"type\":\"https://iana.org/assignments/http-problem-types#quota-exceeded\",\
-         \"title\":\"quota exceeded\",\"status\":429,\"violated-policies\":[{names}]}}"
+         \"title\":\"quota exceeded\",\"status\":429{detail},\"violated-policies\":[{names}]}}"
     )
 }
 
-/// Answers in the emptied header map of the request.
+/// Refuses in the emptied header map of the request.
 pub(super) fn answer<B>(
     limited: &Limited<'_>,
     mut headers: HeaderMap,
     plain: bool,
 ) -> Response<RateLimitBody<B>> {
+    // A problem without a type has the phrase of its status as title (RFC 9457 §4.2.1).
     let (status, problem, line): (_, &'static str, &'static str) = match limited.reason() {
         Reason::Quota => (StatusCode::TOO_MANY_REQUESTS, "", "quota exceeded\n"),
         Reason::Inflight => (
             StatusCode::TOO_MANY_REQUESTS,
-            "{\"title\":\"too many requests in flight\",\"status\":429}",
+            "{\"title\":\"Too Many Requests\",\"status\":429,\
+             \"detail\":\"too many requests in flight\"}",
             "too many requests in flight\n",
         ),
         Reason::NoRoom => (
             StatusCode::TOO_MANY_REQUESTS,
-            "{\"title\":\"too many clients\",\"status\":429}",
+            "{\"title\":\"Too Many Requests\",\"status\":429,\
+             \"detail\":\"too many clients\"}",
             "too many clients\n",
         ),
         Reason::NoKey => (
             StatusCode::BAD_REQUEST,
-            "{\"title\":\"the request has nothing to be limited by\",\"status\":400}",
-            "the request has nothing to be limited by\n",
+            "{\"title\":\"Bad Request\",\"status\":400,\"detail\":\"no rate-limit key\"}",
+            "no rate-limit key\n",
         ),
         Reason::Denied => (
             StatusCode::FORBIDDEN,
-            "{\"title\":\"not allowed\",\"status\":403}",
+            "{\"title\":\"Forbidden\",\"status\":403,\"detail\":\"not allowed\"}",
             "not allowed\n",
         ),
         Reason::Unavailable => (
             StatusCode::SERVICE_UNAVAILABLE,
             "{\"type\":\"https://iana.org/assignments/http-problem-types#temporary-reduced-capacity\",\
-             \"title\":\"quotas cannot be told at the moment\",\"status\":503}",
-            "quotas cannot be told at the moment\n",
+             \"title\":\"quota service unavailable\",\"status\":503}",
+            "quota service unavailable\n",
         ),
     };
     let (content_type, body) = if plain {
@@ -75,15 +82,17 @@ pub(super) fn answer<B>(
 }
 
 fn violation(limited: &Limited<'_>) -> Bytes {
-    let mut rules = limited.violated_rules();
-    match (rules.next(), rules.next()) {
-        (Some(rule), None) => rule.problem.clone(),
+    let mut indices = limited.violated_indices();
+    match (limited.quota, indices.next(), indices.next()) {
+        (Some(over), Some(index), None) if !limited.never_conforms() => {
+            over.rendered.problems[index].clone()
+        }
         _ => {
-            let names: Vec<_> = limited
+            let names = limited
                 .violated()
-                .map(|p| format!("\"{}\"", p.name()))
-                .collect();
-            render(&names.join(",")).into()
+                .map(|policy| format!("\"{}\"", policy.name()));
+            let names = names.collect::<Vec<_>>().join(",");
+            render(&names, limited.never_conforms()).into()
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a refused caller gets.
+//! What a refused request gets.
 //!
 //! | refused because of | HTTP | gRPC |
 //! |---|---|---|
@@ -14,7 +14,8 @@
 //!
 //! A refusal over HTTP allocates nothing: the request's own header map is emptied and sent back,
 //! bodies are rendered when the limiter is built, and the digits of a wait are a slice of a
-//! constant. gRPC details take two small allocations.
+//! constant. gRPC details take two small allocations, and [`QuotaHeaders`] some for each field.
+//! The response carries the marker [`Refused`] in its extensions.
 //!
 //! Everything can be replaced, see [`RateLimitLayer::on_limited`](crate::RateLimitLayer::on_limited).
 //! [`QuotaHeaders`] adds headers to all responses.
@@ -23,6 +24,7 @@ mod digits;
 mod grpc;
 mod http;
 mod quota_headers;
+mod rendered;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -30,16 +32,14 @@ use ::http::{Response, request};
 
 pub(crate) use self::quota_headers::Stamp;
 pub use self::quota_headers::{Draft, QuotaHeaders, Reset};
-pub(crate) use self::{
-    grpc::{is_grpc, violation},
-    http::problem,
-    quota_headers::policy_field,
-};
+pub(crate) use self::{grpc::is_grpc, rendered::Rendered};
+pub use crate::refusal::Reason;
 use crate::{
-    Policy, RateLimitBody,
+    Policy, Quota, RateLimitBody,
     gcra::Excess,
-    limiter::{SOON, retry_after},
-    rules::{Rule, Ruleset, Ruling},
+    policy::Name,
+    refusal::{SOON, retry_after},
+    rules::{Charge, Ruleset, Ruling},
 };
 
 /// Turns a refusal into a response. Implemented by [`StandardAnswer`] and by [`Hook`].
@@ -65,7 +65,7 @@ impl StandardAnswer {
         }
     }
 
-    /// Answers with one line of text instead of a problem document.
+    /// Sends one line of text instead of a problem document.
     ///
     /// Defaults to `false`.
     #[must_use]
@@ -135,45 +135,23 @@ impl<F> fmt::Debug for Hook<F> {
 #[derive(Debug)]
 pub struct Limited<'a> {
     reason: Reason,
-    quota: Option<(&'a Ruleset, &'a Ruling)>,
+    quota: Option<OverQuota<'a>>,
 }
 
-/// The kinds of refusal.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// A quota is used up.
-    Quota,
-    /// As many requests of the key are in flight as may be.
-    Inflight,
-    /// The table is full and new keys are refused.
-    NoRoom,
-    /// The request has no key and such requests are refused.
-    NoKey,
-    /// The caller is on the deny list.
-    Denied,
-    /// Redis does not answer, and a policy admits nothing without it.
-    Unavailable,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Quota => "quota exceeded",
-            Self::Inflight => "too many requests in flight",
-            Self::NoRoom => "too many clients",
-            Self::NoKey => "the request has nothing to be limited by",
-            Self::Denied => "not allowed",
-            Self::Unavailable => "quotas cannot be told at the moment",
-        })
-    }
+/// What decided on a request over its quota.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OverQuota<'a> {
+    pub(crate) rules: &'a Ruleset,
+    pub(crate) rendered: &'a Rendered,
+    pub(crate) charge: &'a Charge,
+    pub(crate) ruling: &'a Ruling,
 }
 
 impl<'a> Limited<'a> {
-    pub(crate) fn quota(rules: &'a Ruleset, ruling: &'a Ruling) -> Self {
+    pub(crate) fn quota(over: OverQuota<'a>) -> Self {
         Self {
             reason: Reason::Quota,
-            quota: Some((rules, ruling)),
+            quota: Some(over),
         }
     }
 
@@ -190,39 +168,113 @@ impl<'a> Limited<'a> {
         self.reason
     }
 
-    /// After how long the same request would conform; `None` when waiting does not help.
+    /// After how long the same request would conform; `None` if waiting does not help.
     ///
-    /// For quotas this is exact to the nanosecond; in a `retry-after` header it must be rounded
-    /// *up*. For the rest it is one second.
+    /// For quotas this is exact to the nanosecond; see
+    /// [`retry_after_seconds`](Self::retry_after_seconds) for what a header should say. For the
+    /// rest it is one second.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match (self.quota, self.reason) {
-            (Some((_, ruling)), _) => retry_after(ruling.excess),
+            (Some(over), _) => retry_after(over.ruling.excess),
             (None, Reason::NoKey | Reason::Denied) => None,
             (None, _) => Some(SOON),
         }
     }
 
-    /// The policies that were exceeded.
-    pub fn violated(&self) -> impl Iterator<Item = &'a Policy> {
-        self.violated_rules().map(|rule| &rule.policy)
+    /// The same in whole seconds, rounded up and at least 1: the value of a `retry-after` header.
+    #[must_use]
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        let wait = self.retry_after()?;
+        Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
     }
 
-    fn violated_rules(&self) -> impl Iterator<Item = &'a Rule> {
-        self.quota.into_iter().flat_map(|(rules, ruling)| {
-            let violates = |(index, _): &(usize, _)| ruling.violated.contains(*index);
-            rules
-                .rules()
-                .iter()
-                .enumerate()
-                .filter(violates)
-                .map(|(_, rule)| rule)
+    /// The policies that were exceeded.
+    pub fn violated(&self) -> impl Iterator<Item = &'a Policy> {
+        let indices = self.violated_indices();
+        let quota = self.quota;
+        indices.filter_map(move |index| Some(&quota?.rules.rules()[index].policy))
+    }
+
+    /// The quotas that were exceeded: those of the [policies](Self::violated), or the request's
+    /// own in place of the first policy's.
+    pub fn violated_quotas(&self) -> impl Iterator<Item = Quota> {
+        let quota = self.quota;
+        self.violated_indices().filter_map(move |index| {
+            let over = quota?;
+            Some(over.charge.quota(index, &over.rules.rules()[index]))
         })
     }
 
-    /// Whether no wait would help, because the request is larger than a burst.
-    fn never_conforms(&self) -> bool {
+    fn violated_indices(&self) -> impl Iterator<Item = usize> + use<> {
+        let (violated, count) = self.quota.map_or_else(Default::default, |over| {
+            (over.ruling.violated, over.rules.rules().len())
+        });
+        (0..count).filter(move |index| violated.contains(*index))
+    }
+
+    /// Whether no wait helps, because the request is larger than a burst.
+    #[must_use]
+    pub fn never_conforms(&self) -> bool {
         self.quota
-            .is_some_and(|(_, ruling)| ruling.excess == Some(Excess::Never))
+            .is_some_and(|over| over.ruling.excess == Some(Excess::Never))
+    }
+
+    /// What [`RateLimitLayer::explain_refusals`](crate::RateLimitLayer::explain_refusals) leaves in
+    /// the response's extensions.
+    pub(crate) fn explain(&self) -> Refusal {
+        let first = |over: OverQuota<'_>| {
+            let first = over.ruling.violated.first()?;
+            Some(over.rules.rules()[first].name)
+        };
+        Refusal {
+            reason: self.reason,
+            policy: self.quota.and_then(first),
+            retry_after: self.retry_after(),
+        }
+    }
+}
+
+/// The marker in the extensions of the response to a refused request, for logs, metrics and other
+/// layers. It takes no memory, so that refusing allocates nothing; for the reason, the policy and
+/// the wait see [`Refusal`].
+///
+/// ```
+/// use rate_limit::answer::Refused;
+///
+/// fn was_limited<B>(response: &http::Response<B>) -> bool {
+///     response.extensions().get::<Refused>().is_some()
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Refused;
+
+/// Why a request was refused, in the extensions of the response where
+/// [`RateLimitLayer::explain_refusals`](crate::RateLimitLayer::explain_refusals) is set.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refusal {
+    reason: Reason,
+    policy: Option<Name>,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// The kind of refusal.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The first policy that was exceeded, if a quota was.
+    #[must_use]
+    pub fn policy(&self) -> Option<&str> {
+        self.policy.as_ref().map(Name::as_str)
+    }
+
+    /// After how long the same request would conform; `None` if waiting does not help.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 }

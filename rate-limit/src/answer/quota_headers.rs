@@ -1,4 +1,4 @@
-//! Headers that tell callers where they stand, before they are refused.
+//! Headers that state what is left of a quota, before a caller is refused.
 
 use std::{
     fmt::Write,
@@ -7,10 +7,11 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::Rendered;
 use super::grpc::base64;
 use crate::{
     Unit,
-    limiter::Limiter,
+    key::Seed,
     rules::{Charge, Rule, Ruleset, Ruling},
 };
 
@@ -90,7 +91,7 @@ impl QuotaHeaders {
         self
     }
 
-    /// Adds `pk`, by which a caller can tell whose quota it is using: a hash of the key with a
+    /// Adds `pk`, by which a caller recognizes the quota that it is using: a hash of the key with a
     /// secret of this process.
     ///
     /// Defaults to `false`.
@@ -100,8 +101,8 @@ impl QuotaHeaders {
         self
     }
 
-    /// Adds the headers to 3xx responses too. The draft (§8.5 of -11) advises against it: who
-    /// follows the redirect is charged again, perhaps elsewhere.
+    /// Adds the headers to redirects (3xx, except 304) too. The draft (§8.5 of -11) advises against
+    /// it: a client that follows the redirect is charged again, perhaps elsewhere.
     ///
     /// Defaults to `false`.
     #[must_use]
@@ -118,13 +119,12 @@ impl QuotaHeaders {
     /// name at least, so that `retry-after` is no earlier than the effective window.
     pub(crate) fn render(
         &self,
-        limiter: &Limiter,
-        rules: &Ruleset,
+        seed: &Seed,
+        (rules, rendered): (&Ruleset, &Rendered),
         ruling: &Ruling,
         charge: &Charge,
-        fingerprint: u64,
     ) -> Stamp {
-        let now = limiter.now();
+        let now = ruling.now();
         let states = rules.rules().iter().enumerate().map(|(index, rule)| {
             let (gcra, tat) = (charge.gcra(index, rule), ruling.tats[index]);
             let remaining = gcra.remaining(tat, now);
@@ -160,10 +160,10 @@ impl QuotaHeaders {
             // The fingerprint names the key's place in the table, so it is hashed once more.
             let key = self
                 .partition_key
-                .then(|| limiter.seed().hash_one(("pk", fingerprint)));
-            let policy = match key {
-                Some(_) => policy_field(rules.rules(), key),
-                None => rules.policy_field.clone(),
+                .then(|| seed.hash_one(("pk", ruling.key)));
+            let policy = match (key, charge.own(0)) {
+                (None, None) => rendered.policy_field.clone(),
+                _ => policy_field(rules.rules(), charge, key),
             };
             headers.append(RATELIMIT_POLICY, policy);
             let mut field = String::with_capacity(64);
@@ -236,14 +236,15 @@ struct State<'a> {
     full: u64,
 }
 
-/// The `ratelimit-policy` field: the same for every response, so it is rendered once.
-pub(crate) fn policy_field(rules: &[Rule], key: Option<u64>) -> HeaderValue {
+/// The `ratelimit-policy` field: the same for all requests without a quota of their own.
+pub(super) fn policy_field(rules: &[Rule], charge: &Charge, key: Option<u64>) -> HeaderValue {
     let mut field = String::new();
-    for rule in rules {
+    for (index, rule) in rules.iter().enumerate() {
         let separator = if field.is_empty() { "" } else { ", " };
-        let (name, unit) = (rule.policy.name(), rule.policy.quota().cell_unit());
-        let q = sf(rule.gcra.burst());
-        let w = sf(seconds_up(rule.gcra.nanos_for(rule.gcra.burst())).max(1));
+        let (name, gcra) = (rule.policy.name(), charge.gcra(index, rule));
+        let unit = charge.quota(index, rule).cell_unit();
+        let q = sf(gcra.burst());
+        let w = sf(seconds_up(gcra.nanos_for(gcra.burst())).max(1));
         // Writing to a string does not fail.
         let _ = write!(field, "{separator}\"{name}\";q={q};w={w}");
         if unit != Unit::Requests {

@@ -1,6 +1,6 @@
 //! What a node knows of one key: what it may spend, and when asking is of no use.
 //!
-//! Pure: time and randomness come in as arguments, what to say to Redis comes out. All modes are
+//! Pure: time and randomness come in as arguments, what to send to Redis comes out. All modes are
 //! this one machine. A request that no lease covers joins the flight of those that cost the same;
 //! one call asks for all that wait, and what is granted beyond them becomes the lease. In exact
 //! mode nothing is asked for beyond them.
@@ -13,10 +13,18 @@ use super::{
 };
 use crate::{MAX_POLICIES, gcra::Excess};
 
+/// Which account: a key, under a plan. Plans that share a policy share what Redis keeps of it, but
+/// not what a node knows.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct AccountId {
+    pub(crate) key: u64,
+    pub(crate) plan: usize,
+}
+
 /// A number for each policy.
 pub(crate) type Cells = [u64; MAX_POLICIES];
 
-/// The account of a key on this node; `W` is how one who waits is told.
+/// The account of a key on this node; `W` delivers verdicts to waiters.
 #[derive(Debug)]
 pub(crate) struct Account<W> {
     /// The policies; their `cells` mean nothing here.
@@ -24,7 +32,7 @@ pub(crate) struct Account<W> {
     /// The levels at `at`, as last heard of or, without Redis, as counted here.
     levels: Cells,
     at: u64,
-    /// Whether Redis has ever told them, and what it told last, at `told_at`.
+    /// Whether Redis has ever replied, and the levels of its last reply, at `told_at`.
     heard: bool,
     told: Cells,
     told_at: u64,
@@ -33,8 +41,10 @@ pub(crate) struct Account<W> {
     lease: Lease,
     /// Calls on their way, one at most for each cost.
     flights: Vec<Flight<W>>,
-    /// Until when asking for `refused` is of no use.
+    /// Until when `refused` does not fit, as far as is known, and until when Redis is not asked
+    /// whether it does.
     refused_until: u64,
+    ask_again_at: u64,
     refused: Cells,
     /// Requests since `since`, and the smoothed rate a nanosecond.
     arrived: u32,
@@ -43,7 +53,7 @@ pub(crate) struct Account<W> {
     used: u64,
 }
 
-/// Requests that Redis has charged and nobody has made yet. They all cost the same.
+/// Requests that Redis has charged and that were not made yet. They all cost the same.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lease {
     requests: u64,
@@ -58,27 +68,27 @@ struct Flight<W> {
     waiting: VecDeque<W>,
 }
 
-/// How one who waits is told. Dropped, it tells that Redis did not answer.
+/// Delivers a verdict to a waiter. Dropping it reports that Redis did not reply.
 pub(crate) trait Tell {
-    /// Tells what became of the request; `false` when nobody listens any more.
+    /// Delivers the verdict; `false` if the waiter is gone.
     fn tell(self, verdict: Verdict) -> bool;
 }
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Verdict {
-    /// It is within its quotas, and charged but for policies in shadow mode marked here.
+    /// It is within its quotas, and charged except for the policies in shadow mode marked here.
     Admitted {
         levels: Cells,
         uncharged: [bool; MAX_POLICIES],
     },
     /// It is not, and charged to none.
     Refused { levels: Cells, excess: Excess },
-    /// Redis does not say, and a policy admits nothing then.
+    /// Redis does not reply, and a policy admits nothing then.
     Closed,
 }
 
-/// What to do after an answer.
+/// What to do after a reply.
 #[derive(Debug, Default)]
 pub(crate) struct Next {
     /// What to give back.
@@ -122,7 +132,7 @@ impl Sizing {
         let nodes = self.nodes.max(1);
         let most = |(term, cells): (&Term, &u64)| {
             let back = term.level.cells_in(HORIZON) / cells;
-            (self.of_fleet(term.burst) / cells).min(back.max(room / 4)) / nodes
+            (term.leasable / cells).min(back.max(room / 4)) / nodes
         };
         let lines = terms.iter().zip(cost).filter(charged);
         lines.map(most).min().unwrap_or(1).max(1)
@@ -142,6 +152,7 @@ impl<W: Tell> Account<W> {
             lease: Lease::default(),
             flights: Vec::new(),
             refused_until: 0,
+            ask_again_at: 0,
             refused: [0; MAX_POLICIES],
             arrived: 0,
             since: now,
@@ -150,7 +161,7 @@ impl<W: Tell> Account<W> {
         }
     }
 
-    /// Goes by these policies from now on, unless somebody waits for an answer by the old ones.
+    /// Goes by these policies from now on, unless a request waits for a reply by the old ones.
     /// Returns what is left of the lease.
     pub(crate) fn adopt(&mut self, terms: &Arc<[Term]>, now: u64) -> Option<Box<[Term]>> {
         let same = Arc::ptr_eq(&self.terms, terms) || {
@@ -193,14 +204,14 @@ impl<W: Tell> Account<W> {
             return Some(self.refusal(now, Excess::Never));
         }
         let as_large = |(cells, refused): (&u64, &u64)| cells >= refused;
-        if now < self.refused_until && cost.iter().zip(&self.refused).all(as_large) {
-            let wait = Excess::Wait(self.refused_until - now);
+        if now < self.ask_again_at && cost.iter().zip(&self.refused).all(as_large) {
+            let wait = Excess::Wait(self.refused_until.saturating_sub(now).max(1));
             return Some(self.refusal(now, wait));
         }
         None
     }
 
-    /// Has a request wait that could not be decided at once; returns what to ask for, unless that
+    /// Lets a request wait that could not be decided at once; returns what to ask for, unless that
     /// is being asked for already.
     pub(crate) fn wait(&mut self, now: u64, cost: &Cells, tell: W, sizing: &Sizing) -> Option<Ask> {
         if let Some(flight) = self.flights.iter_mut().find(|flight| flight.cost == *cost) {
@@ -219,7 +230,7 @@ impl<W: Tell> Account<W> {
     pub(crate) fn top_up(&mut self, now: u64, sizing: &Sizing) -> Option<Ask> {
         let cost = self.lease.cost;
         let low = self.lease.requests < self.sized(now, &cost, sizing) / 4;
-        let idle = self.flights.is_empty() && now >= self.refused_until;
+        let idle = self.flights.is_empty() && now >= self.ask_again_at;
         if !low || !idle || self.lease.requests == 0 {
             return None;
         }
@@ -233,7 +244,7 @@ impl<W: Tell> Account<W> {
             cost,
             waiting: VecDeque::new(),
         });
-        // All or nothing: nobody waits for a part of it.
+        // All or nothing: no request waits for a part of it.
         Some(Ask { n, least: n, cost })
     }
 
@@ -259,7 +270,7 @@ impl<W: Tell> Account<W> {
         }
     }
 
-    /// Takes an answer in and tells those who waited for it. `jitter` is uniform in 0..1. Returns
+    /// Handles a reply and notifies its waiters. `jitter` is uniform in 0..1. Returns
     /// what to give back, and what to ask for next.
     pub(crate) fn answered(
         &mut self,
@@ -273,7 +284,7 @@ impl<W: Tell> Account<W> {
             owes: self.owes(now, sizing),
             ..Next::default()
         };
-        // It is told after this answer, and before the next.
+        // It is sent after this reply, and before the next.
         let mut known = reply.levels;
         for (level, owed) in known.iter_mut().zip(next.owes.iter().flatten()) {
             *level += owed.cells;
@@ -284,6 +295,7 @@ impl<W: Tell> Account<W> {
             return next;
         };
         let mut flight = self.flights.swap_remove(at);
+        self.release_room();
         let mut granted = Lease {
             requests: reply.granted,
             cost: ask.cost,
@@ -295,7 +307,7 @@ impl<W: Tell> Account<W> {
             let before = granted;
             let uncharged = granted.take_one();
             let levels = reply.levels;
-            // One who has left leaves the request to the next.
+            // A waiter that is gone leaves the request to the next.
             if !tell.tell(Verdict::Admitted { levels, uncharged }) {
                 granted = before;
             }
@@ -318,9 +330,17 @@ impl<W: Tell> Account<W> {
         next
     }
 
-    /// Redis did not answer: those who waited for it decide without it.
+    /// Redis did not reply: the waiters decide without it.
     pub(crate) fn failed(&mut self, ask: &Ask) {
         self.flights.retain(|flight| flight.cost != ask.cost);
+        self.release_room();
+    }
+
+    /// Flights are few and short, and their room would be most of what a quiet key takes.
+    fn release_room(&mut self) {
+        if self.flights.is_empty() {
+            self.flights = Vec::new();
+        }
     }
 
     /// Hears a level from Redis.
@@ -386,7 +406,7 @@ impl<W: Tell> Account<W> {
         }
     }
 
-    /// What Redis knew to be owed, as levels and by now: what it has to be told if it has lost
+    /// What Redis knew to be owed, as levels and by now: what to send it in case it has lost
     /// its data.
     pub(crate) fn remembers(&self, now: u64) -> Option<Box<[Term]>> {
         let known = self.terms(&self.remembered(now));
@@ -438,7 +458,7 @@ impl<W: Tell> Account<W> {
     /// there is none for it to be a part of.
     pub(crate) fn keep(&mut self, now: u64, cost: &Cells, sizing: &Sizing) -> bool {
         // Redis will have room again, or the lease does.
-        self.refused_until = 0;
+        self.ask_again_at = 0;
         let fits = self.lease.requests > 0
             && self.lease.cost == *cost
             && self.lease.requests < sizing.requests(&self.terms, cost, self.room(now, cost));
@@ -455,15 +475,15 @@ impl<W: Tell> Account<W> {
 
     /// Asks Redis again, whatever it refused a moment ago.
     pub(crate) fn forget_refusal(&mut self) {
-        self.refused_until = 0;
+        self.ask_again_at = 0;
     }
 
-    /// Whether nobody waits and nothing is on its way.
+    /// Whether no request waits and nothing is on its way.
     pub(crate) fn is_idle(&self) -> bool {
         self.flights.is_empty()
     }
 
-    /// Whether it has not been used for so many nanoseconds.
+    /// Whether it has not been used for `nanos` nanoseconds.
     pub(crate) fn is_unused(&self, now: u64, nanos: u64) -> bool {
         self.is_idle() && now.saturating_sub(self.used) >= nanos
     }
@@ -472,7 +492,7 @@ impl<W: Tell> Account<W> {
     pub(crate) fn is_blank(&self, now: u64) -> bool {
         self.is_idle()
             && self.lease.requests == 0
-            && self.refused_until <= now
+            && self.ask_again_at <= now
             && self.borrowed == [0; MAX_POLICIES]
             && self.debt(now) == 0
     }
@@ -548,7 +568,7 @@ impl<W: Tell> Account<W> {
         }
     }
 
-    /// Notes until when asking again is of no use.
+    /// Notes until when asking again would be of no use.
     fn refuse_for(&mut self, now: u64, ask: &Ask, sizing: &Sizing, jitter: f64) {
         let leases = ask.least > 1;
         let (mut wait, mut spread) = (0, 0);
@@ -567,10 +587,14 @@ impl<W: Tell> Account<W> {
         // The nodes would all come back at once, and all but one in vain.
         let others = sizing.nodes.saturating_sub(1);
         let spread = jitter * spread as f64 * others as f64;
-        // At least 1: it did not fit, though what was heard of may say that it does.
+        // At least 1: it did not fit, though by the levels of the reply it may.
         self.refused_until = now
             .saturating_add(wait.max(1))
             .saturating_add(spread as u64);
+        // Cells may be given back elsewhere, so it is asked again within a second, at a moment that
+        // is not every node's.
+        let memory = MEMORY / 2 + (jitter * (MEMORY / 2) as f64) as u64;
+        self.ask_again_at = self.refused_until.min(now.saturating_add(memory));
         self.refused = ask.cost;
     }
 
@@ -621,12 +645,12 @@ impl<W: Tell> Account<W> {
             .unwrap_or(u64::MAX)
     }
 
-    /// The levels by now, if nobody else has charged anything.
+    /// The levels by now, if no other node has charged anything.
     fn levels(&self, now: u64) -> Cells {
         self.drained(self.levels, now.saturating_sub(self.at))
     }
 
-    /// What is left of these levels after so many nanoseconds.
+    /// What is left of these levels after `elapsed` nanoseconds.
     fn drained(&self, mut levels: Cells, elapsed: u64) -> Cells {
         for (level, term) in levels.iter_mut().zip(&*self.terms) {
             *level = term.level.after(*level, elapsed);
@@ -650,9 +674,12 @@ impl Lease {
     }
 }
 
-/// A lease lasts about so long, in nanoseconds. Longer saves calls and leaves more in the hands of
+/// How long a lease lasts about, in nanoseconds. Longer saves calls and leaves more in the hands of
 /// nodes that may not need it.
 const HORIZON: u64 = 100_000_000;
+
+/// How long a refusal is remembered at most, in nanoseconds.
+const MEMORY: u64 = 1_000_000_000;
 
 /// The rate is read off spans at least this long, in nanoseconds.
 const RATE_WINDOW: u64 = 2_000_000;

@@ -26,28 +26,29 @@ use crate::key::Seed;
 /// `redis = { version = "1", features = ["tokio-rustls-comp"] }` to your own dependencies.
 ///
 /// Give the quotas a Redis of their own, or one with `maxmemory-policy noeviction` or
-/// `volatile-ttl`: the `allkeys` policies evict accounts, and who is evicted owes nothing.
+/// `volatile-ttl`: the `allkeys` policies evict accounts, and an evicted key owes nothing.
 #[derive(Clone)]
 #[must_use = "a backend does nothing until `LimiterBuilder::build_on` is called with it"]
 pub struct FleetBackend {
     settings: Settings,
 }
 
-/// What a backend was told.
+/// The settings of a backend.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) servers: Vec<Client>,
+    /// Those that know where the only server is; none if that is known.
+    pub(crate) sentinels: Vec<Client>,
     pub(crate) cluster: bool,
     pub(crate) name: Arc<str>,
     pub(crate) lease: Lease,
     pub(crate) deadline: Duration,
     pub(crate) planned: u64,
-    /// Whether somebody said how many nodes are planned.
+    /// Whether `planned` was set.
     pub(crate) is_planned: bool,
     pub(crate) strict_windows: bool,
-    pub(crate) version: u64,
     pub(crate) seed: Seed,
-    /// The account script. Tests have one whose clock they can set.
+    /// The account script. Tests have one with a clock that they set.
     pub(crate) script: Arc<str>,
 }
 
@@ -80,6 +81,39 @@ impl FleetBackend {
         Self::of(&urls, name.into(), true)
     }
 
+    /// As [`new`](Self::new), for a master and its replicas that Redis Sentinel looks after: each
+    /// time a node connects, it asks `sentinels` where the master is.
+    ///
+    /// The host of `master` is the name that the sentinels know it by, and the rest holds for the
+    /// master itself: `redis://user:password@mymaster/0`. A failover that loses the last writes
+    /// gives that much back to each key.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and if there is no sentinel.
+    ///
+    /// ```
+    /// use rate_limit::fleet::FleetBackend;
+    ///
+    /// let sentinels = ["redis://10.0.0.7:26379", "redis://10.0.0.8:26379"];
+    /// let backend = FleetBackend::sentinel(sentinels, "redis://mymaster", "public-api")?;
+    /// # Ok::<(), rate_limit::fleet::FleetError>(())
+    /// ```
+    pub fn sentinel<T: AsRef<str>>(
+        sentinels: impl IntoIterator<Item = T>,
+        master: impl AsRef<str>,
+        name: impl Into<Arc<str>>,
+    ) -> Result<Self, FleetError> {
+        let mut backend = Self::of(&[master], name.into(), false)?;
+        let sentinels: Vec<_> = sentinels.into_iter().collect();
+        if sentinels.is_empty() {
+            return Err(FleetError(Problem::NoServer));
+        }
+        let sentinels = sentinels.iter().map(open);
+        backend.settings.sentinels = sentinels.collect::<Result<_, _>>()?;
+        Ok(backend)
+    }
+
     fn of<T: AsRef<str>>(urls: &[T], name: Arc<str>, cluster: bool) -> Result<Self, FleetError> {
         let valid = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if name.is_empty() || name.len() > 64 || !name.bytes().all(valid) {
@@ -88,14 +122,9 @@ impl FleetBackend {
         if urls.is_empty() {
             return Err(FleetError(Problem::NoServer));
         }
-        let open = |url: &T| {
-            Client::open(url.as_ref()).map_err(|error| {
-                let (url, why) = (without_password(url.as_ref()), error.to_string());
-                FleetError(Problem::Url { url, why })
-            })
-        };
         let settings = Settings {
             servers: urls.iter().map(open).collect::<Result<_, _>>()?,
+            sentinels: Vec::new(),
             cluster,
             seed: seed(name.as_bytes()),
             name,
@@ -104,7 +133,6 @@ impl FleetBackend {
             planned: 1,
             is_planned: false,
             strict_windows: false,
-            version: 0,
             script: script::ACCOUNT.into(),
         };
         Ok(Self { settings })
@@ -120,7 +148,7 @@ impl FleetBackend {
 
     /// Sets how long a request may wait for Redis. After that it is decided by its policies'
     /// [`OnOutage`](super::OnOutage). Set it above what your Redis takes at its slowest: one that
-    /// never answers in time is as good as none.
+    /// never replies in time is as good as none.
     ///
     /// Defaults to 10 ms. Timers go off up to 2 ms late, so that the wait ends up to 2 ms early
     /// instead; less than 4 ms count as 4.
@@ -132,7 +160,7 @@ impl FleetBackend {
     /// Sets how many nodes the fleet is planned to have at most. Leases and local shares are
     /// divided by this, or by the number of nodes that are there if that is larger.
     ///
-    /// Defaults to 1, and then the number that are there is what counts. Until the first answer
+    /// Defaults to 1, and then the number that are there is what counts. Until the first reply
     /// of Redis nothing is known of the others.
     pub fn nodes(mut self, nodes: u32) -> Self {
         self.settings.planned = u64::from(nodes.max(1));
@@ -151,19 +179,7 @@ impl FleetBackend {
         self
     }
 
-    /// Sets the version of the policies. Raise it when they change: the first node with the new
-    /// version that a key meets cuts the key's debt to the new burst, once, while the nodes with
-    /// the old version go on.
-    ///
-    /// Without a new version debts are kept as a number of cells all the same, and are not cut.
-    ///
-    /// Defaults to 0.
-    pub fn version(mut self, version: u64) -> Self {
-        self.settings.version = version;
-        self
-    }
-
-    /// Hashes keys with `secret`, which all nodes must give. Without it, who can read Redis can
+    /// Hashes keys with `secret`, which all nodes must give. Without it, a reader of Redis can
     /// find out by trying which addresses or tokens are in it.
     ///
     /// Defaults to the name, which is no secret.
@@ -180,6 +196,21 @@ impl FleetBackend {
 
     pub(crate) fn into_settings(self) -> Settings {
         self.settings
+    }
+}
+
+impl Settings {
+    /// Where the limiter of this name is.
+    pub(crate) fn place(&self) -> String {
+        let servers = self.servers.iter().map(|server| {
+            let info = server.get_connection_info();
+            format!("{}/{}", info.addr(), info.redis_settings().db())
+        });
+        format!(
+            "{} on {}",
+            self.name,
+            servers.collect::<Vec<_>>().join(", ")
+        )
     }
 }
 
@@ -204,7 +235,6 @@ impl fmt::Debug for Settings {
             .field("deadline", &self.deadline)
             .field("nodes", &self.planned)
             .field("strict_windows", &self.strict_windows)
-            .field("version", &self.version)
             .finish_non_exhaustive()
     }
 }
@@ -228,7 +258,7 @@ impl Lease {
         Self(u64::MAX)
     }
 
-    /// As [`adaptive`](Self::adaptive), and at most so many cells of a policy on each node.
+    /// As [`adaptive`](Self::adaptive), and at most `cells` cells of a policy on each node.
     #[must_use]
     pub const fn at_most(cells: u64) -> Self {
         Self(cells)
@@ -239,7 +269,7 @@ impl Lease {
     }
 }
 
-/// A backend that cannot be.
+/// An invalid backend configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FleetError(Problem);
 
@@ -259,7 +289,9 @@ impl fmt::Display for FleetError {
                     "url {url:?}, expected redis://host[:port][/database]: {why}"
                 )
             }
-            Problem::NoServer => f.write_str("no server of the cluster, expected at least one"),
+            Problem::NoServer => {
+                f.write_str("no server of the cluster and no sentinel, expected at least one")
+            }
             Problem::Name(name) => write!(
                 f,
                 "name {name:?}, expected 1 to 64 letters, digits, '-', '_' and '.'"
@@ -276,6 +308,13 @@ fn seed(secret: &[u8]) -> Seed {
     hasher.write(secret);
     let hash = hasher.finish128();
     Seed::Fleet(hash.h1, hash.h2)
+}
+
+fn open<T: AsRef<str>>(url: &T) -> Result<Client, FleetError> {
+    Client::open(url.as_ref()).map_err(|error| {
+        let (url, why) = (without_password(url.as_ref()), error.to_string());
+        FleetError(Problem::Url { url, why })
+    })
 }
 
 /// The URL as it may be shown.
@@ -303,7 +342,7 @@ mod tests {
         assert!(!error.contains("hunter2"), "{error}");
         let none: [&str; 0] = [];
         let error = FleetBackend::cluster(none, "api").unwrap_err().to_string();
-        assert_eq!(error, "no server of the cluster, expected at least one");
+        assert!(error.ends_with("expected at least one"), "{error}");
     }
 
     #[test]

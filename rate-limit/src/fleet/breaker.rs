@@ -1,4 +1,4 @@
-//! When to stop asking a server that does not answer, and when to ask again.
+//! When to stop asking a server that does not reply, and when to ask again.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(crate) struct Breaker {
 }
 
 impl Breaker {
-    /// Notes that a call was answered.
+    /// Notes that a call got a reply.
     pub(crate) fn success(&mut self, now: u64) {
         self.turn(now);
         self.in_a_row = 0;
@@ -52,7 +52,7 @@ impl Backoff {
         pause.mul_f64(1.0 - 0.5 * random)
     }
 
-    /// The server answers again.
+    /// The server replies again.
     pub(crate) fn reset(&mut self) {
         self.failed = 0;
     }
@@ -70,7 +70,7 @@ const WINDOW: u64 = 1_000_000_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// While some nodes are back and others are not, both the quota and the shares are in use, so this
-/// is short; and with the time to connect and to be answered well within the 5 s that recovery may
+/// is short; and with the time to connect and to get a reply well within the 5 s that recovery may
 /// take.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 

@@ -69,7 +69,7 @@ impl Level {
         self.capacity / self.price
     }
 
-    /// How many cells come back in so many nanoseconds.
+    /// How many cells come back in `nanos` nanoseconds.
     pub(crate) fn cells_in(&self, nanos: u64) -> u64 {
         let back = u128::from(nanos) * u128::from(self.drain) / 1_000;
         u64::try_from(back / u128::from(self.price)).unwrap_or(u64::MAX)
@@ -98,7 +98,7 @@ impl Level {
         (u128::from(level) * 1_000).div_ceil(u128::from(self.drain)) as u64
     }
 
-    /// What is left of `level` after so many nanoseconds.
+    /// What is left of `level` after `nanos` nanoseconds.
     pub(crate) fn after(&self, level: u64, nanos: u64) -> u64 {
         let drained = u128::from(nanos) * u128::from(self.drain) / 1_000;
         u128::from(level).saturating_sub(drained) as u64
@@ -110,7 +110,7 @@ fn gcd(a: u128, b: u128) -> u128 {
 }
 
 /// Doubles count exactly up to here. A debt of two bursts must fit.
-const EXACT: u64 = (1 << 53) - 1;
+pub(super) const EXACT: u64 = (1 << 53) - 1;
 
 #[cfg(test)]
 mod tests {

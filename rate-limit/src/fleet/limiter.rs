@@ -2,7 +2,7 @@ use std::{
     fmt,
     hash::Hash,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,24 +14,25 @@ use tokio::{
 };
 
 use super::{
-    account::{Cells, Sizing, Verdict},
+    account::{AccountId, Cells, Sizing, Verdict},
     backend::{FleetBackend, Settings},
     level::Level,
-    node::{AccountId, Asked, Node, with},
-    script::{Action, Term},
+    node::{Asked, Node, with_costs},
+    script::{Action, Term, Terms},
 };
 use crate::{
-    BuildError, Decision, Inflight, LimitError, Limiter, LimiterBuilder, MAX_POLICIES, Policy,
-    Quota, Warning,
+    AnyLimiter, BuildError, Decision, Inflight, LimitError, LimiterBuilder, MAX_POLICIES, Mode,
+    Policy, Quota, Reserved, Warning,
     answer::Reason,
+    gcra::{Excess, Gcra},
     key::Seed,
-    limiter::Rules,
     metrics::Outcome,
-    policy::ResponseHead,
-    rules::{Charge, Ruleset, Ruling},
+    plans::{Plan, Plans},
+    receipt::{Ledger, Receipt, Settle},
+    rules::{Charge, Own, Rule, Ruleset, Ruling},
 };
 
-/// A [`Limiter`] whose quotas hold for a fleet of processes together, made by
+/// A [`Limiter`](crate::Limiter) whose quotas hold for a fleet of processes together, made by
 /// [`LimiterBuilder::build_on`].
 ///
 /// A cheap handle: clones share one state. When the last one goes, leases are given back if the
@@ -41,8 +42,8 @@ use crate::{
 /// blocking lock that is held over I/O.
 #[derive(Clone)]
 pub struct FleetLimiter {
-    /// Knows the policies, plans and keys. What it counts is never asked.
-    local: Limiter,
+    plans: Arc<Plans<Terms>>,
+    plan: usize,
     node: Arc<Node>,
 }
 
@@ -50,17 +51,20 @@ impl LimiterBuilder {
     /// Builds the limiter on a Redis or Valkey that it shares with other processes. This is the
     /// only line that differs from [`build`](Self::build), for one process.
     ///
-    /// [`max_keys`](Self::max_keys) bounds what this process knows of keys, about 500 bytes each;
-    /// what it forgets, Redis still knows. [`max_inflight`](Self::max_inflight) is counted by each
-    /// process for itself, and [`clock`](Self::clock) means nothing: the time is Redis's.
+    /// [`max_keys`](Self::max_keys) bounds what this process knows of keys, about 600 bytes each,
+    /// taken as they come; what it forgets, Redis still knows, except
+    /// [in an outage](super#when-redis-is-slow-or-gone). [`max_inflight`](Self::max_inflight) is
+    /// counted by each process for itself, and [`clock`](Self::clock) means nothing: the time is
+    /// Redis's.
     ///
     /// Connects in the background. A Redis that is not there is no error, but an outage.
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build); and outside of a tokio runtime, or when a quota is so large and
-    /// fine that a Redis script could not count it exactly: `period / gcd` in microseconds times
-    /// twice the burst must be below 2^53.
+    /// As [`build`](Self::build); and outside of a tokio runtime, if this process has a limiter of
+    /// the same name with other policies, or if a quota is so large and fine that a Redis script
+    /// could not count it exactly: `period / gcd` in microseconds times twice the burst must be
+    /// below 2^53.
     #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
     #[track_caller]
     pub fn build_on(self, backend: FleetBackend) -> Result<FleetLimiter, BuildError> {
@@ -68,17 +72,32 @@ impl LimiterBuilder {
             return Err(BuildError::NoRuntime);
         }
         let settings = backend.into_settings();
-        let max_keys = self.known_keys();
-        let prepare = |rules: &mut Ruleset| prepare(rules, &settings);
-        // Its policies are asked for, its table never is.
-        let room = if max_keys == 0 { 0 } else { 1 };
-        let local = self
-            .max_keys(room)
-            .assemble(settings.seed.clone(), &prepare)?;
-        let version = settings.version;
-        let policy = local.policies().first().map(|policy| policy.shared_name());
-        let node = Node::start(settings, max_keys, version, policy.as_deref().unwrap_or(""));
-        Ok(FleetLimiter { local, node })
+        let watch = self.watch();
+        let (columns, rulesets) = self.check()?;
+        let first = Arc::clone(&columns[0]);
+        let plans = Plans::new(
+            &self.plans,
+            columns,
+            rulesets,
+            &|rules, all| compile(rules, all, &settings),
+            settings.seed.clone(),
+            self.max_inflight,
+            watch,
+        )?;
+        let signature = self.plans.iter().flat_map(|(name, policies)| {
+            let quotas = policies
+                .iter()
+                .map(|p| format!("{}: {}", p.name(), p.quota()));
+            quotas.map(move |quota| format!("{name}: {quota}"))
+        });
+        let signature = signature.collect::<Vec<_>>().join("; ");
+        let plans = Arc::new(plans);
+        let node = Node::start(settings, self.max_keys, &first, signature, &plans)?;
+        Ok(FleetLimiter {
+            plans,
+            plan: 0,
+            node,
+        })
     }
 }
 
@@ -87,12 +106,12 @@ impl FleetLimiter {
     ///
     /// # Errors
     ///
-    /// Fails, charging nothing, when a policy that is not in shadow mode is exceeded; and while
-    /// Redis does not answer, when a policy is to [fail closed](super::OnOutage::FailClosed).
+    /// Fails, charging nothing, if a policy that is not in shadow mode is exceeded; and while
+    /// Redis does not reply, if a policy is to [fail closed](super::OnOutage::FailClosed).
     ///
     /// # Cancel safety
     ///
-    /// What is charged stays charged when the future is dropped.
+    /// What is charged stays charged if the future is dropped.
     pub async fn check(&self, key: impl Hash) -> Result<Decision, LimitError> {
         self.check_n(key, 1).await
     }
@@ -101,27 +120,21 @@ impl FleetLimiter {
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check). When `cells` is more than a burst there is no use in retrying,
+    /// As [`check`](Self::check). If `cells` is more than a burst there is no use in retrying,
     /// and [`LimitError::retry_after`] is `None`.
     ///
     /// # Cancel safety
     ///
     /// As [`check`](Self::check).
     pub async fn check_n(&self, key: impl Hash, cells: u64) -> Result<Decision, LimitError> {
-        let rules = self.local.rules().keep();
-        let question = self.question(
-            rules,
-            self.local.plan_number(None),
-            self.local.fingerprint(key),
-            Charge::each(cells),
-        );
-        let (_, decision) = self.admit(question).await?;
-        Ok(decision)
+        let (question, ruling) = self.admit(key, cells).await?;
+        let remaining = question.plan.rules.left_by(&question.charge, &ruling);
+        Ok(Decision::new(remaining))
     }
 
     /// Charges `cells` cells of every policy to `key` for work whose cost is not known yet. The
-    /// [`FleetReservation`] charges the difference when it is settled, and gives everything back
-    /// when it is dropped before that.
+    /// [`FleetReservation`] charges the difference when it is settled, and gives everything back when
+    /// it is dropped before that.
     ///
     /// # Errors
     ///
@@ -135,100 +148,102 @@ impl FleetLimiter {
         key: impl Hash,
         cells: u64,
     ) -> Result<FleetReservation, LimitError> {
-        let rules = self.local.rules().keep();
-        let charge = Charge::each(cells);
-        let question = self.question(
-            rules,
-            self.local.plan_number(None),
-            self.local.fingerprint(key),
-            charge,
-        );
-        let (question, _) = self.admit(question).await?;
-        let receipt = FleetReceipt::new(self, question, true);
-        Ok(FleetReservation { receipt, cells })
+        let (question, ruling) = self.admit(key, cells).await?;
+        let charge = question.charge.waive(ruling.uncharged());
+        let receipt = Receipt::new(self, question.plan, ruling.key, charge, Settle::Everything);
+        Ok(Reserved::new(receipt, cells))
     }
 
     /// How many cells `key` could use right now under the tightest policy, as Redis knows it:
-    /// leases are used up. `None` when Redis does not answer.
+    /// leases are used up. `None` if Redis does not reply.
     ///
     /// # Cancel safety
     ///
     /// Changes nothing.
     pub async fn peek(&self, key: impl Hash) -> Option<u64> {
-        let rules = self.local.rules().keep();
-        let told = self.node.peek(self.local.fingerprint(key), rules.terms());
+        let terms = Arc::clone(&self.plans.at(self.plan).terms);
+        let told = self.node.peek(self.plans.hash(key), &terms);
         let reply = tokio::time::timeout(self.node.settings().deadline, told);
         let reply = reply.await.ok()?.ok()??;
-        let remaining = rules.terms().iter().zip(reply.levels);
+        let remaining = terms.iter().zip(reply.levels);
         remaining
             .map(|(term, level)| term.level.remaining(level))
             .min()
     }
 
-    /// Gives `cells` cells of every policy back to `key`, in the background. Nobody is credited
-    /// beyond a full burst.
+    /// Gives `cells` cells of every policy back to `key`, in the background. No key is credited
+    /// beyond a full burst. Nodes that have refused the key ask again within a second.
     pub fn refund(&self, key: impl Hash, cells: u64) {
-        self.tell(key, cells, Action::Refund);
+        self.correct(key, 0, cells);
     }
 
     /// Charges `cells` cells of every policy to `key` whether they conform or not, in the
     /// background, for costs that are known only afterwards. The debt stops at twice the burst.
     pub fn penalize(&self, key: impl Hash, cells: u64) {
-        self.tell(key, cells, Action::Charge);
+        self.correct(key, cells, 0);
     }
 
-    /// As [`Limiter::enter`]: counted by this process for itself.
+    /// As [`Limiter::enter`](crate::Limiter::enter): counted by this process for itself.
     ///
     /// # Errors
     ///
-    /// Fails when the key is at its limit.
+    /// Fails if the key is at its limit.
     pub fn enter(&self, key: impl Hash) -> Result<Option<Inflight>, LimitError> {
-        self.local.enter(key)
+        self.plans.enter(self.plans.hash(key))
     }
 
-    /// As [`Limiter::inflight`]: counted by this process for itself.
+    /// As [`Limiter::inflight`](crate::Limiter::inflight): counted by this process for itself.
     #[must_use]
     pub fn inflight(&self, key: impl Hash) -> u32 {
-        self.local.inflight(key)
+        self.plans.inflight(self.plans.hash(key))
     }
 
-    /// A handle that decides by the plan `name`; `None` when there is no such plan.
+    /// A handle that decides by the plan `name`; `None` if there is no such plan.
     #[must_use]
     pub fn plan(&self, name: &str) -> Option<Self> {
         Some(Self {
-            local: self.local.plan(name)?,
-            node: Arc::clone(&self.node),
+            plan: self.plans.number(name)?,
+            ..self.clone()
         })
     }
 
     /// Replaces the policies of this handle's plan, for every holder of the limiter in this
-    /// process. Debts are kept as a number of cells. A `version` larger than before cuts them to
-    /// the new burst, once for each key, see [`FleetBackend::version`].
+    /// process. What becomes of debts is as in [`Limiter::set_policies`](crate::Limiter::set_policies),
+    /// and nodes with the old policies and the new ones can go on side by side.
     ///
     /// # Errors
     ///
-    /// Fails, changing nothing, when a policy is invalid or has a name that the limiter was not
+    /// Fails, changing nothing, if a policy is invalid or has a name that the limiter was not
     /// built with.
     pub fn set_policies(
         &self,
-        version: u64,
         policies: impl IntoIterator<Item = Policy>,
     ) -> Result<(), BuildError> {
         let policies: Vec<_> = policies.into_iter().collect();
         let settings = self.node.settings();
-        self.local
-            .replace(&policies, &|rules| prepare(rules, settings))?;
-        self.node.version().fetch_max(version, Ordering::Relaxed);
-        Ok(())
+        self.plans.replace(self.plan, &policies, &|rules, all| {
+            compile(rules, all, settings)
+        })
+    }
+
+    /// As [`Limiter::set_mode`](crate::Limiter::set_mode), for this process.
+    pub fn set_mode(&self, mode: Mode) {
+        self.plans.set_mode(mode);
+    }
+
+    /// What is done with requests over their quota.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.plans.mode()
     }
 
     /// The policies of this handle's plan.
     #[must_use]
     pub fn policies(&self) -> Vec<Policy> {
-        self.local.policies()
+        self.plans.at(self.plan).policies()
     }
 
-    /// Whether a server is not asked at the moment because it does not answer.
+    /// Whether a server is not asked at the moment because it does not reply.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
         self.node.is_open()
@@ -253,9 +268,9 @@ impl FleetLimiter {
         self.node.calls()
     }
 
-    /// Requests that this process has admitted without Redis so far, since it did not answer
+    /// Requests that this process has admitted without Redis so far, since it did not reply
     /// within the [deadline](FleetBackend::deadline) or was not asked. They are charged to it when
-    /// it answers again.
+    /// it replies again.
     #[must_use]
     pub fn admitted_without_redis(&self) -> u64 {
         self.node.admitted_alone()
@@ -264,7 +279,7 @@ impl FleetLimiter {
     /// The mistakes in the setup that traffic has shown so far, each once.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {
-        self.local.warnings()
+        self.plans.watch().raised()
     }
 
     /// Whether `other` is a handle to the same limiter.
@@ -286,131 +301,234 @@ impl FleetLimiter {
         let _ = tokio::time::timeout(deadline, self.node.give_all_up()).await;
     }
 
-    pub(crate) fn local(&self) -> &Limiter {
-        &self.local
-    }
-
     /// All there is to know about a request that is to be decided.
-    pub(crate) fn question(
-        &self,
-        rules: Arc<Ruleset>,
-        plan: usize,
-        key: u64,
-        charge: Charge,
-    ) -> Question {
-        let cost = charge.of_first(rules.terms().len());
+    pub(crate) fn question(&self, plan: Arc<Plan<Terms>>, key: u64, charge: Charge) -> Question {
+        let terms = self.terms(&plan, &charge);
         Question {
-            id: AccountId { key, plan },
-            terms: Arc::clone(rules.terms()),
-            rules,
+            id: AccountId {
+                key,
+                plan: plan.number,
+            },
+            cost: charge.of_first(terms.len()),
+            terms,
+            plan,
             charge,
-            cost,
         }
     }
 
-    /// Starts to decide. The answer is to be given to [`rule`](Self::rule).
+    /// The terms of a plan, with a quota of a request's own in place of the first.
+    fn terms(&self, plan: &Plan<Terms>, charge: &Charge) -> Terms {
+        let own = charge.own(0).and_then(|own| {
+            let level = Level::new(&own.quota).ok()?;
+            let mut terms = plan.terms.to_vec();
+            let first = terms.first_mut()?;
+            let settings = self.node.settings();
+            first.level = held_back(level, first.reserved, settings);
+            first.leasable = first.leasable.min(own.quota.burst_size() / 2);
+            first.burst = own.quota.burst_size();
+            Some(terms.into())
+        });
+        own.unwrap_or_else(|| Arc::clone(&plan.terms))
+    }
+
+    /// Starts to decide. Give the verdict to [`rule`](Self::rule).
     pub(crate) fn ask(&self, question: &Question) -> Asked {
         self.node.ask(question.id, &question.terms, &question.cost)
     }
 
-    /// Makes a ruling of a verdict, and reports it; `None` when a policy admits nothing without
+    /// Makes a ruling of a verdict, and reports it; `None` if a policy admits nothing without
     /// Redis.
-    pub(crate) fn rule(&self, question: &Question, verdict: Verdict) -> Option<Ruling> {
-        let Question {
-            rules,
-            terms,
-            charge,
-            ..
-        } = question;
+    pub(crate) fn rule(
+        &self,
+        question: &Question,
+        verdict: Verdict,
+        shadow: bool,
+    ) -> Option<Ruling> {
         let (levels, outcome) = match &verdict {
             Verdict::Admitted { levels, uncharged } => (levels, Ok(&uncharged[..])),
             Verdict::Refused { levels, excess } => (levels, Err(*excess)),
             Verdict::Closed => {
-                rules.meter().count(Outcome::Limited);
+                question.plan.rules.meter().count(match shadow {
+                    true => Outcome::Shadow,
+                    false => Outcome::Limited,
+                });
                 return None;
             }
         };
-        let now = self.local.now();
-        let ruling = Ruling::of_fleet(rules, terms, charge, now, levels, outcome);
-        self.local.report(rules, question.id.key, &ruling);
+        let ruling = ruling(question, self.now(), levels, outcome);
+        self.plans.report(&question.plan.rules, &ruling, shadow);
         Some(ruling)
     }
 
-    async fn admit(&self, question: Question) -> Result<(Question, Decision), LimitError> {
+    async fn admit(&self, key: impl Hash, cells: u64) -> Result<(Question, Ruling), LimitError> {
+        let plan = self.plans.at(self.plan).keep();
+        let question = self.question(plan, self.plans.hash(key), Charge::each(cells));
+        let mode = self.plans.mode();
+        let mut unasked = Ruling::at(self.now(), question.id.key);
+        unasked.waive_all();
+        if mode == Mode::Off {
+            return Ok((question, unasked));
+        }
         let verdict = match self.ask(&question) {
             Asked::Decided(verdict) => verdict,
             Asked::Waits(told) => Waiting::new(self, told).verdict(self, &question).await,
         };
-        match self.rule(&question, verdict) {
+        let shadow = mode == Mode::Shadow;
+        match self.rule(&question, verdict, shadow) {
+            None if shadow => Ok((question, unasked)),
             None => Err(LimitError::without_policy(Reason::Unavailable)),
-            Some(ruling) if ruling.admits() => {
-                let decision = Decision::new(question.rules.left_by(&ruling));
-                Ok((question.waive(&ruling), decision))
-            }
-            Some(ruling) => Err(LimitError::quota(&question.rules, &ruling)),
+            Some(ruling) if ruling.admits() || shadow => Ok((question, ruling)),
+            Some(ruling) => Err(LimitError::quota(&question.plan.rules, &ruling)),
         }
     }
 
-    fn tell(&self, key: impl Hash, cells: u64, action: Action) {
-        let rules: Rules<'_> = self.local.rules();
+    fn correct(&self, key: impl Hash, more: u64, less: u64) {
+        let plan = self.plans.at(self.plan);
+        let (more, less) = ([more; MAX_POLICIES], [less; MAX_POLICIES]);
+        // A correction is none of this request: it costs nothing by itself.
+        self.adjust(&plan, self.plans.hash(key), &Charge::each(0), &more, &less);
+    }
+}
+
+impl AnyLimiter for FleetLimiter {}
+
+impl Ledger for FleetLimiter {
+    type Terms = Terms;
+
+    fn plans(&self) -> &Plans<Terms> {
+        &self.plans
+    }
+
+    fn plan_number(&self) -> usize {
+        self.plan
+    }
+
+    fn now(&self) -> u64 {
+        self.node.now()
+    }
+
+    fn own(&self, _: &Plan<Terms>, quota: &Quota) -> Option<Own> {
+        Level::new(quota).ok()?;
+        Some(Own {
+            quota: *quota,
+            gcra: Gcra::new(quota).ok()?,
+        })
+    }
+
+    fn refund_columns(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
+        let plan = self.plans.at(self.plan);
+        let terms = plan.terms.iter().zip(plan.rules.rules());
+        let less = terms.map(|(term, rule)| Term {
+            cells: cells[rule.column],
+            ..*term
+        });
         let id = AccountId {
-            key: self.local.fingerprint(key),
-            plan: self.local.plan_number(None),
+            key,
+            plan: plan.number,
         };
-        self.node
-            .tell(id, action, with(rules.terms(), &[cells; MAX_POLICIES]));
+        self.node.tell(id, Action::Refund, less.collect());
+    }
+
+    fn adjust(
+        &self,
+        plan: &Plan<Terms>,
+        key: u64,
+        charge: &Charge,
+        more: &[u64; MAX_POLICIES],
+        less: &[u64; MAX_POLICIES],
+    ) {
+        let id = AccountId {
+            key,
+            plan: plan.number,
+        };
+        let terms = self.terms(plan, charge);
+        let cost = charge.of_first(terms.len());
+        if cost != [0; MAX_POLICIES] && (0..terms.len()).all(|index| less[index] == cost[index]) {
+            self.node.refund_whole(id, &terms, &cost);
+        } else {
+            self.node.tell(id, Action::Refund, with_costs(&terms, less));
+        }
+        self.node.tell(id, Action::Charge, with_costs(&terms, more));
     }
 }
 
 impl fmt::Debug for FleetLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FleetLimiter")
-            .field("rules", &*self.local.rules())
+            .field("plan", &self.plans.at(self.plan).rules)
             .field("node", &self.node)
             .finish_non_exhaustive()
     }
 }
 
+/// A [`Reserved`] of a fleet's limiter, which settles in the background.
+pub type FleetReservation = Reserved<FleetLimiter>;
+
 /// A request that is to be decided.
 #[derive(Debug)]
 pub(crate) struct Question {
     id: AccountId,
-    pub(crate) rules: Arc<Ruleset>,
-    terms: Arc<[Term]>,
+    pub(crate) plan: Arc<Plan<Terms>>,
+    terms: Terms,
     pub(crate) charge: Charge,
     cost: Cells,
 }
 
-impl Question {
-    /// Decides by a quota of this request's own in place of the first policy's.
-    pub(crate) fn own_quota(&mut self, quota: &Quota, limiter: &FleetLimiter) {
-        let settings = limiter.node.settings();
-        // One that cannot be kept does not replace the policy's.
-        let Ok(level) = Level::new(quota) else {
-            return;
+/// What Redis, or what stands in for it, has decided: `levels` are what is owed after it;
+/// `outcome` has the policies in shadow mode that would have refused an admitted request.
+fn ruling(
+    question: &Question,
+    now: u64,
+    levels: &Cells,
+    outcome: Result<&[bool], Excess>,
+) -> Ruling {
+    let Question {
+        id,
+        plan,
+        terms,
+        charge,
+        ..
+    } = question;
+    let mut ruling = Ruling::at(now, id.key);
+    let mut tightest = None;
+    let rules = plan.rules.rules();
+    for (index, (rule, term)) in rules.iter().zip(&**terms).enumerate() {
+        let Term { level, burst, .. } = term;
+        // What is held back from the burst is as good as owed.
+        let held_back = burst
+            .saturating_mul(level.price)
+            .saturating_sub(level.capacity);
+        let owed = level.nanos(levels[index].saturating_add(held_back));
+        ruling.tats[index] = charge.gcra(index, rule).owing(now, owed);
+        let cells = charge.cells(index);
+        let would_not = match outcome {
+            Ok(uncharged) => uncharged[index] && rule.policy.is_shadow(),
+            Err(_) => level.excess(levels[index], cells).is_some(),
         };
-        let mut terms: Vec<_> = self.terms.to_vec();
-        if let Some(first) = terms.first_mut() {
-            (first.level, first.burst) = (held_back(level, quota, settings), quota.burst_size());
+        if would_not && rule.policy.is_shadow() {
+            ruling.shadowed.insert(index);
+        } else if would_not {
+            ruling.violated.insert(index);
         }
-        self.terms = terms.into();
+        let fill = levels[index] as f64 / level.capacity as f64;
+        if cells > 0 && !rule.policy.is_shadow() && tightest.is_none_or(|(_, f)| fill > f) {
+            tightest = Some((index, fill));
+        }
     }
-
-    /// The key.
-    pub(crate) fn key(&self) -> u64 {
-        self.id.key
+    if let Err(excess) = outcome {
+        ruling.excess = Some(excess);
+        // It would fit by what is known here, but not a whole lease would, or others took it.
+        if ruling.violated.is_empty()
+            && let Some((index, _)) = tightest
+        {
+            ruling.violated.insert(index);
+        }
     }
-
-    /// The same without the policies that let it through uncharged.
-    pub(crate) fn waive(mut self, ruling: &Ruling) -> Self {
-        self.charge = self.charge.waive(ruling.shadowed);
-        self.cost = self.charge.of_first(self.terms.len());
-        self
-    }
+    ruling
 }
 
 pin_project! {
-    /// Waits for the answer of Redis, for no longer than the deadline.
+    /// Waits for the reply of Redis, for no longer than the deadline.
     #[derive(Debug)]
     pub(crate) struct Waiting {
         told: oneshot::Receiver<Verdict>,
@@ -440,7 +558,7 @@ impl Waiting {
             Poll::Ready(told) => told.ok(),
             Poll::Pending if this.overdue.poll(cx).is_pending() => return Poll::Pending,
             Poll::Pending => {
-                // Either it was told in this moment, or it never will be.
+                // The verdict has arrived in this moment, or it never will.
                 this.told.close();
                 this.told.try_recv().ok()
             }
@@ -451,7 +569,7 @@ impl Waiting {
                 limiter.told();
                 verdict
             }
-            None => limiter.overdue(question.id, &question.terms, &question.cost),
+            None => limiter.decide_overdue(question.id, &question.terms, &question.cost),
         })
     }
 
@@ -461,103 +579,8 @@ impl Waiting {
     }
 }
 
-/// Cells charged for work whose cost is not known yet, made by [`FleetLimiter::reserve`].
-///
-/// Dropping it gives everything back, so a future that is cancelled while it holds one costs its
-/// caller nothing.
-#[derive(Debug)]
-#[must_use = "dropping a reservation gives its cells back"]
-pub struct FleetReservation {
-    receipt: FleetReceipt,
-    cells: u64,
-}
-
-impl FleetReservation {
-    /// How many cells were charged.
-    #[must_use]
-    pub fn cells(&self) -> u64 {
-        self.cells
-    }
-
-    /// Charges or gives back the difference to the `actual` cost, in the background. The debt
-    /// stops at twice the burst, and nobody is credited beyond a full one.
-    pub fn settle(self, actual: u64) {
-        self.receipt.settle_by(|_| Some(actual));
-    }
-
-    /// Keeps what was charged.
-    pub fn keep(self) {
-        let cells = self.cells;
-        self.settle(cells);
-    }
-}
-
-/// What was charged and may be settled; gives it back when dropped before that.
-#[derive(Debug)]
-pub(crate) struct FleetReceipt {
-    limiter: FleetLimiter,
-    question: Question,
-    /// Whether all policies are settled, or only those that learn their cost from the response.
-    everything: bool,
-    open: bool,
-}
-
-impl FleetReceipt {
-    pub(crate) fn new(limiter: &FleetLimiter, question: Question, everything: bool) -> Self {
-        Self {
-            limiter: limiter.clone(),
-            question,
-            everything,
-            open: true,
-        }
-    }
-
-    /// Settles by what the policies make of the response.
-    pub(crate) fn settle(self, response: &ResponseHead<'_>) {
-        let rules = Arc::clone(&self.question.rules);
-        self.settle_by(|index| rules.rules()[index].policy.settlement()?(response));
-    }
-
-    fn settle_by(mut self, actual: impl Fn(usize) -> Option<u64>) {
-        self.open = false;
-        self.adjust(actual);
-    }
-
-    fn adjust(&self, actual: impl Fn(usize) -> Option<u64>) {
-        let Question {
-            id, terms, cost, ..
-        } = &self.question;
-        let (mut more, mut less) = ([0; MAX_POLICIES], [0; MAX_POLICIES]);
-        for index in 0..terms.len() {
-            let actual = actual(index).unwrap_or(cost[index]);
-            more[index] = actual.saturating_sub(cost[index]);
-            less[index] = cost[index].saturating_sub(actual);
-        }
-        let node = &self.limiter.node;
-        if less == *cost {
-            node.unmake(*id, terms, cost);
-        } else {
-            node.tell(*id, Action::Refund, with(terms, &less));
-        }
-        node.tell(*id, Action::Charge, with(terms, &more));
-    }
-}
-
-impl Drop for FleetReceipt {
-    fn drop(&mut self) {
-        if self.open {
-            let rules = Arc::clone(&self.question.rules);
-            let everything = self.everything;
-            self.adjust(|index| {
-                let returns = everything || rules.rules()[index].policy.settlement().is_some();
-                returns.then_some(0)
-            });
-        }
-    }
-}
-
 /// Compiles the policies for Redis.
-fn prepare(rules: &mut Ruleset, settings: &Settings) -> Result<(), BuildError> {
+fn compile(rules: &Ruleset, all: &[Ruleset], settings: &Settings) -> Result<Terms, BuildError> {
     let mut terms: Vec<Term> = Vec::with_capacity(rules.rules().len());
     for rule in rules.rules() {
         let policy = &rule.policy;
@@ -571,30 +594,48 @@ fn prepare(rules: &mut Ruleset, settings: &Settings) -> Result<(), BuildError> {
         if terms.iter().any(|term| term.id == id) {
             return Err(BuildError::DuplicateName(policy.shared_name()));
         }
+        let (leasable, reserved) = leasable(rule, all, settings);
         terms.push(Term {
             id,
-            level: held_back(level, &quota, settings),
+            level: held_back(level, reserved, settings),
             burst: quota.burst_size(),
+            leasable,
+            reserved,
             cells: 0,
             shadow: policy.is_shadow(),
             on_outage: policy.outage(),
         });
     }
-    rules.set_terms(terms.into());
-    Ok(())
+    Ok(terms.into())
 }
 
-/// The quota as Redis enforces it, less what the fleet may lease if windows are strict.
-fn held_back(level: Level, quota: &Quota, settings: &Settings) -> Level {
-    if !settings.strict_windows {
-        return level;
+/// How many cells of `rule` all nodes may lease by its plan, and by all plans. Each plan leases for
+/// itself, so the plans that have the policy divide what the smallest of their bursts allows.
+fn leasable(rule: &Rule, all: &[Ruleset], settings: &Settings) -> (u64, u64) {
+    if settings.lease.most() == 0 {
+        return (0, 0);
     }
+    let same = || {
+        let rules = all.iter().flat_map(Ruleset::rules);
+        rules.filter(|other| other.column == rule.column)
+    };
     let sizing = Sizing {
         most: settings.lease.most(),
         planned: settings.planned,
         nodes: settings.planned,
     };
-    level.reserving(sizing.of_fleet(quota.burst_size()))
+    let bursts = same().map(|rule| rule.policy.quota().burst_size());
+    let together = sizing.of_fleet(bursts.min().unwrap_or(0));
+    (together / same().count().max(1) as u64, together)
+}
+
+/// The quota as Redis enforces it, less what the fleet may lease if windows are strict.
+fn held_back(level: Level, reserved: u64, settings: &Settings) -> Level {
+    if settings.strict_windows {
+        level.reserving(reserved)
+    } else {
+        level
+    }
 }
 
 const LATE: Duration = Duration::from_millis(2);

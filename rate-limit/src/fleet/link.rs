@@ -1,64 +1,35 @@
 //! The connection to one Redis server: made, used, given up and made again by one task.
 //!
-//! What is to be said comes in over a channel, goes out as pipelines, and each pipeline has a
+//! Jobs come in over a channel, goes out as pipelines, and each pipeline has a
 //! deadline. Nothing is sent twice, except what the server refused to run: a script it did not
 //! know (NOSCRIPT) and a key it does not hold (MOVED, ASK). When the server fails too often the
 //! link opens: nothing is sent any more but a probe now and then, on a new connection.
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, Pipeline, RedisError, ServerErrorKind, Value,
-    aio::MultiplexedConnection,
-};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr};
 use tokio::{
     sync::{
         Notify,
         mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-        oneshot,
     },
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use super::{
-    account::Ask,
     breaker::{Backoff, Breaker},
-    node::{AccountId, Node},
-    router::SlotRange,
-    script::{self, Action, Reply, Term},
+    exchange::{exchange, farewell},
+    failure::{LATE, reason},
+    job::{Connection, Job, Reports, State, lock, random},
+    script,
+    server::{CONNECT_WITHIN, HEARTBEAT, count_nodes, find_master, report_alive, slots},
 };
-use crate::metrics::Call;
-
-/// Something to say about one account.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) key: u64,
-    pub(crate) version: u64,
-    pub(crate) action: Action,
-    pub(crate) terms: Box<[Term]>,
-    pub(crate) then: Then,
-    /// How often it was sent on to another server.
-    pub(crate) hops: u8,
-    /// Whether that server has to be told that it was asked on purpose.
-    pub(crate) asking: bool,
-}
-
-/// Who is told the answer.
-#[derive(Debug)]
-pub(crate) enum Then {
-    /// The account that asked.
-    Account(AccountId, Ask),
-    /// One who peeks.
-    Peek(oneshot::Sender<Option<Reply>>),
-    /// Nobody.
-    Forget,
-}
 
 /// A handle to the task that holds the connection.
 #[derive(Debug)]
@@ -67,20 +38,9 @@ pub(crate) struct Link {
     state: Arc<State>,
 }
 
-/// What the task and its users share.
-#[derive(Debug)]
-struct State {
-    address: ConnectionAddr,
-    open: AtomicBool,
-    breaker: Mutex<Breaker>,
-    /// Told when the connection is of no more use.
-    broken: Notify,
-    why: Mutex<&'static str>,
-}
-
 impl Link {
-    /// Starts the task. It ends when every handle is gone and what they said has been sent.
-    pub(crate) fn start(client: Client, node: &Arc<Node>) -> Self {
+    /// Starts the task. It ends when every handle is gone and all jobs have been sent.
+    pub(crate) fn start(client: Client, node: &Arc<dyn Reports>) -> Self {
         let (jobs, inbox) = unbounded_channel();
         let state = Arc::new(State {
             address: client.get_connection_info().addr().clone(),
@@ -106,12 +66,12 @@ impl Link {
         self.state.open.load(Ordering::Acquire)
     }
 
-    /// Says something; the job comes back if nobody is there to say it.
+    /// Sends a job; it comes back if the task has ended.
     #[expect(
         clippy::result_large_err,
         reason = "it comes back only when the runtime ends"
     )]
-    pub(crate) fn say(&self, job: Job) -> Result<(), Job> {
+    pub(crate) fn send(&self, job: Job) -> Result<(), Job> {
         self.jobs.send(job).map_err(|unsent| unsent.0)
     }
 
@@ -120,46 +80,19 @@ impl Link {
     }
 }
 
-impl State {
-    fn success(&self, now: u64) {
-        lock(&self.breaker).success(now);
-    }
-
-    fn failure(&self, now: u64, why: &'static str) {
-        if lock(&self.breaker).failure(now) {
-            self.give_up(why);
-        }
-    }
-
-    fn give_up(&self, why: &'static str) {
-        if !self.open.swap(true, Ordering::AcqRel) {
-            *lock(&self.why) = why;
-        }
-        self.broken.notify_one();
-    }
-}
-
 /// What the task owns.
 struct Task {
     client: Client,
     /// Of the limiter.
     name: Arc<str>,
-    node: Weak<Node>,
+    node: Weak<dyn Reports>,
     inbox: UnboundedReceiver<Job>,
     state: Arc<State>,
 }
 
-/// A connection on which the scripts are known.
-#[derive(Clone)]
-struct Connection {
-    redis: MultiplexedConnection,
-    account: Arc<str>,
-    nodes: Arc<str>,
-}
-
-/// How the serving of a connection ended.
+/// Why `serve` returned.
 enum End {
-    /// Nobody will say anything any more.
+    /// Every handle is gone.
     Quiet,
     /// The connection is of no more use.
     Broken,
@@ -179,8 +112,8 @@ impl Task {
                         return;
                     };
                     if !is_first {
-                        // Before anybody asks it.
-                        self.tell_news(&node, &connection).await;
+                        // Before it is asked for anything.
+                        self.send_catch_up(&node, &connection).await;
                     }
                     is_first = false;
                     self.state.open.store(false, Ordering::Release);
@@ -211,10 +144,10 @@ impl Task {
         }
     }
 
-    /// Tells a server what it cannot know: what was admitted without it, and, as it may have lost
+    /// Sends a server what it cannot know: what was admitted without it, and, as it may have lost
     /// its data, what was owed before.
-    async fn tell_news(&self, node: &Arc<Node>, connection: &Connection) {
-        let mut news = node.news(&self.state.address).into_iter();
+    async fn send_catch_up(&self, node: &Arc<dyn Reports>, connection: &Connection) {
+        let mut news = node.catch_up(&self.state.address).into_iter();
         loop {
             let batch: Vec<_> = news.by_ref().take(BATCH / 4).collect();
             if batch.is_empty() {
@@ -228,15 +161,20 @@ impl Task {
     /// Connects, and proves with a script that writes that the server does what it is there for.
     async fn connect(&self) -> Result<Connection, &'static str> {
         let Some(node) = self.node.upgrade() else {
-            return Err("nobody needs it any more");
+            return Err("the limiter is gone");
         };
         let deadline = node.settings().deadline;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(CONNECT_WITHIN));
-        let connect = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
+        let found;
+        let client = if node.settings().sentinels.is_empty() {
+            &self.client
+        } else {
+            found = find_master(&node.settings().sentinels, &self.client).await?;
+            &found
+        };
+        let connect = client.get_multiplexed_async_connection_with_config(&config);
         let mut redis = match timeout(CONNECT_WITHIN, connect).await {
             Ok(Ok(redis)) => redis,
             Ok(Err(_)) => return Err("it does not accept the connection"),
@@ -257,21 +195,35 @@ impl Task {
         let (account, nodes) = match timeout(CONNECT_WITHIN, scripts).await {
             Ok(Ok(scripts)) => scripts,
             Ok(Err(error)) => return Err(reason(&error)),
-            Err(_) => return Err("it does not answer"),
+            Err(_) => return Err("it does not reply"),
         };
-        if node.router().wants_map(node.now())
+        if node.wants_map()
             && let Ok(Some(map)) = timeout(CONNECT_WITHIN, slots(&mut redis)).await
         {
-            node.router().learn_map(&map, &self.state.address, &node);
+            Arc::clone(&node).learn_map(&map, &self.state.address);
+        }
+        let mut info = redis::cmd("INFO");
+        info.arg("memory");
+        // A server that does not allow the question is given the benefit of the doubt.
+        if let Ok(Ok(memory)) =
+            timeout(CONNECT_WITHIN, info.query_async::<String>(&mut redis)).await
+            && memory.contains("maxmemory_policy:allkeys-")
+        {
+            node.evicts();
         }
         let connection = Connection {
             redis,
             account,
             nodes,
         };
-        // The first answer on a connection may take longer than those after it.
+        // The first reply on a connection may take longer than those after it.
         let within = deadline.max(FIRST_ANSWER_WITHIN);
-        match timeout(within, count_nodes(&node, &connection, &self.state.address)).await {
+        match timeout(
+            within,
+            count_nodes(&*node, &connection, &self.state.address),
+        )
+        .await
+        {
             Ok(Ok(())) => Ok(connection),
             Ok(Err(why)) => Err(why),
             Err(_) => Err(LATE),
@@ -305,13 +257,13 @@ impl Task {
                         continue;
                     };
                     let (connection, state) = (connection.clone(), Arc::clone(&self.state));
-                    tokio::spawn(async move { beat(node, connection, state).await });
+                    tokio::spawn(async move { report_alive(node, connection, state).await });
                 }
             }
         }
     }
 
-    /// Leaves the server alone for a while. What is said meanwhile fails.
+    /// Asks nothing of the server for a while. Jobs fail meanwhile.
     async fn pause(&mut self, pause: Duration) -> End {
         let until = tokio::time::sleep(pause);
         tokio::pin!(until);
@@ -327,260 +279,8 @@ impl Task {
     }
 }
 
-/// Says a batch of jobs and passes on the answers.
-async fn exchange(node: Arc<Node>, mut connection: Connection, state: Arc<State>, jobs: Vec<Job>) {
-    let start = Instant::now();
-    let deadline = start + node.settings().deadline;
-    let mut left = jobs;
-    let mut tries = 0;
-    while !left.is_empty() {
-        let mut pipeline = Pipeline::with_capacity(left.len() + 1);
-        // In a pipeline the script is there before it is called.
-        if tries > 0 {
-            let script = &*node.settings().script;
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(script);
-        }
-        let first = pipeline.len();
-        for job in &left {
-            if job.asking {
-                pipeline.cmd("ASKING");
-            }
-            let key = script::key(&node.settings().name, job.key);
-            let Job {
-                version,
-                action,
-                terms,
-                ..
-            } = job;
-            let command = script::command(&connection.account, &key, *version, *action, terms);
-            pipeline.add_command(command);
-        }
-        let answer = connection
-            .redis
-            .send_packed_commands(&pipeline, 0, pipeline.len());
-        let answer = tokio::time::timeout_at(deadline, answer).await;
-        let answers = match answer {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(error)) => {
-                node.called(Call::Error, start);
-                if error.is_unrecoverable_error() || error.is_connection_dropped() {
-                    // Connected anew at once; what was on its way is not said again.
-                    state.broken.notify_one();
-                }
-                state.failure(node.now(), reason(&error));
-                return left.into_iter().for_each(|job| node.failed(job));
-            }
-            Err(_) => {
-                node.called(Call::Timeout, start);
-                state.failure(node.now(), LATE);
-                return left.into_iter().for_each(|job| node.failed(job));
-            }
-        };
-        let mut answers = answers.into_iter().skip(first);
-        let mut unknown = Vec::new();
-        let mut failure = None;
-        for job in left {
-            if job.asking {
-                answers.next();
-            }
-            match answers.next() {
-                Some(Value::ServerError(error)) => {
-                    let error = RedisError::from(error);
-                    match error.kind() {
-                        redis::ErrorKind::Server(ServerErrorKind::NoScript) if tries == 0 => {
-                            unknown.push(job);
-                        }
-                        redis::ErrorKind::Server(
-                            kind @ (ServerErrorKind::Moved | ServerErrorKind::Ask),
-                        ) => {
-                            let asking = kind == ServerErrorKind::Ask;
-                            node.redirect(job, error.redirect_node(), asking, &state.address);
-                        }
-                        _ => {
-                            failure = Some(reason(&error));
-                            node.failed(job);
-                        }
-                    }
-                }
-                Some(value) => match Reply::read(&value, job.terms.len()) {
-                    Some(reply) => node.answered(job, reply),
-                    None => {
-                        failure = Some("its answer makes no sense");
-                        node.failed(job);
-                    }
-                },
-                None => node.failed(job),
-            }
-        }
-        match failure {
-            Some(why) => {
-                node.called(Call::Error, start);
-                state.failure(node.now(), why);
-            }
-            None => {
-                node.called(Call::Answered, start);
-                state.success(node.now());
-            }
-        }
-        left = unknown;
-        tries += 1;
-    }
-}
-
-/// Says that this node is there, and learns how many there are.
-async fn beat(node: Arc<Node>, mut connection: Connection, state: Arc<State>) {
-    let within = node.settings().deadline;
-    match timeout(within, count_nodes(&node, &connection, &state.address)).await {
-        Ok(Ok(())) => state.success(node.now()),
-        Ok(Err(why)) => {
-            if why == LOST {
-                state.broken.notify_one();
-            }
-            state.failure(node.now(), why);
-        }
-        Err(_) => state.failure(node.now(), LATE),
-    }
-    if node.router().wants_map(node.now())
-        && let Ok(Some(map)) = timeout(CONNECT_WITHIN, slots(&mut connection.redis)).await
-    {
-        node.router().learn_map(&map, &state.address, &node);
-    }
-}
-
-async fn count_nodes(
-    node: &Node,
-    connection: &Connection,
-    address: &ConnectionAddr,
-) -> Result<(), &'static str> {
-    let Some(key) = node.router().nodes_key(address, &node.settings().name) else {
-        // A server of a cluster that holds nothing at the moment has nothing to prove.
-        return Ok(());
-    };
-    let mut redis = connection.redis.clone();
-    let mut call = async |command: &str, script: &str| {
-        let mut call = redis::cmd(command);
-        call.arg(script).arg(1).arg(&key).arg(node.id());
-        call.arg(GONE_AFTER.as_millis() as u64);
-        call.query_async::<u64>(&mut redis).await
-    };
-    let mut count = call("EVALSHA", &connection.nodes).await;
-    if let Err(error) = &count
-        && error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoScript)
-    {
-        count = call("EVAL", script::NODES).await;
-    }
-    match count {
-        Ok(count) => {
-            node.counted(count);
-            Ok(())
-        }
-        Err(error) => Err(reason(&error)),
-    }
-}
-
-/// Says the last things, without anybody to hear the answers.
-async fn farewell(connection: &Connection, name: &str, jobs: &[Job]) {
-    let mut pipeline = Pipeline::with_capacity(jobs.len());
-    // What would be granted now nobody would use, or give back.
-    let takes = |job: &&Job| matches!(job.action, Action::Take { .. });
-    for job in jobs.iter().filter(|job| !takes(job)) {
-        let Job {
-            version,
-            action,
-            terms,
-            ..
-        } = job;
-        let key = script::key(name, job.key);
-        let command = script::command(&connection.account, &key, *version, *action, terms);
-        pipeline.add_command(command);
-    }
-    if pipeline.is_empty() {
-        return;
-    }
-    let mut redis = connection.redis.clone();
-    let say = redis.send_packed_commands(&pipeline, 0, pipeline.len());
-    // A lease that is not given back is lost, and nothing else.
-    let _ = timeout(CONNECT_WITHIN, say).await;
-}
-
-/// Which server of a cluster holds which slots.
-async fn slots(redis: &mut MultiplexedConnection) -> Option<Vec<SlotRange>> {
-    let mut command = redis::cmd("CLUSTER");
-    let Value::Array(ranges) = command.arg("SLOTS").query_async(redis).await.ok()? else {
-        return None;
-    };
-    let range = |range: &Value| {
-        let Value::Array(fields) = range else {
-            return None;
-        };
-        let [
-            Value::Int(first),
-            Value::Int(last),
-            Value::Array(server),
-            ..,
-        ] = &fields[..]
-        else {
-            return None;
-        };
-        let host = match server.first()? {
-            Value::BulkString(host) => String::from_utf8(host.clone()).ok()?,
-            Value::SimpleString(host) => host.clone(),
-            // The server that was asked does not know its own name.
-            Value::Nil => String::new(),
-            _ => return None,
-        };
-        let &Value::Int(port) = server.get(1)? else {
-            return None;
-        };
-        let number = |number: i64| u16::try_from(number).ok();
-        Some(SlotRange {
-            slots: number(*first)?..=number(*last)?,
-            host,
-            port: number(port)?,
-        })
-    };
-    ranges.iter().map(range).collect()
-}
-
-/// Why a call failed, for the event that says that Redis is not asked any more.
-fn reason(error: &RedisError) -> &'static str {
-    use redis::ErrorKind::Server;
-    match error.kind() {
-        Server(ServerErrorKind::BusyLoading) => "it is loading its data",
-        Server(ServerErrorKind::ClusterDown | ServerErrorKind::MasterDown) => "the cluster is down",
-        Server(ServerErrorKind::ReadOnly) => "it is a replica",
-        Server(ServerErrorKind::NoPerm) => "it does not allow the scripts",
-        _ if error.code() == Some("OOM") => "it is out of memory",
-        _ if error.is_timeout() => LATE,
-        _ if error.is_io_error() || error.is_connection_dropped() => LOST,
-        _ => "it answers with errors",
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Nothing panics while one is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Uniform in 0..1; nobody gains anything by guessing it.
-pub(crate) fn random() -> f64 {
-    use std::hash::BuildHasher;
-    let bits = std::hash::RandomState::new().hash_one(());
-    (bits >> 11) as f64 / (1u64 << 53) as f64
-}
-
-const LATE: &str = "it does not answer in time";
-const LOST: &str = "the connection was lost";
-
-/// For the connection and the scripts, each.
-const CONNECT_WITHIN: Duration = Duration::from_millis(500);
-
 /// For the first call on a connection.
 const FIRST_ANSWER_WITHIN: Duration = Duration::from_millis(20);
-
-/// How often a node says that it is there, and after how long it is taken to be gone.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
-pub(super) const GONE_AFTER: Duration = Duration::from_secs(5);
 
 /// How many jobs go into one pipeline at most.
 const BATCH: usize = 256;

@@ -5,7 +5,7 @@ use std::{
     fmt,
     hash::BuildHasherDefault,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,27 +18,23 @@ use tokio::{
 };
 
 use super::{
-    account::{Account, Ask, Cells, Next, Sizing, Tell, Verdict},
+    account::{Account, AccountId, Ask, Cells, Next, Sizing, Tell, Verdict},
     backend::Settings,
-    link::{Job, Then, random},
+    job::{Job, ReplyTo, Reports, SlotRange, lock, random},
     router::Router,
-    script::{Action, Reply, Term},
+    script::{Action, Reply, Term, Terms},
+    server::GONE_AFTER,
 };
 use crate::{
+    BuildError, Warning,
     inflight::Identity,
     metrics::{Call, FleetMeter, Source},
+    plans::Plans,
 };
 
-/// Which account: a key, under a plan. Plans that share a policy share what Redis keeps of it, and
-/// not what a node knows.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(crate) struct AccountId {
-    pub(crate) key: u64,
-    pub(crate) plan: usize,
-}
-
 type Waiter = oneshot::Sender<Verdict>;
-type Shard = HashMap<AccountId, Account<Waiter>, BuildHasherDefault<Identity>>;
+/// In boxes: a hash table has up to twice the room that it needs.
+type Shard = HashMap<AccountId, Box<Account<Waiter>>, BuildHasherDefault<Identity>>;
 
 pub(crate) struct Node {
     settings: Settings,
@@ -48,16 +44,17 @@ pub(crate) struct Node {
     shards: Box<[Mutex<Shard>]>,
     per_shard: usize,
     router: Router,
-    /// Of the policies in force.
-    version: AtomicU64,
+    /// Whether the runtime that the tasks ran in has ended.
+    ended: AtomicBool,
+    plans: Arc<Plans<Terms>>,
     /// How many nodes there are, and when as many were last seen.
     nodes: AtomicU64,
     nodes_at: AtomicU64,
-    /// Whether it was told that there are more nodes than planned.
+    /// Whether it was reported that there are more nodes than planned.
     crowded: AtomicBool,
     leased: AtomicU64,
     admitted_alone: AtomicU64,
-    /// Told when what was asked for is there, or will not come.
+    /// Notified when a reply has arrived, or will not.
     moved: Notify,
     meter: FleetMeter,
 }
@@ -77,19 +74,34 @@ impl Tell for Waiter {
 
 impl Node {
     /// Starts the tasks that connect to the servers and look after the accounts.
+    ///
+    /// Fails if the process has a limiter of this name with other policies (`signature`): a name is
+    /// one limiter, and the two would charge each other's accounts.
     pub(crate) fn start(
         settings: Settings,
         max_keys: usize,
-        version: u64,
         policy: &str,
-    ) -> Arc<Self> {
+        signature: String,
+        plans: &Arc<Plans<Terms>>,
+    ) -> Result<Arc<Self>, BuildError> {
+        static NAMES: Mutex<Vec<(String, String, Weak<Node>)>> = Mutex::new(Vec::new());
+        let place = settings.place();
+        let mut names = lock(&NAMES);
+        names.retain(|(_, _, node)| node.strong_count() > 0);
+        let other = |(at, policies, _): &&(String, String, Weak<Self>)| {
+            *at == place && *policies != signature
+        };
+        if names.iter().any(|name| other(&name)) {
+            return Err(BuildError::NameInUse(Arc::clone(&settings.name)));
+        }
         let node = Arc::new(Self {
             router: Router::new(&settings),
             id: format!("{:016x}", (random() * u64::MAX as f64) as u64),
             epoch: Instant::now(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             per_shard: max_keys.div_ceil(SHARDS).max(8),
-            version: AtomicU64::new(version),
+            ended: AtomicBool::new(false),
+            plans: Arc::clone(plans),
             nodes: AtomicU64::new(settings.planned),
             nodes_at: AtomicU64::new(0),
             crowded: AtomicBool::new(false),
@@ -99,9 +111,12 @@ impl Node {
             meter: FleetMeter::new(policy),
             settings,
         });
-        node.router.start(&node);
+        names.push((place, signature, Arc::downgrade(&node)));
+        drop(names);
+        let reports: Arc<dyn Reports> = Arc::clone(&node) as _;
+        node.router.start(&reports);
         tokio::spawn(look_after(Arc::downgrade(&node)));
-        node
+        Ok(node)
     }
 
     /// Charges a request, by what is known here if that is enough.
@@ -122,23 +137,28 @@ impl Node {
             let job = ask.map(|ask| self.job(id, account, ask));
             drop(shard);
             self.meter.decided(source);
-            // An account that tops its lease up while nobody is there to ask does so in vain.
-            job.into_iter().for_each(|job| self.say(job));
+            // While Redis is not asked, topping a lease up fails like any other job.
+            job.into_iter().for_each(|job| self.send(job));
             return Asked::Decided(verdict);
         }
         if self.router.link(id.key).is_none_or(|link| link.is_open()) {
-            return Asked::Decided(self.alone(account, now, cost, &sizing));
+            return Asked::Decided(self.decide_alone(account, now, cost, &sizing));
         }
         let (tell, told) = oneshot::channel();
         let ask = account.wait(now, cost, tell, &sizing);
         let job = ask.map(|ask| self.job(id, account, ask));
         drop(shard);
-        job.into_iter().for_each(|job| self.say(job));
+        job.into_iter().for_each(|job| self.send(job));
         Asked::Waits(told)
     }
 
-    /// Decides on a request that has waited in vain.
-    pub(crate) fn overdue(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) -> Verdict {
+    /// Decides on a request that has waited beyond its deadline.
+    pub(crate) fn decide_overdue(
+        &self,
+        id: AccountId,
+        terms: &Arc<[Term]>,
+        cost: &Cells,
+    ) -> Verdict {
         let now = self.now();
         let mut shard = self.shard(id);
         let account = self.account(&mut shard, id, terms, now);
@@ -147,12 +167,12 @@ impl Node {
                 self.meter.decided(Source::Lease);
                 verdict
             }
-            None => self.alone(account, now, cost, &self.sizing()),
+            None => self.decide_alone(account, now, cost, &self.sizing()),
         }
     }
 
     /// Decides without Redis.
-    fn alone(
+    fn decide_alone(
         &self,
         account: &mut Account<Waiter>,
         now: u64,
@@ -167,8 +187,8 @@ impl Node {
         verdict
     }
 
-    /// Gives a request back that was charged for everything at this cost.
-    pub(crate) fn unmake(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) {
+    /// Refunds a request that was charged `cost`.
+    pub(crate) fn refund_whole(&self, id: AccountId, terms: &Arc<[Term]>, cost: &Cells) {
         let mut shard = self.shard(id);
         let now = self.now();
         if self
@@ -178,10 +198,10 @@ impl Node {
             return;
         }
         drop(shard);
-        self.tell(id, Action::Refund, with(terms, cost));
+        self.tell(id, Action::Refund, with_costs(terms, cost));
     }
 
-    /// Tells Redis of a change to an account that was made elsewhere.
+    /// Sends Redis a change to an account.
     pub(crate) fn tell(&self, id: AccountId, action: Action, terms: Box<[Term]>) {
         if terms.iter().all(|term| term.cells == 0) {
             return;
@@ -191,29 +211,23 @@ impl Node {
         {
             account.forget_refusal();
         }
-        self.say(self.forget(id.key, action, terms));
+        self.send(self.forget(id.key, action, terms));
     }
 
-    /// What Redis says of an account; `None` when it does not.
+    /// The levels of an account in Redis; `None` if it does not reply.
     pub(crate) fn peek(&self, key: u64, terms: &Arc<[Term]>) -> oneshot::Receiver<Option<Reply>> {
         let (tell, told) = oneshot::channel();
-        let terms = with(terms, &Cells::default());
-        self.say(Job {
-            then: Then::Peek(tell),
+        let terms = with_costs(terms, &Cells::default());
+        self.send(Job {
+            then: ReplyTo::Peek(tell),
             ..self.forget(key, Action::Peek, terms)
         });
         told
     }
 
-    /// Takes in what was answered to a job.
-    pub(crate) fn answered(&self, job: Job, reply: Reply) {
-        self.take_in(job, reply);
-        self.moved.notify_waiters();
-    }
-
     fn take_in(&self, job: Job, reply: Reply) {
         match job.then {
-            Then::Account(id, ask) => {
+            ReplyTo::Account(id, ask) => {
                 let now = self.now();
                 let sizing = self.sizing();
                 let mut shard = self.shard(id);
@@ -227,48 +241,12 @@ impl Node {
                 let refund = refund.map(|terms| self.forget(id.key, Action::Refund, terms));
                 let owes = owes.map(|terms| self.forget(id.key, Action::Owe, terms));
                 for job in [owes, refund, ask].into_iter().flatten() {
-                    self.say(job);
+                    self.send(job);
                 }
             }
-            // One who has left does not want to know.
-            Then::Peek(tell) => drop(tell.send(Some(reply))),
-            Then::Forget => {}
-        }
-    }
-
-    /// A job that nobody will answer.
-    pub(crate) fn failed(&self, job: Job) {
-        match job.then {
-            Then::Account(id, ask) => {
-                if let Some(account) = self.shard(id).get_mut(&id) {
-                    account.failed(&ask);
-                }
-                self.moved.notify_waiters();
-            }
-            Then::Peek(tell) => drop(tell.send(None)),
-            Then::Forget => {}
-        }
-    }
-
-    /// Sends a job on to where the key is said to be.
-    pub(crate) fn redirect(
-        self: &Arc<Self>,
-        mut job: Job,
-        to: Option<(&str, u16)>,
-        asking: bool,
-        from: &ConnectionAddr,
-    ) {
-        let link =
-            to.and_then(|(address, slot)| self.router.learn(address, slot, asking, from, self));
-        job.hops += 1;
-        job.asking = asking;
-        match link {
-            Some(link) if job.hops <= MOST_HOPS => {
-                if let Err(job) = link.say(job) {
-                    self.failed(job);
-                }
-            }
-            _ => self.failed(job),
+            // The receiver may be gone.
+            ReplyTo::Peek(tell) => drop(tell.send(Some(reply))),
+            ReplyTo::Forget => {}
         }
     }
 
@@ -289,7 +267,7 @@ impl Node {
                 return;
             }
             for told in returns {
-                // What nobody can be told is lost to the fleet, and nothing else.
+                // What cannot be given back is lost to the fleet, and nothing else.
                 let _ = told.await;
             }
             if is_asking {
@@ -298,7 +276,7 @@ impl Node {
         }
     }
 
-    /// Gives all leases back. Redis has taken them when all of these were told so.
+    /// Gives all leases back. Redis has taken them when all receivers have resolved.
     fn give_up(&self) -> Vec<oneshot::Receiver<Option<Reply>>> {
         let mut returns = Vec::new();
         for shard in &self.shards {
@@ -308,8 +286,8 @@ impl Node {
                 .collect::<Vec<_>>();
             for (key, terms) in left {
                 let (tell, told) = oneshot::channel();
-                self.say(Job {
-                    then: Then::Peek(tell),
+                self.send(Job {
+                    then: ReplyTo::Peek(tell),
                     ..self.forget(key, Action::Refund, terms)
                 });
                 returns.push(told);
@@ -318,90 +296,9 @@ impl Node {
         returns
     }
 
-    /// A server does not answer and will be left alone.
-    pub(crate) fn link_opened(&self, address: &ConnectionAddr, why: &str) {
-        self.meter.open(self.router.open());
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            target: "rate_limit",
-            server = %address,
-            reason = why,
-            nodes = self.nodes(),
-            "redis is not asked any more, each policy does as its `on_outage` says",
-        );
-        #[cfg(not(feature = "tracing"))]
-        let _ = (address, why);
-    }
-
-    /// A server is asked again.
-    pub(crate) fn link_closed(&self, address: &ConnectionAddr, since: Instant) {
-        self.meter.open(self.router.open());
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            target: "rate_limit",
-            server = %address,
-            after = ?since.elapsed(),
-            "redis is asked again",
-        );
-        #[cfg(not(feature = "tracing"))]
-        let _ = (address, since);
-    }
-
-    /// What a server should be told that was away.
-    pub(crate) fn news(&self, address: &ConnectionAddr) -> Vec<Job> {
-        let sizing = self.sizing();
-        let now = self.now();
-        let mut news = Vec::new();
-        for shard in &self.shards {
-            for (id, account) in lock(shard).iter_mut() {
-                let link = self.router.link(id.key);
-                if link.is_none_or(|link| link.address() != address) {
-                    continue;
-                }
-                if let Some(terms) = account.remembers(now) {
-                    news.push(self.forget(id.key, Action::Raise, terms));
-                }
-                if let Some(terms) = account.owes(now, &sizing) {
-                    news.push(self.forget(id.key, Action::Owe, terms));
-                }
-            }
-        }
-        news
-    }
-
-    /// So many nodes were counted.
-    pub(crate) fn counted(&self, count: u64) {
-        let now = self.now();
-        // A server that has lost its data counts anew: fewer are believed when all have had time
-        // to say that they are there.
-        let at = self.nodes_at.load(Ordering::Relaxed);
-        let patience = super::link::GONE_AFTER.as_nanos() as u64;
-        if count >= self.nodes.load(Ordering::Relaxed) || now > at + patience {
-            self.nodes.store(count, Ordering::Relaxed);
-            self.nodes_at.store(now, Ordering::Relaxed);
-        }
-        self.meter.nodes(count);
-        let crowded = self.settings.is_planned && count > self.settings.planned;
-        if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
-            #[cfg(feature = "tracing")]
-            tracing::warn!(
-                target: "rate_limit",
-                nodes = count,
-                planned = self.settings.planned,
-                "there are more nodes than `FleetBackend::nodes` says",
-            );
-        } else if !crowded {
-            self.crowded.store(false, Ordering::Relaxed);
-        }
-    }
-
-    /// A request was decided by the answer it has waited for.
+    /// Counts a decision by a reply that was waited for.
     pub(crate) fn told(&self) {
         self.meter.decided(Source::Redis);
-    }
-
-    pub(crate) fn called(&self, call: Call, start: Instant) {
-        self.meter.called(call, start.elapsed());
     }
 
     /// How many nodes there are, as far as is known.
@@ -427,23 +324,11 @@ impl Node {
 
     /// Whether any server is not asked at the moment.
     pub(crate) fn is_open(&self) -> bool {
-        self.router.open() > 0
+        self.router.open() > 0 || self.ended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    pub(crate) fn id(&self) -> &str {
-        &self.id
-    }
-
-    pub(crate) fn router(&self) -> &Router {
-        &self.router
-    }
-
-    pub(crate) fn version(&self) -> &AtomicU64 {
-        &self.version
     }
 
     #[inline]
@@ -474,14 +359,16 @@ impl Node {
         if shard.len() >= self.per_shard && !shard.contains_key(&id) {
             self.make_room(shard, now);
         }
-        let account = shard.entry(id).or_insert_with(|| Account::new(terms, now));
+        let account = shard
+            .entry(id)
+            .or_insert_with(|| Box::new(Account::new(terms, now)));
         if let Some(left) = account.adopt(terms, now) {
-            self.say(self.forget(id.key, Action::Refund, left));
+            self.send(self.forget(id.key, Action::Refund, left));
         }
         account
     }
 
-    /// Forgets the half of a full shard that owes least, but for those who wait.
+    /// Forgets the half of a full shard that owes least, except accounts with waiters.
     #[cold]
     fn make_room(&self, shard: &mut Shard, now: u64) {
         let mut debts: Vec<_> = shard.values().map(|account| account.debt(now)).collect();
@@ -492,7 +379,7 @@ impl Node {
                 return true;
             }
             if let Some(left) = account.give_up() {
-                self.say(self.forget(id.key, Action::Refund, left));
+                self.send(self.forget(id.key, Action::Refund, left));
             }
             false
         });
@@ -507,7 +394,7 @@ impl Node {
                 if account.is_unused(now, IDLE)
                     && let Some(left) = account.give_up()
                 {
-                    self.say(self.forget(id.key, Action::Refund, left));
+                    self.send(self.forget(id.key, Action::Refund, left));
                 }
                 leased += account.leased();
                 !account.is_blank(now)
@@ -520,7 +407,7 @@ impl Node {
     fn job(&self, id: AccountId, account: &Account<Waiter>, ask: Ask) -> Job {
         let Ask { n, least, cost } = ask;
         Job {
-            then: Then::Account(id, ask),
+            then: ReplyTo::Account(id, ask),
             ..self.forget(id.key, Action::Take { n, least }, account.terms(&cost))
         }
     }
@@ -528,20 +415,21 @@ impl Node {
     fn forget(&self, key: u64, action: Action, terms: Box<[Term]>) -> Job {
         Job {
             key,
-            version: self.version.load(Ordering::Relaxed),
             action,
             terms,
-            then: Then::Forget,
+            then: ReplyTo::Forget,
             hops: 0,
             asking: false,
         }
     }
 
-    /// Says it to the server that holds the key, if that is asked at the moment.
-    fn say(&self, job: Job) {
+    /// Sends a job to the server that holds the key, unless that is not asked at the moment.
+    fn send(&self, job: Job) {
         match self.router.link(job.key) {
             Some(link) if !link.is_open() => {
-                if let Err(job) = link.say(job) {
+                if let Err(job) = link.send(job) {
+                    self.ended.store(true, Ordering::Relaxed);
+                    self.plans.watch().raise(Warning::RuntimeEnded);
                     self.failed(job);
                 }
             }
@@ -550,9 +438,157 @@ impl Node {
     }
 }
 
+impl Reports for Node {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn now(&self) -> u64 {
+        Self::now(self)
+    }
+
+    fn answered(&self, job: Job, reply: Reply) {
+        self.take_in(job, reply);
+        self.moved.notify_waiters();
+    }
+
+    fn failed(&self, job: Job) {
+        match job.then {
+            ReplyTo::Account(id, ask) => {
+                if let Some(account) = self.shard(id).get_mut(&id) {
+                    account.failed(&ask);
+                }
+                self.moved.notify_waiters();
+            }
+            ReplyTo::Peek(tell) => drop(tell.send(None)),
+            ReplyTo::Forget => {}
+        }
+    }
+
+    fn redirect(
+        self: Arc<Self>,
+        mut job: Job,
+        to: Option<(&str, u16)>,
+        asking: bool,
+        from: &ConnectionAddr,
+    ) {
+        let node: Arc<dyn Reports> = Arc::clone(&self) as _;
+        let link =
+            to.and_then(|(address, slot)| self.router.learn(address, slot, asking, from, &node));
+        job.hops += 1;
+        job.asking = asking;
+        match link {
+            Some(link) if job.hops <= MOST_HOPS => {
+                if let Err(job) = link.send(job) {
+                    self.failed(job);
+                }
+            }
+            _ => self.failed(job),
+        }
+    }
+
+    fn link_opened(&self, address: &ConnectionAddr, why: &str) {
+        self.meter.open(self.router.open());
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "rate_limit",
+            server = %address,
+            reason = why,
+            nodes = self.nodes(),
+            "redis unavailable, applying on_outage",
+        );
+        #[cfg(not(feature = "tracing"))]
+        let _ = (address, why);
+    }
+
+    fn link_closed(&self, address: &ConnectionAddr, since: Instant) {
+        self.meter.open(self.router.open());
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "rate_limit",
+            server = %address,
+            after = ?since.elapsed(),
+            "redis is asked again",
+        );
+        #[cfg(not(feature = "tracing"))]
+        let _ = (address, since);
+    }
+
+    fn catch_up(&self, address: &ConnectionAddr) -> Vec<Job> {
+        let sizing = self.sizing();
+        let now = self.now();
+        let mut news = Vec::new();
+        for shard in &self.shards {
+            for (id, account) in lock(shard).iter_mut() {
+                let link = self.router.link(id.key);
+                if link.is_none_or(|link| link.address() != address) {
+                    continue;
+                }
+                if let Some(terms) = account.remembers(now) {
+                    news.push(self.forget(id.key, Action::Raise, terms));
+                }
+                if let Some(terms) = account.owes(now, &sizing) {
+                    news.push(self.forget(id.key, Action::Owe, terms));
+                }
+            }
+        }
+        news
+    }
+
+    fn counted(&self, count: u64) {
+        let now = self.now();
+        // A server that has lost its data counts anew: fewer are believed when all have had time
+        // to report.
+        let at = self.nodes_at.load(Ordering::Relaxed);
+        let patience = GONE_AFTER.as_nanos() as u64;
+        if count >= self.nodes.load(Ordering::Relaxed) || now > at + patience {
+            self.nodes.store(count, Ordering::Relaxed);
+            self.nodes_at.store(now, Ordering::Relaxed);
+        }
+        self.meter.nodes(count);
+        let crowded = self.settings.is_planned && count > self.settings.planned;
+        if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
+            #[cfg(feature = "tracing")]
+            tracing::warn!(
+                target: "rate_limit",
+                nodes = count,
+                planned = self.settings.planned,
+                "there are more nodes than `FleetBackend::nodes` says",
+            );
+        } else if !crowded {
+            self.crowded.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn called(&self, call: Call, start: Instant) {
+        self.meter.called(call, start.elapsed());
+    }
+
+    fn evicts(&self) {
+        self.plans.watch().raise(Warning::EvictingRedis);
+    }
+
+    fn wants_map(&self) -> bool {
+        self.router.wants_map(Self::now(self))
+    }
+
+    fn learn_map(self: Arc<Self>, map: &[SlotRange], from: &ConnectionAddr) {
+        let node: Arc<dyn Reports> = Arc::clone(&self) as _;
+        self.router.learn_map(map, from, &node);
+    }
+
+    fn nodes_key(&self, address: &ConnectionAddr) -> Option<String> {
+        self.router.nodes_key(address, &self.settings.name)
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
-        // Said by the tasks before they end; nobody waits for the answers.
+        // Sent by the tasks before they end, without waiting for replies.
         drop(self.give_up());
     }
 }
@@ -568,7 +604,7 @@ impl fmt::Debug for Node {
 }
 
 /// The terms with these costs.
-pub(crate) fn with(terms: &[Term], cost: &Cells) -> Box<[Term]> {
+pub(crate) fn with_costs(terms: &[Term], cost: &Cells) -> Box<[Term]> {
     let lines = terms.iter().zip(cost);
     lines
         .map(|(term, &cells)| Term { cells, ..*term })
@@ -586,11 +622,6 @@ async fn look_after(node: Weak<Node>) {
             None => return,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one is held, and an account is whole after every statement.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const SHARDS: usize = 64;

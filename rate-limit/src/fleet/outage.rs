@@ -1,6 +1,6 @@
 //! What a policy does while Redis cannot be asked.
 
-/// What a policy does with requests while Redis does not answer.
+/// What a policy does with requests while Redis does not reply.
 ///
 /// ```
 /// use rate_limit::{MINUTE, Policy, Quota, fleet::OnOutage};
@@ -12,7 +12,7 @@
 #[non_exhaustive]
 pub enum OnOutage {
     /// Each node keeps to its share of the quota: `percent` of it, divided by the number of nodes
-    /// last seen. It goes on from what Redis last said of a key, and what it lets through is
+    /// last seen. It goes on from the level that Redis last replied for a key, and what it lets through is
     /// charged to the key when Redis is back.
     ///
     /// With as many nodes as were last seen, a key gets at most `percent` of

@@ -1,11 +1,13 @@
 //! Which server to ask for which key: the only one, or the one that holds the key's slot.
+//!
+//! redis-rs has a cluster connection of its own, but it hides what this crate is about: it repeats
+//! calls that may have been executed (a charge must not be sent twice), it waits and retries beyond
+//! any deadline, and it does not say which server is failing, so that one dead server could not be
+//! left alone while the others go on. Finding a slot is the smaller part.
 
-use std::{
-    ops::RangeInclusive,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -13,8 +15,9 @@ use redis::{Client, ConnectionAddr};
 
 use super::{
     backend::Settings,
-    link::{HEARTBEAT, Link},
-    node::Node,
+    job::{Reports, SlotRange},
+    link::Link,
+    server::{HEARTBEAT, at},
 };
 
 pub(crate) struct Router {
@@ -36,15 +39,6 @@ struct Routes {
     slots: Box<[u16]>,
 }
 
-/// A server of a cluster, and what it holds.
-#[derive(Clone, Debug)]
-pub(crate) struct SlotRange {
-    pub(crate) slots: RangeInclusive<u16>,
-    /// Empty for the server that was asked.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-}
-
 impl Router {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
@@ -58,7 +52,7 @@ impl Router {
     }
 
     /// Starts the connections to the servers that were configured.
-    pub(crate) fn start(&self, node: &Arc<Node>) {
+    pub(crate) fn start(&self, node: &Arc<dyn Reports>) {
         let start = |server: &Client| Arc::new(Link::start(server.clone(), node));
         self.routes.store(Arc::new(Routes {
             links: self.servers.iter().map(start).collect(),
@@ -70,7 +64,7 @@ impl Router {
         }));
     }
 
-    /// Whom to ask for a key.
+    /// The server to ask for a key.
     #[inline]
     pub(crate) fn link(&self, key: u64) -> Option<Arc<Link>> {
         let routes = self.routes.load();
@@ -109,7 +103,7 @@ impl Router {
         Some(format!("{name}:{{{tag}}}:nodes"))
     }
 
-    /// Whether it is time to ask a server of the cluster who holds what.
+    /// Whether it is time to ask for the slots of the cluster.
     pub(crate) fn wants_map(&self, now: u64) -> bool {
         if !self.cluster {
             return false;
@@ -123,8 +117,13 @@ impl Router {
             .is_ok()
     }
 
-    /// Learns who holds what, as `from` tells it.
-    pub(crate) fn learn_map(&self, map: &[SlotRange], from: &ConnectionAddr, node: &Arc<Node>) {
+    /// Learns which server holds which slots, from the reply of `from`.
+    pub(crate) fn learn_map(
+        &self,
+        map: &[SlotRange],
+        from: &ConnectionAddr,
+        node: &Arc<dyn Reports>,
+    ) {
         if map.is_empty() {
             // A server that is not in the cluster yet.
             return;
@@ -154,14 +153,14 @@ impl Router {
         }
     }
 
-    /// Learns from a server that it does not hold a slot who does, or, for now, has to be asked.
+    /// Learns the server that holds a slot, or that has to be asked for now, from one that does not.
     pub(crate) fn learn(
         &self,
         address: &str,
         slot: u16,
         asking: bool,
         from: &ConnectionAddr,
-        node: &Arc<Node>,
+        node: &Arc<dyn Reports>,
     ) -> Option<Arc<Link>> {
         let (host, port) = address.rsplit_once(':')?;
         let address = at(from, host, port.parse().ok()?)?;
@@ -183,7 +182,7 @@ impl Router {
         routes: &mut Routes,
         old: &Routes,
         address: &ConnectionAddr,
-        node: &Arc<Node>,
+        node: &Arc<dyn Reports>,
     ) -> Option<u16> {
         let is_it = |link: &&Arc<Link>| link.address() == address;
         let index = match routes
@@ -220,32 +219,6 @@ impl Router {
     }
 }
 
-/// The address of another server, reached as this one is.
-fn at(like: &ConnectionAddr, host: &str, port: u16) -> Option<ConnectionAddr> {
-    let or = |own: &str| {
-        if host.is_empty() || host == "?" {
-            own.to_owned()
-        } else {
-            host.to_owned()
-        }
-    };
-    match like {
-        ConnectionAddr::Tcp(own, _) => Some(ConnectionAddr::Tcp(or(own), port)),
-        ConnectionAddr::TcpTls {
-            host: own,
-            insecure,
-            tls_params,
-            ..
-        } => Some(ConnectionAddr::TcpTls {
-            host: or(own),
-            port,
-            insecure: *insecure,
-            tls_params: tls_params.clone(),
-        }),
-        _ => None,
-    }
-}
-
 /// CRC-16/XMODEM, by which Redis Cluster finds the slot of a key.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc, &byte| {
@@ -272,7 +245,7 @@ mod tests {
     #[test]
     fn slots_are_those_of_the_cluster_specification() {
         assert_eq!(crc16(b"123456789"), 0x31C3);
-        // As `CLUSTER KEYSLOT` answers.
+        // As `CLUSTER KEYSLOT` replies.
         assert_eq!(crc16(b"foo") % SLOTS as u16, 12_182);
     }
 

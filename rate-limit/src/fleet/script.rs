@@ -1,11 +1,16 @@
-//! What is said to Redis and what it answers.
+//! What is sent to Redis and what it returns.
+
+use std::sync::Arc;
 
 use redis::{Cmd, Value};
 
-use super::{level::Level, outage::OnOutage};
+use super::{
+    level::{EXACT, Level},
+    outage::OnOutage,
+};
 use crate::MAX_POLICIES;
 
-/// The account of a key, see the comment on its first lines.
+/// The accounts of a key, see the comment on its first lines.
 pub(super) const ACCOUNT: &str = include_str!("account.lua");
 
 /// The nodes of the fleet.
@@ -19,10 +24,17 @@ pub(crate) struct Term {
     pub(crate) level: Level,
     /// The burst of the quota, of which the level may hold some back.
     pub(crate) burst: u64,
+    /// How many cells all nodes together may lease by this plan, and by all plans that have the
+    /// policy.
+    pub(crate) leasable: u64,
+    pub(crate) reserved: u64,
     pub(crate) cells: u64,
     pub(crate) shadow: bool,
     pub(crate) on_outage: OnOutage,
 }
+
+/// The policies of a plan as they are sent to Redis.
+pub(crate) type Terms = Arc<[Term]>;
 
 /// What to do with an account.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,13 +60,7 @@ pub(super) fn key(name: &str, key: u64) -> String {
 }
 
 /// The command that does it, for a script of this digest.
-pub(super) fn command(
-    digest: &str,
-    key: &str,
-    version: u64,
-    action: Action,
-    terms: &[Term],
-) -> Cmd {
+pub(super) fn command(digest: &str, key: &str, action: Action, terms: &[Term]) -> Cmd {
     let (mode, n, least) = match action {
         Action::Take { n, least } => ("take", n, least),
         Action::Charge => ("charge", 0, 2),
@@ -63,19 +69,19 @@ pub(super) fn command(
         Action::Raise => ("raise", 0, 0),
         Action::Peek => ("peek", 0, 0),
     };
-    let mut command = Cmd::with_capacity(8 + 6 * terms.len(), 96 + 64 * terms.len());
+    let mut command = Cmd::with_capacity(7 + 6 * terms.len(), 96 + 64 * terms.len());
     command.arg("EVALSHA").arg(digest).arg(1).arg(key);
-    command.arg(mode).arg(version).arg(n).arg(least);
+    command.arg(mode).arg(n).arg(least);
     for term in terms {
         let Level {
             price,
             drain,
             capacity,
         } = term.level;
-        // No more than two bursts ever matter, and more might not be exact.
+        // More than fits a double exactly is more than any burst.
         let most = match action {
             Action::Owe | Action::Raise => capacity,
-            _ => 2 * term.level.burst() + 1,
+            _ => EXACT,
         };
         let cells = term.cells.min(most);
         command.arg(term.id).arg(price).arg(drain).arg(capacity);
@@ -84,7 +90,7 @@ pub(super) fn command(
     command
 }
 
-/// What the account script answers.
+/// What the account script returns.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Reply {
     /// How many requests were granted.
@@ -97,7 +103,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// Reads an answer for so many policies; `None` when it is not one.
+    /// Reads a reply for `policies` policies; `None` if it is invalid.
     pub(super) fn read(value: &Value, policies: usize) -> Option<Self> {
         let Value::Array(values) = value else {
             return None;

@@ -4,7 +4,7 @@
 //! a proxy of ours appended is true; everything to the left of that is whatever the caller wrote.
 //! So the list is read *from the right*, and reading stops at the first address that is not a
 //! proxy of ours, or that cannot be read. Reading from the left, or skipping what cannot be read,
-//! lets any caller choose its own address, and with it a fresh quota for each request.
+//! lets any client choose its own address, and with it a fresh quota for each request.
 
 use std::{fmt, net::IpAddr, str, sync::Arc};
 
@@ -33,6 +33,7 @@ pub fn forwarded(trust: Trust) -> ForwardedKey {
         trust,
         header: ForwardedHeader::XForwardedFor,
         peer: Arc::new(found_peer),
+        unix_socket: false,
         ipv6_prefix: DEFAULT_IPV6_PREFIX,
     }
 }
@@ -62,7 +63,9 @@ impl Trust {
 
     /// Trusts the last `count` proxies, whatever their addresses: exactly that many must stand
     /// between every client and the service. A client that can reach the service around them can
-    /// choose its address. The peer is the first of them; 0 trusts nobody.
+    /// choose its address. The peer is the first of them; 0 trusts none. Where fewer addresses are
+    /// listed, the leftmost is the client's: some proxy did not append, and anything further left
+    /// would be an address of ours.
     #[must_use]
     pub fn hops(count: usize) -> Self {
         Self(Rule::Hops(count.min(MAX_HOPS)))
@@ -88,6 +91,8 @@ pub enum ForwardedHeader {
     /// A header with one address or a list of them, such as `x-real-ip` or `cf-connecting-ip`.
     /// The proxies must *set* it: a header that they pass through is the client's word.
     Named(HeaderName),
+    /// `cloudfront-viewer-address`: an address and a port, without brackets around IPv6.
+    CloudFront,
 }
 
 /// A key from the client's address, made by [`forwarded`].
@@ -99,6 +104,7 @@ pub struct ForwardedKey {
     trust: Trust,
     header: ForwardedHeader,
     peer: Arc<FindIp>,
+    unix_socket: bool,
     ipv6_prefix: u8,
 }
 
@@ -131,25 +137,45 @@ impl ForwardedKey {
         self
     }
 
-    /// The client's address, for logs and for middleware of your own; `None` when even the peer's
+    /// Trusts the peer where it has no address: one that is connected through a unix socket can only
+    /// be a proxy on the same machine. It counts as the first of [`Trust::hops`].
+    ///
+    /// Set this only where the service listens on a unix socket alone. Without it such requests have
+    /// no key.
+    ///
+    /// Defaults to `false`.
+    pub fn unix_socket(mut self, unix_socket: bool) -> Self {
+        self.unix_socket = unix_socket;
+        self
+    }
+
+    /// The client's address, for logs and for middleware of your own; `None` if even the peer's
     /// is unknown.
     ///
-    /// Reads at most 32 hops of at most 512 bytes, whatever the client sent.
+    /// Reads at most 64 hops of at most 512 bytes, whatever the client sent.
     #[must_use]
     pub fn client_ip(&self, request: &RequestHead<'_>) -> Option<IpAddr> {
-        let mut client = (self.peer)(request)?.to_canonical();
+        let peer = (self.peer)(request).map(|ip| ip.to_canonical());
+        if peer.is_none() && !self.unix_socket {
+            return None;
+        }
+        let mut client = peer;
         let mut hops = Hops::new(request.headers(), &self.header);
         for distance in 0..MAX_HOPS {
-            if !self.trust.covers(distance, client) {
-                return Some(client);
+            let is_ours = match client {
+                Some(ip) => self.trust.covers(distance, ip),
+                None => !matches!(self.trust.0, Rule::Hops(0)),
+            };
+            if !is_ours {
+                return client;
             }
             match hops.next() {
-                Some(Some(hop)) => client = hop,
+                Some(Some(hop)) => client = Some(hop),
                 // Unreadable, or nothing left: the last proxy we know is all we know.
-                Some(None) | None => return Some(client),
+                Some(None) | None => return client,
             }
         }
-        Some(client)
+        client
     }
 }
 
@@ -181,12 +207,16 @@ struct Hops<'a> {
     /// What is left of the current line.
     rest: Option<&'a [u8]>,
     syntax: Syntax,
+    /// Empty elements so far.
+    empty: usize,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Syntax {
     /// Addresses between commas.
     List,
+    /// An address that always has a port, the last colon's.
+    Address,
     /// RFC 7239 elements between commas that are not inside quotes.
     Elements,
 }
@@ -197,11 +227,13 @@ impl<'a> Hops<'a> {
             ForwardedHeader::XForwardedFor => (&X_FORWARDED_FOR, Syntax::List),
             ForwardedHeader::Forwarded => (&header::FORWARDED, Syntax::Elements),
             ForwardedHeader::Named(name) => (name, Syntax::List),
+            ForwardedHeader::CloudFront => (&CLOUDFRONT_VIEWER_ADDRESS, Syntax::Address),
         };
         Self {
             lines: headers.get_all(name).iter().rev(),
             rest: None,
             syntax,
+            empty: 0,
         }
     }
 }
@@ -210,27 +242,39 @@ impl Iterator for Hops<'_> {
     type Item = Option<IpAddr>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let line = match self.rest.take() {
-            Some(rest) => rest,
-            None => self.lines.next()?.as_bytes(),
-        };
-        // No hop is longer than this, so nothing longer is searched.
-        let from = line.len().saturating_sub(MAX_HOP_BYTES);
-        let hop = match last_comma(&line[from..], self.syntax) {
-            Some(comma) => {
-                self.rest = Some(&line[..from + comma]);
-                &line[from + comma + 1..]
+        loop {
+            let line = match self.rest.take() {
+                Some(rest) => rest,
+                None => self.lines.next()?.as_bytes(),
+            };
+            // No hop is longer than this, so nothing longer is searched.
+            let from = line.len().saturating_sub(MAX_HOP_BYTES);
+            let hop = match last_comma(&line[from..], self.syntax) {
+                Some(comma) => {
+                    self.rest = Some(&line[..from + comma]);
+                    &line[from + comma + 1..]
+                }
+                None if from == 0 => line,
+                None => return Some(None),
+            };
+            let Ok(hop) = str::from_utf8(hop) else {
+                return Some(None);
+            };
+            let hop = hop.trim_matches([' ', '\t']);
+            // Empty elements of a list mean nothing (RFC 9110 §5.6.1).
+            if !hop.is_empty() {
+                return Some(match self.syntax {
+                    Syntax::List => parse_node(hop),
+                    Syntax::Address => parse_viewer(hop),
+                    Syntax::Elements => parse_element(hop),
+                });
             }
-            None if from == 0 => line,
-            None => return Some(None),
-        };
-        let hop = str::from_utf8(hop)
-            .ok()
-            .map(|hop| hop.trim_matches([' ', '\t']));
-        Some(hop.and_then(|hop| match self.syntax {
-            Syntax::List => parse_node(hop),
-            Syntax::Elements => parse_element(hop),
-        }))
+            // A bounded number of them is read.
+            self.empty += 1;
+            if self.empty > MAX_HOPS {
+                return Some(None);
+            }
+        }
     }
 }
 
@@ -238,31 +282,37 @@ impl Iterator for Hops<'_> {
 /// right, so an unmatched one that a caller planted cannot swallow what a proxy appended.
 fn last_comma(line: &[u8], syntax: Syntax) -> Option<usize> {
     let mut quoted = false;
-    line.iter().rposition(|&byte| {
-        quoted ^= byte == b'"' && syntax == Syntax::Elements;
-        byte == b',' && !quoted
+    (0..line.len()).rev().find(|&at| {
+        // Inside of quotes a quote is escaped.
+        let escapes = || line[..at].iter().rev().take_while(|&&byte| byte == b'\\');
+        if line[at] == b'"' && syntax == Syntax::Elements && escapes().count() % 2 == 0 {
+            quoted = !quoted;
+        }
+        line[at] == b',' && !quoted
     })
 }
 
 /// The address in the `for` parameter of an RFC 7239 element, if there is exactly one.
 fn parse_element(element: &str) -> Option<IpAddr> {
-    // No address needs escaping, and unescaping is where parsers disagree.
-    if element.contains('\\') {
-        return None;
-    }
     let mut found = None;
     let mut rest = element;
     loop {
         let (pair, more) = split_unquoted_semicolon(rest);
-        let (name, value) = pair.split_once('=')?;
-        if name.trim_matches([' ', '\t']).eq_ignore_ascii_case("for") {
-            let value = value.trim_matches([' ', '\t']);
-            let value = match value.strip_prefix('"') {
-                Some(quoted) => quoted.strip_suffix('"')?,
-                None => value,
-            };
-            if found.replace(parse_node(value)?).is_some() {
-                return None;
+        let pair = pair.trim_matches([' ', '\t']);
+        // Pairs may be missing (RFC 7239 §4), but there is no space around the sign.
+        if !pair.is_empty() {
+            let (name, value) = pair.split_once('=')?;
+            if name.eq_ignore_ascii_case("for") {
+                let node = match value.strip_prefix('"') {
+                    // No address needs escaping, and unescaping is where parsers disagree.
+                    Some(quoted) => quoted
+                        .strip_suffix('"')
+                        .filter(|node| !node.contains('\\'))?,
+                    None => value,
+                };
+                if found.replace(parse_node(node)?).is_some() {
+                    return None;
+                }
             }
         }
         match more {
@@ -273,8 +323,13 @@ fn parse_element(element: &str) -> Option<IpAddr> {
 }
 
 fn split_unquoted_semicolon(text: &str) -> (&str, Option<&str>) {
-    let mut quoted = false;
+    let (mut quoted, mut escaped) = (false, false);
     let semicolon = text.bytes().position(|byte| {
+        if escaped {
+            escaped = false;
+            return false;
+        }
+        escaped = quoted && byte == b'\\';
         quoted ^= byte == b'"';
         byte == b';' && !quoted
     });
@@ -282,6 +337,17 @@ fn split_unquoted_semicolon(text: &str) -> (&str, Option<&str>) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
         None => (text, None),
     }
+}
+
+/// An address and a port after the last colon.
+fn parse_viewer(node: &str) -> Option<IpAddr> {
+    let (address, port) = node.rsplit_once(':')?;
+    let address = address
+        .strip_prefix('[')
+        .map_or(Some(address), |address| address.strip_suffix(']'))?;
+    let digits = (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
+    digits.then_some(())?;
+    Some(address.parse::<IpAddr>().ok()?.to_canonical())
 }
 
 /// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`,
@@ -311,18 +377,15 @@ fn valid_port(port: &str) -> bool {
             let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
             !name.is_empty() && name.bytes().all(allowed)
         }
-        None => {
-            port.len() <= 5
-                && port.bytes().all(|b| b.is_ascii_digit())
-                && port.parse::<u16>().is_ok()
-        }
+        None => (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit()),
     }
 }
 
-/// More proxies in a row than anybody has.
-const MAX_HOPS: usize = 32;
+/// More proxies in a row than there are in practice.
+const MAX_HOPS: usize = 64;
 
 /// Longer than any RFC 7239 element that carries an address, a host and a protocol.
 const MAX_HOP_BYTES: usize = 512;
 
+const CLOUDFRONT_VIEWER_ADDRESS: HeaderName = HeaderName::from_static("cloudfront-viewer-address");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -1,6 +1,10 @@
-//! Callers to whom no quota applies, and callers who get nothing.
+//! Callers to which no quota applies, and callers that get nothing.
 
-use super::{Network, NetworkError, Seed};
+use std::{net::IpAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+
+use super::{Key, Network, NetworkError, RequestHead, Seed, peer::found_peer};
 
 /// A list of callers, by address or by key; for
 /// [`RateLimitLayer::allow`](crate::RateLimitLayer::allow) and
@@ -21,7 +25,8 @@ pub struct AccessList {
 }
 
 impl AccessList {
-    /// The callers whose address, as the layer's key finds it, is in one of `networks`.
+    /// The callers whose address is in one of `networks`: the client's as the layer's key finds it,
+    /// or the peer's where the key is made of something else.
     ///
     /// # Errors
     ///
@@ -78,15 +83,59 @@ pub(crate) struct CompiledList {
 }
 
 impl CompiledList {
-    pub(crate) fn contains_ip(&self, ip: std::net::IpAddr) -> bool {
-        self.networks.iter().any(|network| network.contains(ip))
+    /// Whether the caller is on the list, by key or by address.
+    pub(crate) fn contains(&self, by: &Key, head: &RequestHead<'_>, key: Option<u64>) -> bool {
+        let contains_ip = |ip: IpAddr| self.networks.iter().any(|network| network.contains(ip));
+        key.is_some_and(|hash| self.hashes.binary_search(&hash).is_ok())
+            || (!self.networks.is_empty()
+                && by
+                    .client_ip(head)
+                    .or_else(|| found_peer(head))
+                    .is_some_and(contains_ip))
+    }
+}
+
+/// The lists of a layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lists {
+    pub(crate) allow: CompiledList,
+    pub(crate) deny: CompiledList,
+}
+
+/// Replaces the lists of a layer while it runs, see
+/// [`RateLimitLayer::lists`](crate::RateLimitLayer::lists).
+#[derive(Clone)]
+pub struct AccessLists {
+    lists: Arc<ArcSwap<Lists>>,
+    seed: Seed,
+}
+
+impl AccessLists {
+    pub(crate) fn new(lists: Arc<ArcSwap<Lists>>, seed: Seed) -> Self {
+        Self { lists, seed }
     }
 
-    pub(crate) fn contains_key(&self, hash: u64) -> bool {
-        self.hashes.binary_search(&hash).is_ok()
+    /// Replaces the list of the callers that pass unlimited.
+    pub fn set_allow(&self, list: AccessList) {
+        let allow = list.compile(&self.seed);
+        self.lists.rcu(|lists| Lists {
+            allow: allow.clone(),
+            deny: lists.deny.clone(),
+        });
     }
 
-    pub(crate) fn has_networks(&self) -> bool {
-        !self.networks.is_empty()
+    /// Replaces the list of the callers that are refused.
+    pub fn set_deny(&self, list: AccessList) {
+        let deny = list.compile(&self.seed);
+        self.lists.rcu(|lists| Lists {
+            allow: lists.allow.clone(),
+            deny: deny.clone(),
+        });
+    }
+}
+
+impl std::fmt::Debug for AccessLists {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("AccessLists").field(&self.lists).finish()
     }
 }

@@ -1,7 +1,7 @@
 //! Whose quota a request is charged to.
 //!
 //! A [`Key`] reads a request's head and hashes what it finds with a secret of the limiter's, so
-//! nobody can choose keys that collide. Nothing is allocated and only the hash is kept.
+//! no client can choose keys that collide. Nothing is allocated and only the hash is kept.
 //!
 //! ```
 //! use rate_limit::key;
@@ -29,19 +29,24 @@ use std::{
     sync::Arc,
 };
 
-use http::{Extensions, HeaderMap, Method, Request, Uri, Version, header::CONTENT_LENGTH};
+use http::{
+    Extensions, HeaderMap, Method, Request, Uri, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use self::peer::connect_info;
 use self::peer::{FindIp, hash_ip};
 pub use self::{
     forwarded::{ForwardedHeader, ForwardedKey, Trust, forwarded},
     header::header,
-    list::AccessList,
+    list::{AccessList, AccessLists},
     network::{Network, NetworkError},
     peer::{PeerAddr, PeerKey, peer, peer_from},
     resolve::{Resolve, ResolveFuture, ResolveLayer},
 };
-pub(crate) use self::{list::CompiledList, seed::Seed};
-use crate::warning::KeyedBy;
+pub(crate) use self::{list::Lists, seed::Seed};
 
 /// Finds the key in a request, see the [module](self).
 #[derive(Clone)]
@@ -51,6 +56,16 @@ pub struct Key {
     /// Finds the client's address, if the key is made of it among other things.
     ip: Option<Arc<FindIp>>,
     keyed_by: KeyedBy,
+}
+
+/// What a key is made of, as far as mistakes in the setup go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum KeyedBy {
+    /// One quota for all, on purpose.
+    Nothing,
+    /// The peer's address, with no proxy in between.
+    Peer,
+    Other,
 }
 
 #[derive(Clone)]
@@ -121,6 +136,11 @@ impl Key {
     #[inline]
     pub(crate) fn keyed_by(&self) -> KeyedBy {
         self.keyed_by
+    }
+
+    /// Whether an address is a part of the key.
+    pub(crate) fn is_made_of_ip(&self) -> bool {
+        self.ip.is_some()
     }
 
     /// The client's address, if the key is made of it.
@@ -227,7 +247,7 @@ pub fn hashed(
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum MissingKey {
-    /// All such requests share one quota: nobody escapes the limit, and a mistake in the setup
+    /// All such requests share one quota: no request escapes the limit, and a mistake in the setup
     /// shows up as refusals and in the `no_key` metric.
     #[default]
     Share,
@@ -286,7 +306,8 @@ impl<'a> RequestHead<'a> {
         self.headers
     }
 
-    /// The length that the client declared for the body, if it declared a valid one.
+    /// The length that the client declared for the body, if it declared a valid one. To charge by
+    /// the length use [`body_length`](Self::body_length), which a chunked body cannot evade.
     #[must_use]
     pub fn content_length(&self) -> Option<u64> {
         self.headers
@@ -295,6 +316,28 @@ impl<'a> RequestHead<'a> {
             .ok()?
             .parse()
             .ok()
+    }
+
+    /// How long the body is, if that is known: as declared, or none at all for HTTP/1 requests that
+    /// announce no body and for methods that have none. `None` for a body of undeclared length
+    /// (chunked, or HTTP/2 without `content-length`).
+    #[must_use]
+    pub fn body_length(&self) -> Option<u64> {
+        let headers = self.headers;
+        if headers.contains_key(TRANSFER_ENCODING) {
+            return None;
+        }
+        if headers.contains_key(CONTENT_LENGTH) {
+            return self.content_length();
+        }
+        let announces = self.version <= Version::HTTP_11;
+        let has_none = [
+            &Method::GET,
+            &Method::HEAD,
+            &Method::OPTIONS,
+            &Method::DELETE,
+        ];
+        (announces || has_none.contains(&self.method)).then_some(0)
     }
 
     /// The extensions, where servers leave the peer address and middleware its findings.

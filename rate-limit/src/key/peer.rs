@@ -1,15 +1,14 @@
 //! Keys from the address at the other end of the connection.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
-use super::{Key, RequestHead, Seed, network::masked};
-use crate::warning::KeyedBy;
+use super::{Key, KeyedBy, RequestHead, Seed, network::masked};
 
-/// The address at the other end of the connection, as a request extension. Whoever accepts the
-/// connection puts it there.
+/// The address at the other end of the connection, as a request extension that the server puts
+/// there.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub struct PeerAddr(pub SocketAddr);
@@ -31,6 +30,15 @@ impl PeerAddr {
 /// No header is read, so a client cannot choose its address.
 pub fn peer() -> PeerKey {
     peer_from(found_peer)
+}
+
+/// The address that axum's `into_make_service_with_connect_info::<SocketAddr>()` leaves in the
+/// request. As [`peer`], but only there with the `axum` feature, so that a program that depends on
+/// it does not compile without.
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub fn connect_info() -> PeerKey {
+    peer()
 }
 
 /// The address that `find` returns, for servers that [`peer`] does not know.
@@ -56,8 +64,10 @@ pub fn peer_from(
 
 /// A key from an address, made by [`peer`] or [`peer_from`].
 ///
-/// IPv4 addresses written as IPv6 (`::ffff:192.0.2.1`) are IPv4 addresses. IPv6 addresses are
-/// grouped by prefix, because a client that has one has all the addresses of its network.
+/// IPv6 addresses that stand for an IPv4 client are that client: mapped and compatible ones
+/// (`::ffff:192.0.2.1`), NAT64 (`64:ff9b::/96`, `64:ff9b:1::/48`), 6to4 (`2002::/16`) and Teredo
+/// (`2001::/32`, by the client's NAT). Other IPv6 addresses are grouped by prefix, because a client
+/// that has one has all the addresses of its network.
 #[derive(Clone)]
 #[must_use = "a key does nothing until a layer gets it"]
 pub struct PeerKey {
@@ -96,18 +106,38 @@ impl std::fmt::Debug for PeerKey {
     }
 }
 
-/// The hash of the group that `ip` belongs to. Mapped addresses are turned into IPv4 *before*
-/// masking: masked first, all of IPv4 would be one IPv6 network (CVE-2026-30827 in another
-/// stack). The two are told apart by their length.
+/// The hash of the group that `ip` belongs to. An IPv4 address that is embedded in an IPv6 one is
+/// taken out *before* masking: masked first, all of IPv4 would be one IPv6 network (CVE-2026-30827
+/// in another stack). The two are told apart by their length.
 #[inline]
 pub(super) fn hash_ip(ip: &IpAddr, ipv6_prefix: u8, seed: &Seed) -> u64 {
     let ipv4 = match ip {
         IpAddr::V4(ip) => Some(*ip),
-        IpAddr::V6(ip) => ip.to_ipv4_mapped(),
+        IpAddr::V6(ip) => embedded(*ip),
     };
     match ipv4 {
         Some(ip) => seed.hash_one(u32::from(ip)),
         None => seed.hash_one(masked(*ip, ipv6_prefix)),
+    }
+}
+
+/// The IPv4 address that an IPv6 address stands for: mapped (RFC 4291 §2.5.5.2), compatible
+/// (§2.5.5.1), NAT64 (RFC 6052 and RFC 8215), 6to4 (RFC 3056) or, for Teredo, that of the client's
+/// NAT (RFC 4380 §4).
+#[inline]
+pub(super) fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let bits = u128::from(ip);
+    let low = Ipv4Addr::from(bits as u32);
+    match (bits >> 96) as u32 {
+        0 if bits >> 32 == 0xffff => Some(low),
+        // `::` and `::1` are no IPv4 addresses, and neither are the few above them.
+        0 if bits >> 32 == 0 && bits > 0xffff => Some(low),
+        0x2001_0000 => Some(Ipv4Addr::from(!(bits as u32))),
+        0x0064_ff9b if bits << 32 >> 64 == 0 => Some(low),
+        // 64:ff9b:1::/48, in the form that operators use most: a /96 of their own.
+        0x0064_ff9b if bits >> 80 == 0x0064_ff9b_0001 => Some(low),
+        prefix if prefix >> 16 == 0x2002 => Some(Ipv4Addr::from((bits >> 80) as u32)),
+        _ => None,
     }
 }
 
@@ -143,6 +173,27 @@ mod tests {
     fn ipv4_written_as_ipv6_is_ipv4() {
         assert!(same("::ffff:192.0.2.1", "192.0.2.1", 64));
         assert!(!same("::ffff:192.0.2.1", "::ffff:192.0.2.2", 64));
+    }
+
+    #[test]
+    fn ipv6_addresses_that_stand_for_an_ipv4_client_are_that_client() {
+        let clients = [
+            "::ffff:192.0.2.1",
+            "::192.0.2.1",
+            "64:ff9b::192.0.2.1",
+            "64:ff9b:1::192.0.2.1",
+            "2002:c000:201::1",
+            "2002:c000:201:99::7",
+            // Teredo: the server 203.0.113.1, a port, and 192.0.2.1 inverted.
+            "2001:0:cb00:7101:0:f000:3fff:fdfe",
+        ];
+        for client in clients {
+            assert!(same(client, "192.0.2.1", 64), "{client}");
+            assert!(!same(client, "192.0.2.2", 64), "{client}");
+        }
+        assert!(!same("::1", "0.0.0.1", 64));
+        assert!(!same("64:ff9b:2::192.0.2.1", "192.0.2.1", 64));
+        assert!(!same("2001:db8::192.0.2.1", "192.0.2.1", 64));
     }
 
     #[test]

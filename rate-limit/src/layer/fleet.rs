@@ -11,25 +11,16 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
-    AnyLimiter, RateLimit, RateLimitBody, RateLimitFuture,
-    layer::Sealed,
-    service::{AnyReceipt, Screened},
+    RateLimit, RateLimitBody, RateLimitFuture,
+    screen::{PlanOf, Screened, Stop},
 };
 use crate::{
-    Inflight, Limiter,
     answer::{Answer, Limited, Reason},
-    fleet::{Asked, FleetLimiter, FleetReceipt, Question, Verdict, Waiting},
+    fleet::{Asked, FleetLimiter, Question, Verdict, Waiting},
     key::RequestHead,
+    receipt::Ledger,
     rules::Charge,
 };
-
-impl AnyLimiter for FleetLimiter {}
-
-impl Sealed for FleetLimiter {
-    fn local(&self) -> &Limiter {
-        self.local()
-    }
-}
 
 impl<S, A, ReqBody, ResBody> Service<Request<ReqBody>> for RateLimit<S, A, FleetLimiter>
 where
@@ -52,42 +43,23 @@ where
         } = self;
         let limiter = &settings.limiter;
         let head = RequestHead::of(&request);
-        let plan = settings.plan_of(&head);
-        let rules = limiter.local().rules_at(plan);
-        let key = match settings.screen(&head, &rules) {
-            Screened::Through => {
-                let future = RateLimitFuture::admitted(inner.call(request), None);
-                return FleetFuture::decided(future);
-            }
-            Screened::Refused(reason) => {
-                let limited = Limited::other(reason);
-                let future = settings.refuse(inner, answer, request, &limited, None);
-                return FleetFuture::decided(future);
-            }
-            Screened::Charge(key) => key,
-        };
-        let Ok(inflight) = settings.enter(key, &rules) else {
-            let limited = Limited::other(Reason::Inflight);
-            let future = settings.refuse(inner, answer, request, &limited, None);
-            return FleetFuture::decided(future);
-        };
-        let own = settings.own_quota(&head);
+        let plan = limiter.plans().at(settings.plan_of(&head)).keep();
         let mut charge = Charge::each(1);
-        charge.price(&rules, &head);
-        if let Some(quota) = &own {
-            charge.put_own(quota);
-        }
-        let stamps = settings.stamps(&head);
-        let mut question = limiter.question(rules.keep(), plan, key, charge);
-        if let Some(quota) = &own {
-            question.own_quota(quota, limiter);
-        }
-        let asked = limiter.ask(&question);
-        let pending = Pending {
-            question,
-            inflight,
-            stamps,
+        let screened = match settings.screen(&head, &plan, &mut charge) {
+            Ok(screened) => screened,
+            Err(Stop::Through) => {
+                let future = RateLimitFuture::admitted(inner.call(request), None, None);
+                return FleetFuture::decided(future);
+            }
+            Err(Stop::Refused(reason)) => {
+                let limited = Limited::other(reason);
+                let future = settings.refuse((inner, answer), request, &limited, None);
+                return FleetFuture::decided(future);
+            }
         };
+        let question = limiter.question(plan, screened.key, charge);
+        let asked = limiter.ask(&question);
+        let pending = Pending { question, screened };
         match asked {
             Asked::Decided(verdict) => {
                 FleetFuture::decided(self.conclude(request, pending, verdict))
@@ -111,12 +83,11 @@ where
 /// A request that waits for its decision.
 struct Pending {
     question: Question,
-    inflight: Option<Inflight>,
-    stamps: bool,
+    screened: Screened,
 }
 
 impl<S, A> RateLimit<S, A, FleetLimiter> {
-    /// Does by `verdict` with a request: calls the inner service, or answers in its place.
+    /// Does by `verdict` with a request: calls the inner service, or refuses in its place.
     fn conclude<ReqBody, ResBody>(
         &mut self,
         request: Request<ReqBody>,
@@ -132,30 +103,14 @@ impl<S, A> RateLimit<S, A, FleetLimiter> {
             settings,
             answer,
         } = self;
-        let Pending {
-            question,
-            inflight,
-            stamps,
-        } = pending;
+        let Pending { question, screened } = pending;
         let limiter = &settings.limiter;
-        let Some(ruling) = limiter.rule(&question, verdict) else {
+        let Some(ruling) = limiter.rule(&question, verdict, settings.is_shadow()) else {
             let limited = Limited::other(Reason::Unavailable);
-            return settings.refuse(inner, answer, request, &limited, None);
+            return settings.refuse((inner, answer), request, &limited, None);
         };
-        let (rules, charge) = (&*question.rules, &question.charge);
-        let stamp = match stamps {
-            true => settings.stamp(rules, &ruling, charge, question.key()),
-            false => None,
-        };
-        if !ruling.admits() {
-            let limited = Limited::quota(rules, &ruling);
-            return settings.refuse(inner, answer, request, &limited, stamp.as_ref());
-        }
-        let settles = rules.settles();
-        let receipt = settles
-            .then(|| AnyReceipt::Fleet(FleetReceipt::new(limiter, question.waive(&ruling), false)));
-        let extras = settings.extras(receipt, inflight, stamp);
-        RateLimitFuture::admitted(inner.call(request), extras)
+        let plan = (&PlanOf::Kept(question.plan), screened);
+        settings.conclude((inner, answer), request, plan, &question.charge, &ruling)
     }
 }
 

@@ -1,13 +1,16 @@
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use http::Response;
+use http::{HeaderName, Response, StatusCode, response};
 use pin_project_lite::pin_project;
 
-use super::{RateLimitBody, service::Extras};
-use crate::policy::ResponseHead;
+use super::RateLimitBody;
+use crate::{
+    AnyLimiter, Inflight, MAX_POLICIES, answer::Stamp, policy::ResponseHead, receipt::Receipt,
+};
 
 pin_project! {
     /// The response future of [`RateLimit`](crate::RateLimit).
@@ -26,15 +29,95 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
-        Admitted { #[pin] future: F, extras: Option<Box<Extras>> },
+        Admitted {
+            #[pin]
+            future: F,
+            extras: Option<Box<dyn Finish>>,
+            refund: Option<Refund>,
+        },
         Refused { response: Option<Response<RateLimitBody<B>>> },
     }
 }
 
+/// What to give back if the service turns out not to have served the request.
+pub(super) struct Refund {
+    pub(super) to: Arc<dyn Refunds>,
+    pub(super) key: u64,
+    /// By account; no more than this fits, so that futures stay small.
+    pub(super) cells: [u32; MAX_POLICIES],
+    /// Whether every response has to be looked at.
+    pub(super) always: bool,
+}
+
+impl Refund {
+    /// A quick look at what most responses are.
+    #[inline]
+    fn may_apply<B>(&self, response: &Response<B>) -> bool {
+        let status = response.status();
+        self.always
+            || status.is_client_error()
+            || status.is_server_error()
+            || (status == StatusCode::OK && response.headers().contains_key(GRPC_STATUS))
+    }
+}
+
+pub(super) trait Refunds: Send + Sync {
+    fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]);
+
+    /// Whether a response says that the request was not served.
+    fn is_refunded(&self, response: &ResponseHead<'_>) -> bool;
+}
+
+/// What an admitted request takes along if it has anything to. In a box, because most have not, and
+/// futures are moved about.
+pub(super) struct Extras<L: AnyLimiter> {
+    /// What was charged and may be settled once the response is known.
+    pub(super) receipt: Option<Receipt<L>>,
+    /// The count of this request among those of its key in flight.
+    pub(super) inflight: Option<Inflight>,
+    /// Headers for the response.
+    pub(super) stamp: Option<Stamp>,
+    /// Whether they go on redirects too.
+    pub(super) stamp_redirects: bool,
+}
+
+pub(super) trait Finish: Send + Sync {
+    /// Settles by the response and completes it.
+    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight>;
+}
+
+impl<L: AnyLimiter> Finish for Extras<L> {
+    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight> {
+        match self.receipt {
+            // All that was charged is back already.
+            Some(receipt) if refunded => receipt.settle_by(|_| None),
+            Some(receipt) => receipt.settle(&ResponseHead::new(parts)),
+            None => {}
+        }
+        let redirects = parts.status.is_redirection() && parts.status != StatusCode::NOT_MODIFIED;
+        if let Some(stamp) = self.stamp
+            && (self.stamp_redirects || !redirects)
+        {
+            for (name, value) in &stamp.headers {
+                parts.headers.append(name, value.clone());
+            }
+        }
+        self.inflight
+    }
+}
+
 impl<F, B> RateLimitFuture<F, B> {
-    pub(super) fn admitted(future: F, extras: Option<Box<Extras>>) -> Self {
+    pub(super) fn admitted(
+        future: F,
+        extras: Option<Box<dyn Finish>>,
+        refund: Option<Refund>,
+    ) -> Self {
         Self {
-            state: State::Admitted { future, extras },
+            state: State::Admitted {
+                future,
+                extras,
+                refund,
+            },
         }
     }
 
@@ -55,14 +138,25 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Admitted { future, extras } => {
-                let outcome = ready!(future.poll(cx));
+            StateProj::Admitted {
+                future,
+                extras,
+                refund,
+            } => {
                 // Without a response there is nothing to settle by: a reservation goes back, as
                 // it does when this future is dropped.
-                let extras = extras.take();
-                Poll::Ready(outcome.map(|response| match extras {
-                    None => response.map(RateLimitBody::inner),
-                    Some(extras) => finish(response, extras),
+                let outcome = ready!(future.poll(cx));
+                let (extras, refund) = (extras.take(), refund.take());
+                Poll::Ready(outcome.map(|response| {
+                    let is_plain = extras.is_none()
+                        && refund
+                            .as_ref()
+                            .is_none_or(|refund| !refund.may_apply(&response));
+                    if is_plain {
+                        response.map(RateLimitBody::inner)
+                    } else {
+                        finish(response, extras, refund)
+                    }
                 }))
             }
             StateProj::Refused { response } => Poll::Ready(Ok(response
@@ -74,24 +168,21 @@ where
 
 /// Kept apart, so that the many without extras are not moved around for them.
 #[inline(never)]
-fn finish<B>(response: Response<B>, extras: Box<Extras>) -> Response<RateLimitBody<B>> {
-    let Extras {
-        receipt,
-        inflight,
-        stamp,
-        stamp_redirects,
-    } = *extras;
+fn finish<B>(
+    response: Response<B>,
+    extras: Option<Box<dyn Finish>>,
+    refund: Option<Refund>,
+) -> Response<RateLimitBody<B>> {
     let (mut parts, body) = response.into_parts();
-    if let Some(receipt) = receipt {
-        receipt.settle(&ResponseHead::new(&parts));
-    }
-    if let Some(stamp) = stamp
-        && (stamp_redirects || !parts.status.is_redirection())
-    {
-        for (name, value) in &stamp.headers {
-            parts.headers.append(name, value.clone());
+    let refunded = refund.is_some_and(|refund| {
+        let Refund { to, key, cells, .. } = refund;
+        let refunded = to.is_refunded(&ResponseHead::new(&parts));
+        if refunded {
+            to.refund(key, &cells.map(u64::from));
         }
-    }
+        refunded
+    });
+    let inflight = extras.and_then(|extras| extras.finish(&mut parts, refunded));
     Response::from_parts(parts, RateLimitBody::admitted(body, inflight))
 }
 
@@ -104,3 +195,5 @@ impl<F, B> std::fmt::Debug for RateLimitFuture<F, B> {
         f.debug_tuple("RateLimitFuture").field(&state).finish()
     }
 }
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -1,21 +1,22 @@
 use std::{fmt, sync::Arc};
 
+use arc_swap::ArcSwap;
 use http::{Response, request};
 use tower_layer::Layer;
 
-use super::RateLimit;
+use super::{RateLimit, screen::Settings};
 use crate::{
-    BuildError, Limiter, Quota,
+    AnyLimiter, BuildError, Limiter, Quota, ResponseHead,
     answer::{Hook, Limited, QuotaHeaders, StandardAnswer},
-    key::{self, AccessList, CompiledList, Key, MissingKey, RequestHead},
+    key::{self, AccessList, AccessLists, Key, Lists, MissingKey, RequestHead},
 };
 
-/// Limits how often each caller may ask, and answers 429 to the rest.
+/// Limits how often each caller may ask, and refuses the rest with 429.
 ///
 /// The state lives in the layer, in its [`Limiter`]: calling [`Layer::layer`] twice, as
 /// `axum::serve` does for every connection, or cloning the service makes no second limiter.
 /// `tower::limit::RateLimitLayer` keeps its state in the service, so that in axum it limits
-/// nothing, and it makes callers wait; this one answers at once.
+/// nothing, and it makes callers wait; this one decides at once.
 ///
 /// ```
 /// use rate_limit::{MINUTE, Quota, RateLimitLayer, key};
@@ -27,54 +28,11 @@ use crate::{
 /// ```
 ///
 /// On Redis, `L` is a [`FleetLimiter`](crate::fleet::FleetLimiter) and the inner service must be
-/// `Clone`: it is called when the answer is there. All else is the same.
+/// `Clone`: it is called when the decision is there. Everything else is the same.
 pub struct RateLimitLayer<A = StandardAnswer, L = Limiter> {
     settings: Arc<Settings<L>>,
     answer: A,
 }
-
-/// What a layer can ask: a [`Limiter`], for one process, or with the `redis` feature a
-/// [`FleetLimiter`](crate::fleet::FleetLimiter), for several.
-///
-/// It cannot be implemented elsewhere.
-pub trait AnyLimiter: Sealed {}
-
-/// What they have in common.
-#[expect(unnameable_types, reason = "so that nobody else implements it")]
-pub trait Sealed: Clone {
-    /// The limiter that knows the policies and hashes the keys.
-    #[doc(hidden)]
-    fn local(&self) -> &Limiter;
-}
-
-impl AnyLimiter for Limiter {}
-
-impl Sealed for Limiter {
-    #[inline]
-    fn local(&self) -> &Limiter {
-        self
-    }
-}
-
-/// Everything about a layer but its answer.
-#[derive(Clone)]
-pub(super) struct Settings<L> {
-    pub(super) limiter: L,
-    pub(super) key: Key,
-    pub(super) missing_key: MissingKey,
-    pub(super) bypass: Option<Arc<Predicate>>,
-    pub(super) shadow: bool,
-    pub(super) plan: Option<Arc<PlanFn>>,
-    pub(super) own_quota: Option<Arc<QuotaFn>>,
-    pub(super) headers: Option<QuotaHeaders>,
-    pub(super) allow: CompiledList,
-    pub(super) deny: CompiledList,
-    has_lists: bool,
-}
-
-type PlanFn = dyn for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync;
-type QuotaFn = dyn Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync;
-type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
 
 impl RateLimitLayer {
     /// A layer that gives `quota` to each peer address.
@@ -101,9 +59,11 @@ impl<L: AnyLimiter> RateLimitLayer<StandardAnswer, L> {
             plan: None,
             own_quota: None,
             headers: None,
-            allow: CompiledList::default(),
-            deny: CompiledList::default(),
-            has_lists: false,
+            lists: None,
+            refunds: true,
+            refund_if: None,
+            tells_caller: false,
+            explains: false,
         };
         Self {
             settings: Arc::new(settings),
@@ -143,24 +103,50 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
 
     /// Lets the callers on `list` through unlimited and uncharged.
     ///
-    /// Defaults to nobody.
+    /// Defaults to none.
     #[must_use]
     pub fn allow(self, list: AccessList) -> Self {
-        self.with(|settings| {
-            settings.allow = list.compile(settings.limiter.local().seed());
-            settings.has_lists = true;
-        })
+        self.with_lists(|lists, seed| lists.allow = list.compile(seed))
     }
 
     /// Refuses the callers on `list`, even those on the other list: 403, or `PERMISSION_DENIED`
-    /// for gRPC.
+    /// for gRPC. Networks are compared with the client's address where the [key](Self::key) is
+    /// made of one, and otherwise with the peer's, see [`key::peer`].
     ///
-    /// Defaults to nobody.
+    /// Defaults to none.
     #[must_use]
     pub fn deny(self, list: AccessList) -> Self {
+        self.with_lists(|lists, seed| lists.deny = list.compile(seed))
+    }
+
+    /// A handle that replaces the lists while the service runs: a blocklist that grows.
+    ///
+    /// ```
+    /// use rate_limit::{MINUTE, Quota, RateLimitLayer, key::AccessList};
+    ///
+    /// let mut layer = RateLimitLayer::new(Quota::count(100).per(MINUTE))?;
+    /// let lists = layer.lists();
+    /// lists.set_deny(AccessList::networks(["192.0.2.0/24"])?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn lists(&mut self) -> AccessLists {
+        let settings = Arc::make_mut(&mut self.settings);
+        let shared = settings.lists.get_or_insert_with(Arc::default);
+        AccessLists::new(Arc::clone(shared), settings.limiter.plans().seed().clone())
+    }
+
+    fn with_lists(self, set: impl FnOnce(&mut Lists, &key::Seed)) -> Self {
         self.with(|settings| {
-            settings.deny = list.compile(settings.limiter.local().seed());
-            settings.has_lists = true;
+            let mut lists = settings
+                .lists
+                .as_ref()
+                .map_or_else(Lists::default, |shared| Lists::clone(&shared.load()));
+            set(&mut lists, settings.limiter.plans().seed());
+            match &settings.lists {
+                Some(shared) => shared.store(Arc::new(lists)),
+                None => settings.lists = Some(Arc::new(ArcSwap::from_pointee(lists))),
+            }
         })
     }
 
@@ -185,14 +171,39 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
         self,
         plan: impl for<'a> Fn(&RequestHead<'a>) -> Option<&'a str> + Send + Sync + 'static,
     ) -> Self {
-        self.with(|settings| settings.plan = Some(Arc::new(plan)))
+        self.with(|settings| {
+            settings.plan = Some(Arc::new(move |head, number| number(plan(head))));
+        })
+    }
+
+    /// The same for names that are not borrowed from the request: those of a table of customers.
+    ///
+    /// ```
+    /// # use std::{collections::HashMap, sync::Arc};
+    /// # use rate_limit::{MINUTE, Quota, RateLimitLayer};
+    /// let plans: HashMap<String, Arc<str>> = HashMap::from([("key-1".into(), "pro".into())]);
+    /// let layer = RateLimitLayer::new(Quota::count(5).per(MINUTE))?.plan_owned(move |request| {
+    ///     let key = request.headers().get("x-api-key")?.to_str().ok()?;
+    ///     plans.get(key).cloned()
+    /// });
+    /// # Ok::<(), rate_limit::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn plan_owned<N: AsRef<str>>(
+        self,
+        plan: impl Fn(&RequestHead<'_>) -> Option<N> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|settings| {
+            settings.plan = Some(Arc::new(move |head, number| {
+                number(plan(head).as_ref().map(AsRef::as_ref))
+            }));
+        })
     }
 
     /// Gives requests a quota of their own in place of the first policy's, for example from the
     /// claims of a token. `None`, or a quota that cannot be kept, is the policy's.
     ///
-    /// All requests of a key should have the same quota: the key has one debt, whatever quota it
-    /// was run up under.
+    /// What a key has used counts by all its quotas, see [`Policy`](crate::Policy).
     ///
     /// Defaults to none.
     #[must_use]
@@ -203,7 +214,7 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
         self.with(|settings| settings.own_quota = Some(Arc::new(quota)))
     }
 
-    /// Adds headers to responses that tell callers where they stand.
+    /// Adds headers to responses that state what is left of the quota.
     ///
     /// Defaults to none but `retry-after` on refusals.
     #[must_use]
@@ -212,12 +223,53 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
     }
 
     /// Decides, counts and reports, but lets every request through: for trying out a quota on
-    /// live traffic. [`Policy::shadow`](crate::Policy::shadow) does so for one policy.
+    /// live traffic. [`Policy::shadow`](crate::Policy::shadow) does so for one policy, and
+    /// [`Limiter::set_mode`] while the service runs.
     ///
     /// Defaults to `false`.
     #[must_use]
     pub fn shadow(self, shadow: bool) -> Self {
         self.with(|settings| settings.shadow = shadow)
+    }
+
+    /// Sets which responses give their request's cells back, because the service did not do the
+    /// work.
+    ///
+    /// Defaults to a 503 with `retry-after`, as a load shedder such as `tower-capacity` sends it
+    /// (and the same in gRPC), and a refusal by another limit further in. So a request that is shed
+    /// costs no quota, and neither does one that passes an outer limit in vain. Layers need no
+    /// common type for that: the status says that the request was not served.
+    #[must_use]
+    pub fn refund_if(
+        self,
+        refund: impl Fn(&ResponseHead<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|settings| settings.refund_if = Some(Arc::new(refund)))
+    }
+
+    /// Gives nothing back, whatever the response is. Policies still [settle](crate::Policy::settle).
+    #[must_use]
+    pub fn no_refunds(self) -> Self {
+        self.with(|settings| settings.refunds = false)
+    }
+
+    /// Leaves a [`Caller`](crate::Caller) in the extensions of admitted requests, with which
+    /// handlers see what is left and correct what was charged. It takes an allocation or two.
+    ///
+    /// Defaults to `false`.
+    #[must_use]
+    pub fn tell_caller(self, tell: bool) -> Self {
+        self.with(|settings| settings.tells_caller = tell)
+    }
+
+    /// Leaves a [`Refusal`](crate::answer::Refusal) in the extensions of the responses to refused
+    /// requests, beside the marker [`Refused`](crate::answer::Refused): reason, policy and wait. It
+    /// takes an allocation.
+    ///
+    /// Defaults to `false`.
+    #[must_use]
+    pub fn explain_refusals(self, explain: bool) -> Self {
+        self.with(|settings| settings.explains = explain)
     }
 
     /// Replaces the answer to refused requests, for HTTP and gRPC alike.
@@ -269,29 +321,6 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
     }
 }
 
-impl<L> Settings<L> {
-    pub(super) fn has_lists(&self) -> bool {
-        self.has_lists
-    }
-
-    /// Whether the caller is on `list`, by address or by key.
-    pub(super) fn lists(
-        &self,
-        list: &CompiledList,
-        head: &RequestHead<'_>,
-        key: Option<u64>,
-    ) -> bool {
-        let by_ip = || {
-            list.has_networks()
-                && self
-                    .key
-                    .client_ip(head)
-                    .is_some_and(|ip| list.contains_ip(ip))
-        };
-        key.is_some_and(|key| list.contains_key(key)) || by_ip()
-    }
-}
-
 impl<S, A: Clone, L> Layer<S> for RateLimitLayer<A, L> {
     type Service = RateLimit<S, A, L>;
 
@@ -314,23 +343,6 @@ impl<A: fmt::Debug, L: fmt::Debug> fmt::Debug for RateLimitLayer<A, L> {
         f.debug_struct("RateLimitLayer")
             .field("settings", &self.settings)
             .field("answer", &self.answer)
-            .finish()
-    }
-}
-
-impl<L: fmt::Debug> fmt::Debug for Settings<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
-            .field("limiter", &self.limiter)
-            .field("key", &self.key)
-            .field("missing_key", &self.missing_key)
-            .field("bypass", &self.bypass.is_some())
-            .field("shadow", &self.shadow)
-            .field("plan", &self.plan.is_some())
-            .field("quota_from", &self.own_quota.is_some())
-            .field("headers", &self.headers)
-            .field("allow", &self.allow)
-            .field("deny", &self.deny)
             .finish()
     }
 }

@@ -9,13 +9,11 @@ mod future;
     reason = "a middleware is always the same five files"
 )]
 mod layer;
+mod screen;
 mod service;
 
 #[cfg(feature = "redis")]
 pub use self::fleet::FleetFuture;
 pub use self::{
-    body::RateLimitBody,
-    future::RateLimitFuture,
-    layer::{AnyLimiter, RateLimitLayer},
-    service::RateLimit,
+    body::RateLimitBody, future::RateLimitFuture, layer::RateLimitLayer, service::RateLimit,
 };

@@ -6,7 +6,7 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::line::Turn;
+use super::line::Permit;
 
 pin_project! {
     /// The response body of [`Shaped`](super::Shaped): the request is under way until it ends or
@@ -14,12 +14,12 @@ pin_project! {
     pub struct ShapedBody<B> {
         #[pin]
         body: B,
-        turn: Option<Turn>,
+        turn: Option<Permit>,
     }
 }
 
 impl<B> ShapedBody<B> {
-    pub(super) fn new(body: B, turn: Option<Turn>) -> Self {
+    pub(super) fn new(body: B, turn: Option<Permit>) -> Self {
         Self { body, turn }
     }
 }

@@ -6,48 +6,60 @@ use http::{
     HeaderMap, StatusCode,
     header::{AGE, DATE, RETRY_AFTER},
 };
-use sfv::{BareItem, KeyRef, List, ListEntry, Parser};
-
-use crate::ResponseHead;
+use sfv::{BareItem, Item, KeyRef, List, ListEntry, Parser};
 
 /// How upstream wants to be treated.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Feedback {
-    /// Leave it alone for so long.
+    /// Send nothing for this time.
     pub(crate) pause: Option<Duration>,
-    /// Send no more than so many in that time.
-    pub(crate) allowance: Option<(u64, Duration)>,
+    /// Send no more than this many requests in that time.
+    pub(crate) requests: Option<(u64, Duration)>,
+    /// Send no more than what costs this many cells in that time.
+    pub(crate) cells: Option<(u64, Duration)>,
 }
 
 impl Feedback {
     /// Reads a response. What cannot be read is ignored, as the drafts demand of clients.
-    pub(crate) fn of(response: &ResponseHead<'_>) -> Self {
-        let headers = response.headers();
+    pub(crate) fn read(status: StatusCode, headers: &HeaderMap) -> Self {
         let grpc_exhausted = text(headers, "grpc-status").is_some_and(|status| status == "8");
         let refused = grpc_exhausted
             || matches!(
-                response.status(),
+                status,
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
             );
-        // A cached response tells of the past (draft -11 §5).
-        let allowance = if headers.contains_key(AGE) {
-            None
+        // A cached response is about the past (draft -11 §5).
+        let (requests, cells) = if headers.contains_key(AGE) {
+            (None, None)
         } else {
-            allowance(headers)
+            let requests = ratelimit(headers, "requests");
+            (
+                requests.or_else(|| vendor(headers, "requests")),
+                ratelimit(headers, "tokens").or_else(|| vendor(headers, "tokens")),
+            )
         };
         if !refused {
             return Self {
                 pause: None,
-                allowance,
+                requests,
+                cells,
             };
         }
-        let pause = retry_after(headers)
+        let used_up = |allowance: Option<(u64, Duration)>| allowance.filter(|(left, _)| *left == 0);
+        let pause = retry_after_millis(headers)
+            .or_else(|| retry_after(headers))
             .or_else(|| pushback(headers))
-            .or_else(|| allowance.map(|(_, within)| within))
+            .or_else(|| {
+                used_up(requests)
+                    .or_else(|| used_up(cells))
+                    .or(requests)
+                    .map(|(_, within)| within)
+            })
             .unwrap_or(UNTOLD);
         Self {
             pause: Some(pause),
-            allowance: None,
+            requests: None,
+            cells: None,
         }
     }
 }
@@ -80,10 +92,58 @@ fn pushback(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_millis(millis))
 }
 
-/// The tightest of the policies in `ratelimit`: `r` requests within `t` seconds.
-fn allowance(headers: &HeaderMap) -> Option<(u64, Duration)> {
+/// The same in milliseconds, as OpenAI and Azure send it beside.
+fn retry_after_millis(headers: &HeaderMap) -> Option<Duration> {
+    let millis: f64 = text(headers, "retry-after-ms")?.trim().parse().ok()?;
+    Duration::try_from_secs_f64(millis / 1_000.0).ok()
+}
+
+/// The tightest of the policies in `ratelimit` that count `unit`: `r` of them within `t` seconds.
+/// Which unit a policy counts is in `ratelimit-policy`; requests, unless it says otherwise.
+fn ratelimit(headers: &HeaderMap, unit: &str) -> Option<(u64, Duration)> {
     let mut tightest: Option<(u64, Duration)> = None;
-    for line in headers.get_all("ratelimit") {
+    let units = units(headers);
+    for item in items(headers, "ratelimit")? {
+        let counts = units.iter().find(|(name, _)| *name == item.bare_item);
+        if counts.map_or("requests", |(_, unit)| unit) != unit {
+            continue;
+        }
+        let number = |key: &str| match item.params.get(KeyRef::from_str(key).ok()?) {
+            Some(BareItem::Integer(number)) => u64::try_from(i64::from(*number)).ok(),
+            _ => None,
+        };
+        let remaining = number("r")?;
+        // Without a window there is nothing to pace by.
+        let Some(within) = number("t") else {
+            continue;
+        };
+        // Fewest per second first; nothing left for longest before nothing left for less.
+        let slower = tightest.is_none_or(|(r, t)| {
+            let (a, b) = (u128::from(remaining), u128::from(r));
+            let (a, b) = (a * u128::from(t.as_secs()), b * u128::from(within));
+            a < b || (a == b && within > t.as_secs())
+        });
+        if slower {
+            tightest = Some((remaining, Duration::from_secs(within)));
+        }
+    }
+    tightest
+}
+
+/// The policies that count something other than requests.
+fn units(headers: &HeaderMap) -> Vec<(BareItem, String)> {
+    let unit = |item: Item| match item.params.get(KeyRef::from_str("qu").ok()?) {
+        Some(BareItem::String(unit)) => Some((item.bare_item, unit.as_str().to_owned())),
+        _ => None,
+    };
+    let items = items(headers, "ratelimit-policy").unwrap_or_default();
+    items.into_iter().filter_map(unit).collect()
+}
+
+/// The items of a structured field; `None` if it is invalid or too long.
+fn items(headers: &HeaderMap, field: &str) -> Option<Vec<Item>> {
+    let mut items = Vec::new();
+    for line in headers.get_all(field) {
         if line.len() > MAX_FIELD {
             return None;
         }
@@ -92,31 +152,95 @@ fn allowance(headers: &HeaderMap) -> Option<(u64, Duration)> {
             let ListEntry::Item(item) = entry else {
                 return None;
             };
-            let number = |key: &str| match item.params.get(KeyRef::from_str(key).ok()?) {
-                Some(BareItem::Integer(number)) => u64::try_from(i64::from(*number)).ok(),
-                _ => None,
-            };
-            let remaining = number("r")?;
-            // Without a window there is nothing to pace by.
-            let Some(within) = number("t") else {
-                continue;
-            };
-            let found = (remaining, Duration::from_secs(within));
-            // Fewest per second first; nothing left for longest before nothing left for less.
-            let slower = tightest.is_none_or(|(r, t)| {
-                let (a, b) = (u128::from(remaining), u128::from(r));
-                let (a, b) = (a * u128::from(t.as_secs()), b * u128::from(within));
-                a < b || (a == b && within > t.as_secs())
-            });
-            if slower {
-                tightest = Some(found);
-            }
+            items.push(item);
         }
     }
-    tightest
+    Some(items)
 }
 
-/// How long to leave alone whoever refuses without saying for how long.
+/// What is left of `unit`, and until when, by the headers of OpenAI (and those that copy it) or
+/// Anthropic.
+fn vendor(headers: &HeaderMap, unit: &str) -> Option<(u64, Duration)> {
+    let of = |name: String| text(headers, &name).map(str::trim);
+    let left = |name| of(name)?.parse::<u64>().ok();
+    if let Some(left) = left(format!("x-ratelimit-remaining-{unit}")) {
+        let reset = of(format!("x-ratelimit-reset-{unit}"))?;
+        return Some((left, go_duration(reset)?));
+    }
+    let left = left(format!("anthropic-ratelimit-{unit}-remaining"))?;
+    let reset = rfc3339(of(format!("anthropic-ratelimit-{unit}-reset"))?)?;
+    let date = text(headers, "date").and_then(|date| httpdate::parse_http_date(date).ok());
+    let now = date.unwrap_or_else(SystemTime::now);
+    Some((left, reset.duration_since(now).unwrap_or_default()))
+}
+
+/// A duration such as `6m0s`, `1.5s`, `20ms` or a number of seconds.
+fn go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.');
+        let (number, unit) = rest.split_at(digits.unwrap_or(rest.len()));
+        let number: f64 = number.parse().ok()?;
+        let letters = unit
+            .find(|c: char| !c.is_alphabetic())
+            .unwrap_or(unit.len());
+        let (unit, more) = unit.split_at(letters);
+        total += number
+            * match unit {
+                "d" => 86_400.0,
+                "h" => 3_600.0,
+                "m" => 60.0,
+                "s" | "" => 1.0,
+                "ms" => 1e-3,
+                "us" | "µs" => 1e-6,
+                "ns" => 1e-9,
+                _ => return None,
+            };
+        rest = more;
+    }
+    (!text.is_empty()).then_some(())?;
+    Duration::try_from_secs_f64(total).ok()
+}
+
+/// A time such as `2026-11-26T20:30:00Z`, with an offset or a fraction of a second.
+fn rfc3339(text: &str) -> Option<SystemTime> {
+    let (date, time) = text.split_once(['T', 't'])?;
+    let mut date = date.splitn(3, '-').map(|field| field.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let (time, offset) = match time.find(['Z', 'z', '+', '-']) {
+        Some(at) => time.split_at(at),
+        None => return None,
+    };
+    let mut time = time.splitn(3, ':');
+    let hours: i64 = time.next()?.parse().ok()?;
+    let minutes: i64 = time.next()?.parse().ok()?;
+    let seconds: f64 = time.next()?.parse().ok()?;
+    let offset = match offset.split_once(':') {
+        Some((hours, minutes)) => {
+            let sign = if hours.starts_with('-') { -1 } else { 1 };
+            let hours: i64 = hours.parse().ok()?;
+            hours * 3_600 + sign * minutes.parse::<i64>().ok()? * 60
+        }
+        None => 0,
+    };
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days since 1970 in the proleptic Gregorian calendar, counting years from March.
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days =
+        365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 719_469;
+    let whole = days * 86_400 + hours * 3_600 + minutes * 60 - offset;
+    let since = Duration::try_from_secs_f64(whole as f64 + seconds).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+/// The pause after a refusal that names no wait.
 const UNTOLD: Duration = Duration::from_secs(1);
 
 /// Longer fields are not worth reading.
@@ -135,7 +259,7 @@ mod tests {
             response = response.header(*name, *value);
         }
         let (parts, ()) = response.body(()).unwrap().into_parts();
-        Feedback::of(&ResponseHead::new(&parts))
+        Feedback::read(parts.status, &parts.headers)
     }
 
     fn pause(headers: &[(&'static str, &str)]) -> u64 {
@@ -195,7 +319,7 @@ mod tests {
 
     #[test]
     fn ratelimit_paces_and_the_tightest_policy_wins() {
-        let told = |value| feedback(200, &[("ratelimit", value)]).allowance;
+        let told = |value| feedback(200, &[("ratelimit", value)]).requests;
         let within = |r, t| Some((r, Duration::from_secs(t)));
         assert_eq!(told("\"default\";r=5;t=10"), within(5, 10));
         assert_eq!(told("\"a\";r=50;t=10, \"b\";r=100;t=60"), within(100, 60));
@@ -216,6 +340,73 @@ mod tests {
         assert_eq!(pause(&headers[1..]), 9);
     }
 
+    #[test]
+    fn only_what_counts_requests_paces_requests() {
+        let headers = [
+            (
+                "ratelimit-policy",
+                "\"r\";q=100;w=60, \"mb\";q=10;w=60;qu=\"megabytes\"",
+            ),
+            ("ratelimit", "\"r\";r=90;t=60, \"mb\";r=0;t=60"),
+        ];
+        let told = feedback(200, &headers);
+        assert_eq!(told.requests, Some((90, Duration::from_secs(60))));
+        assert_eq!(told.cells, None);
+    }
+
+    #[test]
+    fn the_headers_of_vendors_are_read() {
+        let openai = [
+            ("x-ratelimit-limit-requests", "60"),
+            ("x-ratelimit-remaining-requests", "59"),
+            ("x-ratelimit-reset-requests", "1s"),
+            ("x-ratelimit-remaining-tokens", "149984"),
+            ("x-ratelimit-reset-tokens", "6m0.5s"),
+        ];
+        let told = feedback(200, &openai);
+        assert_eq!(told.requests, Some((59, Duration::from_secs(1))));
+        assert_eq!(told.cells, Some((149_984, Duration::from_millis(360_500))));
+        let anthropic = [
+            ("date", "Thu, 26 Nov 2026 20:30:00 GMT"),
+            ("anthropic-ratelimit-requests-remaining", "0"),
+            ("anthropic-ratelimit-requests-reset", "2026-11-26T20:30:30Z"),
+            ("anthropic-ratelimit-tokens-remaining", "8000"),
+            (
+                "anthropic-ratelimit-tokens-reset",
+                "2026-11-26T21:31:00+01:00",
+            ),
+        ];
+        let told = feedback(200, &anthropic);
+        assert_eq!(told.requests, Some((0, Duration::from_secs(30))));
+        assert_eq!(told.cells, Some((8_000, Duration::from_secs(60))));
+        let wait = |headers: &[(&'static str, &str)]| feedback(429, headers).pause;
+        assert_eq!(
+            wait(&[("retry-after", "2"), ("retry-after-ms", "1250")]),
+            Some(Duration::from_millis(1_250))
+        );
+        assert_eq!(wait(&anthropic), Some(Duration::from_secs(30)));
+        for nonsense in ["", "soon", "5x", "1.2.3s", "-3s", "1e400s"] {
+            let headers = [
+                ("x-ratelimit-remaining-tokens", "1"),
+                ("x-ratelimit-reset-tokens", nonsense),
+            ];
+            assert_eq!(feedback(200, &headers), Feedback::default(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn days_are_counted_as_calendars_do() {
+        let at = |text| {
+            let since = rfc3339(text)?.duration_since(SystemTime::UNIX_EPOCH);
+            Some(since.ok()?.as_secs())
+        };
+        assert_eq!(at("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(at("2000-02-29T12:00:00Z"), Some(951_825_600));
+        assert_eq!(at("2026-11-26T20:30:00Z"), Some(1_795_725_000));
+        assert_eq!(at("2026-13-26T20:30:00Z"), None);
+        assert_eq!(at("yesterday"), None);
+    }
+
     proptest! {
         #[test]
         fn nothing_that_upstream_says_panics(
@@ -223,12 +414,19 @@ mod tests {
             retry_after in "[ -~]{0,40}",
             ratelimit in "[ -~]{0,80}",
             pushback in "[-0-9]{0,30}",
+            reset in "[ -~]{0,30}",
         ) {
             feedback(status, &[
                 ("retry-after", &retry_after),
                 ("ratelimit", &ratelimit),
                 ("grpc-status", "8"),
                 ("grpc-retry-pushback-ms", &pushback),
+                ("ratelimit-policy", &ratelimit),
+                ("retry-after-ms", &reset),
+                ("x-ratelimit-remaining-requests", "1"),
+                ("x-ratelimit-reset-requests", &reset),
+                ("anthropic-ratelimit-tokens-remaining", "1"),
+                ("anthropic-ratelimit-tokens-reset", &reset),
             ]);
         }
     }

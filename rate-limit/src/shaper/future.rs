@@ -12,9 +12,8 @@ use tower_service::Service;
 
 use super::{
     ShapedBody, ShapedError,
-    feedback::Feedback,
     layer::Settings,
-    line::{Ticket, Turn},
+    line::{Permit, Ticket},
 };
 use crate::{ResponseHead, key::RequestHead};
 
@@ -43,7 +42,7 @@ pin_project! {
     {
         Arriving { call: Option<(S, Request<B>)> },
         Waiting { ticket: Ticket, #[pin] sleep: Sleep, call: Option<(S, Request<B>)> },
-        Calling { #[pin] future: S::Future, turn: Option<Turn> },
+        Calling { #[pin] future: S::Future, turn: Option<Permit> },
     }
 }
 
@@ -107,7 +106,7 @@ where
                     let (parts, body) = outcome.map_err(ShapedError::Inner)?.into_parts();
                     if let Some(turn) = &turn {
                         let head = ResponseHead::new(&parts);
-                        turn.shaper().heed(Feedback::of(&head));
+                        turn.heed(head.status(), head.headers());
                         if let Some(own) =
                             this.settings.feedback.as_ref().and_then(|own| own(&head))
                         {

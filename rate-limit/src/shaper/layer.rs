@@ -27,7 +27,7 @@ type PatienceFn = dyn Fn(&RequestHead<'_>) -> Option<Duration> + Send + Sync;
 type FeedbackFn = dyn Fn(&ResponseHead<'_>) -> Option<Duration> + Send + Sync;
 
 impl ShaperLayer {
-    /// A layer whose services all wait in `shaper`'s line.
+    /// A layer with services that all wait in `shaper`'s queue.
     #[must_use]
     pub fn new(shaper: Shaper) -> Self {
         let settings = Settings {

@@ -1,4 +1,4 @@
-//! The line in front of somebody else's service.
+//! The queue in front of another service.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,7 @@ use std::{
 use tokio::time::{Instant, Sleep};
 
 use super::{WaitRefused, feedback::Feedback};
-use crate::{Quota, QuotaError, gcra::Gcra};
+use crate::{Quota, QuotaError, Unit, gcra::Gcra};
 
 /// Lets requests through at the pace of its quotas, a bounded number at once. A cheap handle:
 /// clones share one line.
@@ -23,12 +23,29 @@ pub struct Shaper {
 
 struct Inner {
     epoch: Instant,
-    quotas: Box<[Gcra]>,
+    quotas: Box<[Kept]>,
     concurrency: usize,
     max_queue: usize,
     max_wait: Duration,
     max_pause: Duration,
     line: Mutex<Line>,
+}
+
+/// A quota of upstream's.
+struct Kept {
+    gcra: Gcra,
+    /// Whether a request costs it one cell, whatever it costs the others.
+    counts_requests: bool,
+}
+
+impl Kept {
+    fn cost(&self, requests: u64, cells: u64) -> u64 {
+        if self.counts_requests {
+            requests
+        } else {
+            cells
+        }
+    }
 }
 
 /// Everything that changes. Times are nanoseconds since the epoch.
@@ -38,13 +55,14 @@ struct Line {
     tats: Vec<u64>,
     inflight: usize,
     waiting: VecDeque<Waiting>,
-    /// The cells that those waiting will be charged.
+    /// The cells that the waiting requests will be charged.
     queued_cells: u64,
     next_ticket: u64,
     /// Upstream wants nothing before this.
     paused_until: u64,
-    /// Upstream wants at most so many before then.
-    allowance: Option<Allowance>,
+    /// Upstream wants at most this many requests, and cells, before then.
+    requests: Option<Allowance>,
+    cells: Option<Allowance>,
 }
 
 struct Waiting {
@@ -77,19 +95,19 @@ impl Shaper {
         self.lock().inflight
     }
 
-    /// How many requests wait for their turn.
+    /// How many requests wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.lock().waiting.len()
     }
 
-    /// How much longer upstream wants to be left alone; zero when it does not mind.
+    /// How much longer upstream wants no requests; zero if it takes them.
     #[must_use]
     pub fn paused_for(&self) -> Duration {
         Duration::from_nanos(self.lock().paused_until.saturating_sub(self.now()))
     }
 
-    /// Lets nobody through for `wait`, at most [`max_pause`](ShaperBuilder::max_pause). What
+    /// Lets no request through for `wait`, at most [`max_pause`](ShaperBuilder::max_pause). What
     /// follows is paced: a burst right after a pause is what upstream has just asked not to get.
     pub fn pause(&self, wait: Duration) {
         let now = self.now();
@@ -97,39 +115,106 @@ impl Shaper {
         let mut line = self.lock();
         if until > line.paused_until {
             line.paused_until = until;
-            for (gcra, tat) in self.inner.quotas.iter().zip(&mut line.tats) {
-                *tat = gcra.leave_one_at(*tat, until);
+            for (quota, tat) in self.inner.quotas.iter().zip(&mut line.tats) {
+                // A burst of other units may be what a single request needs.
+                if quota.counts_requests || self.inner.quotas.iter().all(|q| !q.counts_requests) {
+                    *tat = quota.gcra.leave_one_at(*tat, until);
+                }
             }
             line.wake_first();
         }
     }
 
     /// Lets at most `requests` through in the time `within`, beyond those under way.
-    pub(super) fn allow(&self, requests: u64, within: Duration) {
-        let until = self
-            .now()
-            .saturating_add(nanos(within.min(self.inner.max_pause)));
+    pub fn allow(&self, requests: u64, within: Duration) {
         let mut line = self.lock();
         // The one that brought the news is not under way any more for upstream; the others may or
         // may not be in its count. Assuming that they are not is the safe way to be wrong.
         let others = line.inflight.saturating_sub(1) as u64;
-        line.allowance = Some(Allowance {
-            remaining: requests.saturating_sub(others),
-            until,
-        });
+        line.requests = Some(self.allowance(requests.saturating_sub(others), within));
         line.wake_first();
+    }
+
+    /// Lets requests through that cost at most `cells` in all in the time `within`.
+    pub fn allow_cells(&self, cells: u64, within: Duration) {
+        let mut line = self.lock();
+        line.cells = Some(self.allowance(cells, within));
+        line.wake_first();
+    }
+
+    fn allowance(&self, remaining: u64, within: Duration) -> Allowance {
+        let within = nanos(within.min(self.inner.max_pause));
+        Allowance {
+            remaining,
+            until: self.now().saturating_add(within),
+        }
     }
 
     pub(super) fn heed(&self, feedback: Feedback) {
         if let Some(wait) = feedback.pause {
             self.pause(wait);
         }
-        if let Some((requests, within)) = feedback.allowance {
+        if let Some((requests, within)) = feedback.requests {
             self.allow(requests, within);
+        }
+        if let Some((cells, within)) = feedback.cells
+            && self.inner.quotas.iter().any(|quota| !quota.counts_requests)
+        {
+            self.allow_cells(cells, within);
         }
     }
 
-    /// Joins the line for `cells`, unless the wait would be too long.
+    /// Waits until a request that costs `cells` may be sent. Dropping the [`Permit`] says that it is
+    /// not under way any more.
+    ///
+    /// # Errors
+    ///
+    /// Fails at once if the wait would be longer than [`max_wait`](ShaperBuilder::max_wait), if the
+    /// queue is full, or if `cells` is more than a burst; and later if upstream makes the wait too
+    /// long.
+    ///
+    /// # Cancel safety
+    ///
+    /// A request that is dropped while it waits has cost nothing, and the queue moves up.
+    ///
+    /// ```
+    /// use rate_limit::{MINUTE, Quota, Unit, shaper::Shaper};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let shaper = Shaper::builder()
+    ///     .quota(Quota::count(50).per(MINUTE))
+    ///     .quota(Quota::count(10_000).per(MINUTE).unit(Unit::Custom("tokens")))
+    ///     .concurrency(10)
+    ///     .build()?;
+    /// let permit = shaper.acquire(800).await?;
+    /// // ... the reply says what it has used ...
+    /// permit.settle(350);
+    /// # Ok(()) }
+    /// ```
+    pub async fn acquire(&self, cells: u64) -> Result<Permit, WaitRefused> {
+        self.acquire_within(cells, self.inner.max_wait).await
+    }
+
+    /// As [`acquire`](Self::acquire), for a request that may wait at most `patience`.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_within(
+        &self,
+        cells: u64,
+        patience: Duration,
+    ) -> Result<Permit, WaitRefused> {
+        let mut ticket = self.join(cells, Some(patience))?;
+        let mut sleep = std::pin::pin!(ticket.sleep());
+        std::future::poll_fn(|cx| ticket.poll_turn(sleep.as_mut(), cx)).await
+    }
+
+    /// Joins the queue for `cells`, unless the wait would be too long.
     pub(super) fn join(
         &self,
         cells: u64,
@@ -139,7 +224,8 @@ impl Shaper {
         let now = self.now();
         let patience = patience.map_or(inner.max_wait, |own| own.min(inner.max_wait));
         let mut line = self.lock();
-        if inner.quotas.iter().any(|gcra| cells > gcra.burst()) {
+        let too_large = |quota: &Kept| quota.cost(1, cells) > quota.gcra.burst();
+        if inner.quotas.iter().any(too_large) {
             return Err(WaitRefused::TooLarge);
         }
         let expected = line.expected_wait(inner, now, cells);
@@ -190,33 +276,35 @@ impl Shaper {
 }
 
 impl Line {
-    /// How long until the first in line, with `cells`, conforms to all that limits it but
-    /// concurrency.
-    fn wait_of_first(&self, inner: &Inner, now: u64, cells: u64) -> u64 {
+    /// How long until `requests` that cost `cells` in all conform to everything that limits them
+    /// except concurrency: how long requests take is unknown.
+    fn wait(&self, inner: &Inner, now: u64, requests: u64, cells: u64) -> u64 {
         let quotas = inner.quotas.iter().zip(&self.tats);
-        let quotas = quotas
-            .map(|(gcra, &tat)| gcra.wait_for(tat, now, cells))
-            .max()
-            .unwrap_or(0);
-        let allowance = match self.allowance {
-            Some(Allowance { remaining, until }) if remaining < cells => until.saturating_sub(now),
+        let quotas = quotas.map(|(quota, &tat)| {
+            let cost = quota.cost(requests, cells);
+            quota.gcra.wait_for(tat, now, cost)
+        });
+        let until = |allowance: Option<Allowance>, cost| match allowance {
+            Some(Allowance { remaining, until }) if remaining < cost => until.saturating_sub(now),
             _ => 0,
         };
+        let requests = if inner.counts_requests() {
+            requests
+        } else {
+            cells
+        };
         quotas
+            .max()
+            .unwrap_or(0)
             .max(self.paused_until.saturating_sub(now))
-            .max(allowance)
+            .max(until(self.requests, requests))
+            .max(until(self.cells, cells))
     }
 
-    /// How long one who joins the line now will wait for the quotas. Waiting for others to finish
-    /// comes on top, and nobody knows how long they take.
+    /// How long a request that joins the queue now will wait.
     fn expected_wait(&self, inner: &Inner, now: u64, cells: u64) -> u64 {
         let cells = self.queued_cells.saturating_add(cells);
-        let quotas = inner.quotas.iter().zip(&self.tats);
-        let quotas = quotas
-            .map(|(gcra, &tat)| gcra.wait_for(tat, now, cells))
-            .max()
-            .unwrap_or(0);
-        quotas.max(self.paused_until.saturating_sub(now))
+        self.wait(inner, now, self.waiting.len() as u64 + 1, cells)
     }
 
     fn position(&self, ticket: u64) -> Option<usize> {
@@ -243,7 +331,14 @@ impl Line {
     }
 }
 
-/// A place in the line. Dropping it gives it up.
+impl Inner {
+    /// Whether requests and what they cost are counted apart.
+    fn counts_requests(&self) -> bool {
+        self.quotas.iter().any(|quota| quota.counts_requests)
+    }
+}
+
+/// A place in the queue. Dropping it gives it up.
 pub(super) struct Ticket {
     shaper: Shaper,
     ticket: u64,
@@ -262,7 +357,7 @@ impl Ticket {
         &mut self,
         mut sleep: Pin<&mut Sleep>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Turn, WaitRefused>> {
+    ) -> Poll<Result<Permit, WaitRefused>> {
         let shaper = self.shaper.clone();
         let inner = &*shaper.inner;
         loop {
@@ -274,29 +369,37 @@ impl Ticket {
                     return Poll::Ready(Err(WaitRefused::QueueFull));
                 };
                 let first = position == 0;
-                if line
-                    .allowance
-                    .is_some_and(|allowance| allowance.until <= now)
-                {
-                    line.allowance = None;
-                }
-                let wait = line.wait_of_first(inner, now, self.cells);
+                let lasts = |allowance: &Allowance| allowance.until > now;
+                line.requests = line.requests.filter(lasts);
+                line.cells = line.cells.filter(lasts);
+                let wait = line.wait(inner, now, 1, self.cells);
                 let free = line.inflight < inner.concurrency;
                 if first && free && wait == 0 {
-                    for (gcra, tat) in inner.quotas.iter().zip(&mut line.tats) {
-                        *tat = gcra.charge_anyway(*tat, now, self.cells);
+                    for (quota, tat) in inner.quotas.iter().zip(&mut line.tats) {
+                        let cost = quota.cost(1, self.cells);
+                        *tat = quota.gcra.charge_anyway(*tat, now, cost);
                     }
-                    if let Some(allowance) = &mut line.allowance {
+                    let requests = if inner.counts_requests() {
+                        1
+                    } else {
+                        self.cells
+                    };
+                    if let Some(allowance) = &mut line.requests {
+                        allowance.remaining = allowance.remaining.saturating_sub(requests);
+                    }
+                    if let Some(allowance) = &mut line.cells {
                         allowance.remaining = allowance.remaining.saturating_sub(self.cells);
                     }
                     line.inflight += 1;
                     self.waiting = false;
                     line.leave(0);
-                    return Poll::Ready(Ok(Turn {
+                    return Poll::Ready(Ok(Permit {
                         shaper: shaper.clone(),
+                        cells: self.cells,
                     }));
                 }
-                if now >= self.deadline {
+                // It waits no longer for what it cannot get in time, as upstream may have made it.
+                if now >= self.deadline || now.saturating_add(wait) > self.deadline {
                     self.waiting = false;
                     line.leave(position);
                     let expected = Duration::from_nanos(wait);
@@ -310,7 +413,7 @@ impl Ticket {
                 {
                     waiting.waker = Some(cx.waker().clone());
                 }
-                // Without a free place, whoever leaves one wakes the first.
+                // Without a free place, the permit that frees one wakes the first.
                 let turn = if first && free {
                     now.saturating_add(wait)
                 } else {
@@ -337,18 +440,49 @@ impl Drop for Ticket {
     }
 }
 
-/// The right to be under way; the place is free again when it is dropped.
-pub(super) struct Turn {
+/// The right of one request to be under way, made by [`Shaper::acquire`]. Dropping it lets the next
+/// one through.
+#[must_use = "dropping a permit says that the request is over"]
+pub struct Permit {
     shaper: Shaper,
+    cells: u64,
 }
 
-impl Turn {
-    pub(super) fn shaper(&self) -> &Shaper {
+impl Permit {
+    /// Charges or gives back the difference to what the request has `actually` cost. Quotas of
+    /// requests are not concerned.
+    pub fn settle(&self, actual: u64) {
+        let now = self.shaper.now();
+        let mut line = self.shaper.lock();
+        for (quota, tat) in self.shaper.inner.quotas.iter().zip(&mut line.tats) {
+            if quota.counts_requests {
+                continue;
+            }
+            *tat = if actual > self.cells {
+                quota.gcra.charge_anyway(*tat, now, actual - self.cells)
+            } else {
+                quota.gcra.refund(*tat, now, self.cells - actual)
+            };
+        }
+        line.wake_first();
+    }
+
+    /// The shaper.
+    #[must_use]
+    pub fn shaper(&self) -> &Shaper {
         &self.shaper
     }
 }
 
-impl Drop for Turn {
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("cells", &self.cells)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut line = self.shaper.lock();
         line.inflight -= 1;
@@ -369,6 +503,9 @@ pub struct ShaperBuilder {
 
 impl ShaperBuilder {
     /// Adds a quota that upstream grants. All of them are kept.
+    ///
+    /// With quotas of several [units](Quota::unit), those of requests are charged one cell for each
+    /// request, and the others what the request costs: 50 requests and 10 000 tokens a minute.
     pub fn quota(mut self, quota: Quota) -> Self {
         self.quotas.push(quota);
         self
@@ -411,8 +548,8 @@ impl ShaperBuilder {
     ///
     /// # Errors
     ///
-    /// Fails when a quota means nothing or cannot be kept, when concurrency is zero, and when
-    /// there is nothing to keep: neither a quota nor a concurrency.
+    /// Fails if a quota means nothing or cannot be kept, if concurrency is zero, or if there is
+    /// nothing to keep: neither a quota nor a concurrency.
     pub fn build(self) -> Result<Shaper, ShaperError> {
         let Self {
             quotas,
@@ -427,10 +564,17 @@ impl ShaperBuilder {
         if quotas.is_empty() && concurrency.is_none() {
             return Err(ShaperError::Unlimited);
         }
-        let quotas = quotas
+        let is_mixed = quotas
             .iter()
-            .map(Gcra::new)
-            .collect::<Result<Box<[_]>, _>>()?;
+            .any(|quota| quota.cell_unit() != Unit::Requests);
+        let keep = |quota: &Quota| {
+            Ok(Kept {
+                gcra: Gcra::new(quota)?,
+                counts_requests: is_mixed && quota.cell_unit() == Unit::Requests,
+            })
+        };
+        let quotas = quotas.iter().map(keep);
+        let quotas = quotas.collect::<Result<Box<[_]>, QuotaError>>()?;
         let line = Line {
             tats: vec![0; quotas.len()],
             ..Line::default()
@@ -492,7 +636,8 @@ impl fmt::Debug for Shaper {
         f.debug_struct("Shaper")
             .field("inflight", &line.inflight)
             .field("waiting", &line.waiting.len())
-            .field("allowance", &line.allowance)
+            .field("requests", &line.requests)
+            .field("cells", &line.cells)
             .finish_non_exhaustive()
     }
 }
@@ -505,5 +650,5 @@ const DEFAULT_MAX_QUEUE: usize = 1_000;
 const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_PAUSE: Duration = Duration::from_secs(600);
 
-/// Longer than anybody waits, and no timer overflows.
+/// Longer than any request waits, and no timer overflows.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);

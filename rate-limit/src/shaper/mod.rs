@@ -1,8 +1,8 @@
-//! The client's side: staying within somebody else's limits.
+//! The client's side: staying within the limits of another service.
 //!
-//! An API that allows "50 requests a minute and 10 at once" answers 429 to more, and some ban
+//! An API that allows "50 requests a minute and 10 at once" refuses more with 429, and some ban
 //! clients that keep trying. [`ShaperLayer`] goes around the client that calls it and lets
-//! requests wait for their turn: first come, first served, in a line of bounded length.
+//! requests wait: first come, first served, in a queue of bounded length.
 //!
 //! ```
 //! use rate_limit::{MINUTE, Quota, shaper::{Shaper, ShaperLayer}};
@@ -16,14 +16,19 @@
 //! # Ok::<(), rate_limit::shaper::ShaperError>(())
 //! ```
 //!
-//! * Whoever would have to wait longer than [`max_wait`](ShaperBuilder::max_wait) or than its own
-//!   deadline is refused when it arrives, not when it has waited for nothing.
+//! Without Tower, or for requests that are not HTTP, [`Shaper::acquire`] is all there is to it: it
+//! waits, and the [`Permit`] it returns is dropped when the request is over.
+//!
+//! * A request that would have to wait longer than [`max_wait`](ShaperBuilder::max_wait) or than
+//!   its own deadline is refused when it arrives, not when it has waited for nothing.
 //! * A request is charged when its turn comes. One that is dropped while it waits has cost
-//!   nothing, and the line moves up.
-//! * The shaper listens: `retry-after` and `ratelimit` (of 429, 503 and, for the latter, of every
-//!   response), `grpc-retry-pushback-ms`, and whatever
-//!   [`feedback`](ShaperLayer::feedback) makes of a vendor's own headers. It slows down below its
-//!   quotas when told to, and never goes above them.
+//!   nothing, and the queue moves up.
+//! * The shaper listens: `retry-after`, `retry-after-ms` and `grpc-retry-pushback-ms` of refusals;
+//!   of every response `ratelimit` (requests only: what other units mean is in `ratelimit-policy`),
+//!   `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` and
+//!   `anthropic-ratelimit-{requests,tokens}-{remaining,reset}`; and whatever
+//!   [`feedback`](ShaperLayer::feedback) makes of other headers. It slows down below its quotas
+//!   on request, and never goes above them.
 //!
 //! The server measures when requests arrive, not when they leave. Where the network delays some
 //! of them more than others, a client at the very limit of its quota will be over it now and
@@ -32,6 +37,7 @@
 mod body;
 mod feedback;
 mod future;
+mod heed;
 mod layer;
 mod line;
 mod service;
@@ -40,6 +46,6 @@ pub use self::{
     body::ShapedBody,
     future::ShapedFuture,
     layer::ShaperLayer,
-    line::{Shaper, ShaperBuilder, ShaperError},
+    line::{Permit, Shaper, ShaperBuilder, ShaperError},
     service::{Shaped, ShapedError, WaitRefused},
 };

@@ -98,7 +98,7 @@ impl Reference for Tick {
     }
 }
 
-/// A clock that shows the time it was told last in this thread.
+/// A clock that shows the time that was last set in this thread.
 ///
 /// One reading serves a whole decision, so it is taken outside and told to governor. governor
 /// counts from whatever its clock reads while a limiter is built: told zero then, every governor

@@ -10,11 +10,16 @@ use super::{
     outage::OnOutage,
     script::{self, Action, Reply, Term},
 };
+#[path = "../../../tests/support/reference.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+mod reference;
+
+use self::reference::{Reference, Refusal};
 use crate::{LimitError, Limiter, ManualClock, Policy, Quota, gcra::Excess};
 
-const VECTORS: &str = include_str!("../../tests/vectors.txt");
+const VECTORS: &str = include_str!("../../../tests/vectors.txt");
 
-/// The account script by a clock that is told the time, as second and microsecond.
+/// The account script with a clock that is an argument, as second and microsecond.
 fn script_by_told_time() -> String {
     let clock = "local time = redis.call('TIME')";
     assert_eq!(script::ACCOUNT.matches(clock).count(), 1);
@@ -159,12 +164,10 @@ fn say(said: &mut String, at: u64, what: &str, cells: u64, deed: &str) {
 
 async fn on_redis(vector: &Vector, redis: &mut MultiplexedConnection, digest: &str) -> String {
     let mut terms: Vec<Term> = Vec::new();
-    let mut version = 0;
     let mut said = String::new();
     for step in &vector.steps {
         let (at, what, cells) = match step {
             Step::Policies(new) => {
-                version += 1;
                 terms = new
                     .iter()
                     .zip(0..)
@@ -188,7 +191,7 @@ async fn on_redis(vector: &Vector, redis: &mut MultiplexedConnection, digest: &s
             "golden",
             crate::key::Seed::Fleet(1, 2).hash_one(&vector.name),
         );
-        let command = script::command(digest, &key, version, action, &terms);
+        let command = script::command(digest, &key, action, &terms);
         let now = 1_700_000_000_000_000 + at;
         let reply = call(redis, command, now, terms.len()).await;
         let left = |level: &Level, owed| level.remaining(owed);
@@ -229,6 +232,8 @@ fn term(quota: &Quota, id: u32) -> Term {
         id,
         level: Level::new(quota).unwrap(),
         burst: quota.burst_size(),
+        leasable: 0,
+        reserved: 0,
         cells: 0,
         shadow: false,
         on_outage: OnOutage::default(),
@@ -291,7 +296,7 @@ async fn every_kind_of_server_decides_every_vector_as_written() {
     );
 }
 
-/// Runs a command by a told clock.
+/// Runs a command at a given time.
 async fn call(
     redis: &mut MultiplexedConnection,
     command: redis::Cmd,
@@ -369,7 +374,7 @@ async fn the_model_of_the_script_is_the_script() {
                     _ => cells,
                 };
             }
-            let command = script::command(&digest, &key, 0, action, &terms);
+            let command = script::command(&digest, &key, action, &terms);
             let reply = call(&mut redis, command, now, terms.len()).await;
             assert_eq!(
                 reply,
@@ -379,3 +384,136 @@ async fn the_model_of_the_script_is_the_script() {
         }
     }
 }
+
+/// One thing that is done to a key by one or two policies, with quotas by number.
+#[derive(Clone, Copy, Debug)]
+struct Deed {
+    after_us: u64,
+    quotas: (usize, Option<usize>),
+    action: Action,
+    cells: u64,
+}
+
+/// Whatever quotas a key comes under and whatever is done to it, the script admits nothing that
+/// exact arithmetic refuses, and refuses nothing for longer: the reference is that of one process.
+#[tokio::test]
+async fn no_history_on_redis_admits_more_or_refuses_longer_than_exact_arithmetic() {
+    use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+
+    let server = Redis::start().await.unwrap();
+    let client = Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut load = redis::cmd("SCRIPT");
+    // The server's own clock runs on, and must not let anything expire.
+    let expiry = ", 'PX', string.format('%.0f', life + 1)";
+    let script = script_by_told_time();
+    assert_eq!(script.matches(expiry).count(), 1);
+    load.arg("LOAD").arg(script.replace(expiry, ""));
+    let digest: String = load.query_async(&mut redis).await.unwrap();
+
+    // Of three quotas for each case, so that histories stay exact.
+    let number = 0..3usize;
+    let deed = (
+        prop_oneof![3 => Just(0u64), 3 => 0u64..2_000_000, 1 => 0u64..200_000_000_000],
+        (number.clone(), proptest::option::of(number)),
+        prop_oneof![
+            6 => Just(Action::Take { n: 1, least: 1 }),
+            1 => Just(Action::Charge),
+            1 => Just(Action::Refund),
+            2 => Just(Action::Peek),
+        ],
+        prop_oneof![4 => Just(1u64), 2 => 0u64..2_000, 1 => 0u64..12_000_000],
+    );
+    let deed = deed.prop_map(|(after_us, quotas, action, cells)| Deed {
+        after_us,
+        quotas,
+        action,
+        cells,
+    });
+    let history = proptest::collection::vec(deed, 10..80);
+    let mut runner = TestRunner::deterministic();
+    let cases = if cfg!(debug_assertions) { 150 } else { 5_000 };
+    for case in 0..cases {
+        let deeds = history.new_tree(&mut runner).unwrap().current();
+        let key = script::key("exact", case);
+        let mut keys = [Reference::with_tick(1_000), Reference::with_tick(1_000)];
+        let mut now = 1_700_000_000_000_000;
+        for deed in deeds {
+            now += deed.after_us;
+            keys.iter_mut().for_each(|key| key.advance(now * 1_000));
+            // Where less than a tick is left, it is not exact.
+            if keys.iter().any(Reference::is_on_the_brink) {
+                break;
+            }
+            let pick =
+                |n: usize| QUOTAS[(case as usize + n * (1 + case as usize / 9)) % QUOTAS.len()];
+            let quotas = [Some(deed.quotas.0), deed.quotas.1].map(|n| n.map(pick));
+            let lines = || {
+                (0..)
+                    .zip(quotas)
+                    .filter_map(|(id, quota)| Some((id, quota?)))
+            };
+            let terms: Vec<_> = lines()
+                .map(|(id, quota)| Term {
+                    cells: deed.cells,
+                    ..term(&quota, id as u32)
+                })
+                .collect();
+            let command = script::command(&digest, &key, deed.action, &terms);
+            let reply = call(&mut redis, command, now, terms.len()).await;
+            let context = || format!("case {case}: {deed:?} gets {reply:?}, with {keys:?}");
+            match deed.action {
+                Action::Take { .. } if reply.granted == 1 => {
+                    for (id, quota) in lines() {
+                        let decided: &Reference = &keys[id];
+                        assert_eq!(decided.decide(&quota, deed.cells), None, "{}", context());
+                    }
+                    lines().for_each(|(id, quota)| keys[id].charge(&quota, deed.cells));
+                }
+                Action::Take { .. } => {
+                    let mut refused = false;
+                    for ((id, quota), (term, level)) in lines().zip(terms.iter().zip(reply.levels))
+                    {
+                        let most = keys[id].decide_cautiously(&quota, deed.cells);
+                        let within = match (term.level.excess(level, deed.cells), most) {
+                            (None, _) | (Some(Excess::Never), Some(Refusal::Never)) => true,
+                            (Some(Excess::Wait(wait)), Some(Refusal::Wait(most))) => wait <= most,
+                            _ => false,
+                        };
+                        assert!(within, "at most {most:?}: {}", context());
+                        refused |= most.is_some();
+                    }
+                    assert!(refused, "{}", context());
+                    if deed.cells > 0 {
+                        lines().for_each(|(id, quota)| keys[id].open(&quota));
+                    }
+                }
+                Action::Charge => {
+                    lines().for_each(|(id, quota)| keys[id].charge(&quota, deed.cells));
+                }
+                Action::Refund => lines().for_each(|(id, _)| keys[id].refund(deed.cells)),
+                _ => {
+                    for ((id, quota), (term, level)) in lines().zip(terms.iter().zip(reply.levels))
+                    {
+                        let (most, least) = keys[id].left(&quota);
+                        let left = term.level.remaining(level);
+                        assert!((least..=most).contains(&left), "{}", context());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// In whole microseconds a cell and not.
+const QUOTAS: [Quota; 9] = [
+    Quota::count(5).per(crate::HOUR),
+    Quota::count(10).per(crate::SECOND).burst(3),
+    Quota::count(60).per(crate::MINUTE),
+    Quota::count(6_000).per(crate::MINUTE),
+    Quota::count(1_000).per(crate::DAY),
+    Quota::count(1_000_000).per(crate::SECOND),
+    Quota::count(1 << 20).per(crate::SECOND),
+    Quota::count(7_000_000).per(crate::MINUTE),
+    Quota::count(300_000).per(crate::SECOND).burst(100),
+];

@@ -1,4 +1,4 @@
-//! What a step of the server's clock does to quotas: a real server, and the shipped script but for
+//! What a step of the server's clock does to quotas: a real server, and the shipped script with
 //! an offset that is added to the time it reads. (libfaketime, which would step the clock of the
 //! whole process, does not survive the allocator that Redis is built with.)
 
@@ -58,7 +58,7 @@ async fn refusals_after_a_long_step_back_do_not_last_as_long_as_the_step() {
     let first = limiter(&redis, quota);
     assert!(first.check_n("alice", 100).await.is_ok());
     step(&redis, "-3600").await;
-    // A node that knows nothing asks at once, is refused, and asks again when it was told to.
+    // A node that knows nothing asks at once, is refused, and asks again after the wait.
     let second = limiter(&redis, quota);
     let mut refusals = 0;
     while let Err(limited) = second.check("alice").await {

@@ -82,7 +82,7 @@ impl Model {
     }
 }
 
-/// One who notes what it is told.
+/// A waiter that counts its admissions.
 #[derive(Clone, Debug)]
 struct Note(Rc<RefCell<u64>>);
 
@@ -98,9 +98,9 @@ impl Tell for Note {
 /// What happens next to a node, and after how many microseconds.
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    /// So many requests arrive.
+    /// Requests arrive.
     Requests(u8),
-    /// So many requests have waited for Redis in vain.
+    /// Requests have waited for Redis in vain.
     Overdue(u8),
     /// Its lease is given back.
     GiveUp,
@@ -145,7 +145,8 @@ struct Admission {
 }
 
 impl Fleet {
-    fn new(quota: Quota, nodes: usize, most: u64, strict: bool) -> Self {
+    /// Nodes with as many accounts of the key each as there are plans that have the policy.
+    fn new(quota: Quota, nodes: usize, plans: usize, most: u64, strict: bool) -> Self {
         let sizing = Sizing {
             most,
             planned: nodes as u64,
@@ -162,13 +163,17 @@ impl Fleet {
             id: 1,
             level,
             burst,
+            leasable: sizing.of_fleet(burst) / plans as u64,
+            reserved: sizing.of_fleet(burst),
             cells: 0,
             shadow: false,
             on_outage: OnOutage::default(),
         };
         let terms = std::sync::Arc::from([term]);
         Self {
-            nodes: (0..nodes).map(|_| (0, Account::new(&terms, 0))).collect(),
+            nodes: (0..nodes * plans)
+                .map(|_| (0, Account::new(&terms, 0)))
+                .collect(),
             terms,
             sizing,
             redis: Model::default(),
@@ -320,17 +325,18 @@ proptest! {
         count in 1u64..20_000,
         burst in 1u64..500,
         nodes in 1usize..6,
+        plans in 1usize..4,
         most in prop_oneof![Just(0), Just(u64::MAX), 1u64..50],
         strict in any::<bool>(),
         jitter in 0.0f64..1.0,
-        events in proptest::collection::vec((0u64..30_000, 0usize..6, event(), 1u64..5_000), 1..150),
+        events in proptest::collection::vec((0u64..30_000, 0usize..18, event(), 1u64..5_000), 1..150),
     ) {
-        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), nodes, most, strict);
+        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), nodes, plans, most, strict);
         let mut now = 1_000_000;
         for (gap, node, event, delay) in events {
             now += gap;
             fleet.arrive(now, jitter, delay);
-            fleet.happen(now, node % nodes, event, delay);
+            fleet.happen(now, node % (nodes * plans), event, delay);
         }
         fleet.arrive(u64::MAX, jitter, 1);
 
@@ -361,7 +367,7 @@ proptest! {
     }
 
     /// What is admitted because Redis was slow is not forgotten, however often it is: a node pays
-    /// all of it back, so that in the end the quota is kept as if Redis had always answered.
+    /// all of it back, so that in the end the quota is kept as if Redis had always replied.
     #[test]
     fn what_is_admitted_without_redis_is_charged_in_full(
         count in 1u64..20_000,
@@ -371,7 +377,7 @@ proptest! {
             (0u64..30_000, 1u8..40, any::<bool>(), 1u64..5_000), 1..150
         ),
     ) {
-        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), 1, most, false);
+        let mut fleet = Fleet::new(Quota::count(count).per(SECOND).burst(burst), 1, 1, most, false);
         let mut now = 1_000_000;
         for (gap, requests, overdue, delay) in events {
             now += gap;
@@ -406,7 +412,7 @@ proptest! {
         requests in proptest::collection::vec((0u64..20_000, 0usize..6, 1u8..20), 1..200),
     ) {
         let quota = Quota::count(count).per(SECOND).burst(burst);
-        let mut fleet = Fleet::new(quota, nodes, 0, false);
+        let mut fleet = Fleet::new(quota, nodes, 1, 0, false);
         let on_outage = OnOutage::LocalShare { percent };
         fleet.terms = std::sync::Arc::from([Term { on_outage, ..fleet.terms[0] }]);
         let level = fleet.terms[0].level;

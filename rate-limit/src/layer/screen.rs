@@ -1,0 +1,384 @@
+//! What both kinds of layer do before the charge and after the decision.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
+use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
+use tower_service::Service;
+
+use super::{
+    RateLimitFuture,
+    future::{Extras, Finish, Refund, Refunds},
+};
+use crate::{
+    AnyLimiter, Inflight, MAX_POLICIES, Mode, Quota,
+    answer::{Answer, Limited, OverQuota, QuotaHeaders, Reason, Refused, Stamp, is_grpc},
+    caller::Caller,
+    key::{Key, Lists, MissingKey, RequestHead},
+    metrics::Outcome,
+    plans::{Plan, fingerprint},
+    policy::ResponseHead,
+    receipt::{Receipt, Settle},
+    rules::{Charge, Ruleset, Ruling},
+};
+
+/// Everything about a layer except its answer.
+#[derive(Clone)]
+pub(super) struct Settings<L> {
+    pub(super) limiter: L,
+    pub(super) key: Key,
+    pub(super) missing_key: MissingKey,
+    pub(super) bypass: Option<Arc<Predicate>>,
+    pub(super) shadow: bool,
+    pub(super) plan: Option<Arc<PlanFn>>,
+    pub(super) own_quota: Option<Arc<QuotaFn>>,
+    pub(super) headers: Option<QuotaHeaders>,
+    pub(super) lists: Option<Arc<ArcSwap<Lists>>>,
+    pub(super) refunds: bool,
+    pub(super) refund_if: Option<Arc<RefundFn>>,
+    pub(super) tells_caller: bool,
+    pub(super) explains: bool,
+}
+
+/// Calls the second argument with the name of a request's plan, and returns its number.
+type PlanFn = dyn Fn(&RequestHead<'_>, &dyn Fn(Option<&str>) -> usize) -> usize + Send + Sync;
+type QuotaFn = dyn Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync;
+type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
+type RefundFn = dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync;
+
+/// How a request is to be decided.
+pub(super) struct Screened {
+    pub(super) key: u64,
+    pub(super) inflight: Option<Inflight>,
+    /// Whether its response gets quota headers.
+    pub(super) stamps: bool,
+}
+
+/// Why a request is not charged.
+pub(super) enum Stop {
+    /// It passes uncharged.
+    Through,
+    /// It is refused uncharged.
+    Refused(Reason),
+}
+
+impl<L: AnyLimiter> Settings<L> {
+    /// The number of the plan that decides a request.
+    #[inline]
+    pub(super) fn plan_of(&self, head: &RequestHead<'_>) -> usize {
+        match &self.plan {
+            Some(plan) => plan(head, &|name| self.limiter.plan_named(name)),
+            None => self.limiter.plan_number(),
+        }
+    }
+
+    /// Whether requests over their quota are let through.
+    #[inline]
+    pub(super) fn is_shadow(&self) -> bool {
+        self.shadow || self.limiter.plans().mode() == Mode::Shadow
+    }
+
+    /// All that comes before the charge, and what to charge.
+    #[inline]
+    pub(super) fn screen(
+        &self,
+        head: &RequestHead<'_>,
+        plan: &Plan<L::Terms>,
+        charge: &mut Charge,
+    ) -> Result<Screened, Stop> {
+        let plans = self.limiter.plans();
+        let count = |outcome| plan.rules.meter().count(outcome);
+
+        if plans.mode() == Mode::Off || self.bypass.as_ref().is_some_and(|bypass| bypass(head)) {
+            count(Outcome::Bypassed);
+            return Err(Stop::Through);
+        }
+        let key = self.key.find(head, plans.seed());
+        if let Some(lists) = &self.lists {
+            let lists = lists.load();
+            if lists.deny.contains(&self.key, head, key) {
+                count(Outcome::Denied);
+                return Err(Stop::Refused(Reason::Denied));
+            }
+            if lists.allow.contains(&self.key, head, key) {
+                count(Outcome::Bypassed);
+                return Err(Stop::Through);
+            }
+        }
+        plans.watch().request(&self.key, head, key.unwrap_or(0));
+        let key = match key {
+            Some(key) => key,
+            None => {
+                count(Outcome::NoKey);
+                match self.missing_key {
+                    MissingKey::Share => plans.seed().hash_one(NO_KEY),
+                    MissingKey::Allow => return Err(Stop::Through),
+                    MissingKey::Deny => return Err(Stop::Refused(Reason::NoKey)),
+                }
+            }
+        };
+        let key = fingerprint(key);
+        let inflight = match plans.inflight_counts().map(|counts| counts.enter(key)) {
+            Some(None) => {
+                count(match self.is_shadow() {
+                    true => Outcome::Shadow,
+                    false => Outcome::Limited,
+                });
+                return Err(Stop::Refused(Reason::Inflight));
+            }
+            inflight => inflight.flatten(),
+        };
+        charge.price(&plan.rules, head);
+        if let Some(quota) = self.own_quota.as_ref().and_then(|own| own(head))
+            && let Some(own) = self.limiter.own(plan, &quota)
+        {
+            charge.put_own(own);
+        }
+        Ok(Screened {
+            key,
+            inflight,
+            stamps: self.headers.is_some() && !is_grpc(head.headers()),
+        })
+    }
+
+    /// Calls `inner` for an admitted request, or refuses in its place.
+    #[inline]
+    pub(super) fn conclude<S, A, ReqBody, ResBody>(
+        self: &Arc<Self>,
+        (inner, answer): (&mut S, &A),
+        mut request: Request<ReqBody>,
+        (plan, screened): (&PlanOf<'_, L>, Screened),
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        let rules = &plan.get().rules;
+        if !ruling.admits() {
+            return self.over_quota((inner, answer), request, (plan, screened), charge, ruling);
+        }
+        if self.tells_caller {
+            let caller = Caller::new(&self.limiter, plan.keep(), charge, ruling);
+            request.extensions_mut().insert(caller);
+        }
+        let extras = if rules.settles() || screened.inflight.is_some() || screened.stamps {
+            self.extras(plan, screened, charge, ruling)
+        } else {
+            None
+        };
+        let refund = self.refunds.then(|| Refund {
+            to: Arc::clone(self) as Arc<dyn Refunds>,
+            key: ruling.key,
+            cells: by_column(rules, charge, ruling),
+            always: self.refund_if.is_some(),
+        });
+        RateLimitFuture::admitted(inner.call(request), extras, refund)
+    }
+
+    /// Refuses in the place of `inner`, unless in shadow mode.
+    #[inline(never)]
+    fn over_quota<S, A, ReqBody, ResBody>(
+        &self,
+        (inner, answer): (&mut S, &A),
+        request: Request<ReqBody>,
+        (plan, screened): (&PlanOf<'_, L>, Screened),
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        if self.is_shadow() {
+            let extras = self.extras(plan, screened, charge, ruling);
+            return RateLimitFuture::admitted(inner.call(request), extras, None);
+        }
+        let stamp = self.stamp(plan, &screened, charge, ruling);
+        let Plan {
+            rules, rendered, ..
+        } = plan.get();
+        let limited = Limited::quota(OverQuota {
+            rules,
+            rendered,
+            charge,
+            ruling,
+        });
+        self.refuse((inner, answer), request, &limited, stamp.as_ref())
+    }
+
+    fn stamp(
+        &self,
+        plan: &PlanOf<'_, L>,
+        screened: &Screened,
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> Option<Stamp> {
+        let headers = self.headers.as_ref().filter(|_| screened.stamps)?;
+        let Plan {
+            rules, rendered, ..
+        } = plan.get();
+        let seed = self.limiter.plans().seed();
+        Some(headers.render(seed, (rules, rendered), ruling, charge))
+    }
+
+    /// What a request takes along, if anything.
+    #[inline(never)]
+    fn extras(
+        &self,
+        plan: &PlanOf<'_, L>,
+        screened: Screened,
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> Option<Box<dyn Finish>> {
+        let stamp = self.stamp(plan, &screened, charge, ruling);
+        let receipt = (ruling.admits() && plan.get().rules.settles()).then(|| {
+            let charge = charge.waive(ruling.shadowed);
+            let plan = plan.keep();
+            Receipt::new(&self.limiter, plan, ruling.key, charge, Settle::ByResponse)
+        });
+        if stamp.is_none() && screened.inflight.is_none() && receipt.is_none() {
+            return None;
+        }
+        let headers = self.headers.as_ref();
+        Some(Box::new(Extras {
+            receipt,
+            inflight: screened.inflight,
+            stamp,
+            stamp_redirects: headers.is_some_and(|headers| headers.also_on_redirects()),
+        }))
+    }
+
+    /// Refuses in the place of `inner`, unless in shadow mode.
+    pub(super) fn refuse<S, A, ReqBody, ResBody>(
+        &self,
+        (inner, answer): (&mut S, &A),
+        request: Request<ReqBody>,
+        limited: &Limited<'_>,
+        stamp: Option<&Stamp>,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        if self.is_shadow() {
+            return RateLimitFuture::admitted(inner.call(request), None, None);
+        }
+        let (mut head, _) = request.into_parts();
+        let mut extensions = std::mem::take(&mut head.extensions);
+        let mut response = answer.answer(limited, head);
+        if let Some(stamp) = stamp {
+            stamp_refusal(&mut response, stamp);
+        }
+        // The table of the request's extensions is there already, so the marker costs nothing.
+        extensions.clear();
+        extensions.insert(Refused);
+        if self.explains {
+            extensions.insert(limited.explain());
+        }
+        extensions.extend(std::mem::take(response.extensions_mut()));
+        *response.extensions_mut() = extensions;
+        RateLimitFuture::refused(response)
+    }
+}
+
+impl<L: AnyLimiter> Refunds for Settings<L> {
+    fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
+        self.limiter.refund_columns(key, cells);
+    }
+
+    fn is_refunded(&self, response: &ResponseHead<'_>) -> bool {
+        match &self.refund_if {
+            Some(refund_if) => refund_if(response),
+            None => was_not_served(response),
+        }
+    }
+}
+
+impl<L: fmt::Debug> fmt::Debug for Settings<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("limiter", &self.limiter)
+            .field("key", &self.key)
+            .field("missing_key", &self.missing_key)
+            .field("bypass", &self.bypass.is_some())
+            .field("shadow", &self.shadow)
+            .field("plan", &self.plan.is_some())
+            .field("quota_from", &self.own_quota.is_some())
+            .field("headers", &self.headers)
+            .field("lists", &self.lists)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A plan that is borrowed until it has to be kept.
+pub(super) enum PlanOf<'a, L: AnyLimiter> {
+    Current(&'a crate::plans::Current<'a, L::Terms>),
+    #[cfg(feature = "redis")]
+    Kept(Arc<Plan<L::Terms>>),
+}
+
+impl<L: AnyLimiter> PlanOf<'_, L> {
+    #[inline]
+    fn get(&self) -> &Plan<L::Terms> {
+        match self {
+            Self::Current(plan) => plan,
+            #[cfg(feature = "redis")]
+            Self::Kept(plan) => plan,
+        }
+    }
+
+    fn keep(&self) -> Arc<Plan<L::Terms>> {
+        match self {
+            Self::Current(plan) => plan.keep(),
+            #[cfg(feature = "redis")]
+            Self::Kept(plan) => Arc::clone(plan),
+        }
+    }
+}
+
+/// What was charged, by account rather than by policy.
+#[inline]
+fn by_column(rules: &Ruleset, charge: &Charge, ruling: &Ruling) -> [u32; MAX_POLICIES] {
+    let mut cells = [0; MAX_POLICIES];
+    for (index, rule) in rules.rules().iter().enumerate() {
+        if !ruling.shadowed.contains(index) {
+            cells[rule.column] = u32::try_from(charge.cells(index)).unwrap_or(u32::MAX);
+        }
+    }
+    cells
+}
+
+/// Whether a response says that the request was not served and when to come back: a 503 with
+/// `retry-after`, as load shedders send it, the same in gRPC, or a refusal by a limit further in.
+fn was_not_served(response: &ResponseHead<'_>) -> bool {
+    let headers = response.headers();
+    let status = response.status();
+    if response.extensions().get::<Refused>().is_some() {
+        return true;
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        return headers.contains_key(RETRY_AFTER);
+    }
+    let code = || headers.get("grpc-status").map(HeaderValue::as_bytes);
+    status == StatusCode::OK
+        && headers.contains_key("grpc-retry-pushback-ms")
+        && matches!(code(), Some(b"8" | b"14"))
+}
+
+fn stamp_refusal<B>(response: &mut Response<B>, stamp: &Stamp) {
+    let headers = response.headers_mut();
+    for (name, value) in &stamp.headers {
+        headers.append(name, value.clone());
+    }
+    let wait = headers
+        .get(RETRY_AFTER)
+        .and_then(|wait| wait.to_str().ok()?.parse::<u64>().ok());
+    if wait.is_some_and(|wait| wait < stamp.retry_after) {
+        headers.insert(RETRY_AFTER, HeaderValue::from(stamp.retry_after));
+    }
+}
+
+/// What requests without a key are charged to; a string no other key hashes like.
+const NO_KEY: &str = "requests without a key";

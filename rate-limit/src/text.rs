@@ -1,0 +1,233 @@
+//! Quotas and policies as text, for configuration files and environment variables.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use crate::{Quota, Unit};
+
+/// Reads what [`Quota`] displays, and shorter forms of it: `100 requests per 60s, burst 20`,
+/// `100 per minute`, `100/min burst 20`, `1048576 content-bytes / s`, `5 per 15 minutes`.
+///
+/// ```
+/// use rate_limit::{MINUTE, Quota};
+///
+/// let quota: Quota = "100 per minute, burst 20".parse()?;
+/// assert_eq!(quota, Quota::count(100).per(MINUTE).burst(20));
+/// assert_eq!(quota.to_string().parse(), Ok(quota));
+/// # Ok::<(), rate_limit::ParseQuotaError>(())
+/// ```
+///
+/// Whether the quota can be kept is checked when a limiter is built, or by [`Quota::validate`].
+impl FromStr for Quota {
+    type Err = ParseQuotaError;
+
+    fn from_str(text: &str) -> Result<Self, ParseQuotaError> {
+        let error = |expected| ParseQuotaError {
+            text: text.to_owned(),
+            expected,
+        };
+        // A slash is a word of its own; a comma is none.
+        let spaced = text.replace('/', " / ").replace(',', " ");
+        let mut words = spaced.split_ascii_whitespace().peekable();
+        let count = words.next().and_then(number);
+        let count = count.ok_or_else(|| error("a count, as in \"100 per minute\""))?;
+        let unit = match words.next_if(|word| !matches!(*word, "per" | "/")) {
+            None | Some("request" | "requests") => Unit::Requests,
+            Some("content-bytes" | "bytes") => Unit::ContentBytes,
+            Some(_) => return Err(error("\"requests\" or \"content-bytes\" after the count")),
+        };
+        if !matches!(words.next(), Some("per" | "/")) {
+            return Err(error("\"per\" or \"/\" before the period"));
+        }
+        let period = words.next().and_then(|first| {
+            let (digits, name) = first.split_at(
+                first
+                    .find(|c: char| !c.is_ascii_digit() && c != '.')
+                    .unwrap_or(first.len()),
+            );
+            let name = if name.is_empty() { words.next()? } else { name };
+            let times = if digits.is_empty() {
+                1.0
+            } else {
+                digits.parse::<f64>().ok()?
+            };
+            Duration::try_from_secs_f64(times * seconds(name)?).ok()
+        });
+        let period = period.ok_or_else(|| {
+            error("a period such as \"second\", \"60s\", \"15 minutes\", \"hour\" or \"day\"")
+        })?;
+        let quota = Self::count(count).per(period).unit(unit);
+        match (words.next(), words.next().and_then(number), words.next()) {
+            (None, ..) => Ok(quota),
+            (Some("burst"), Some(burst), None) => Ok(quota.burst(burst)),
+            _ => Err(error("nothing or \"burst\" and a number at the end")),
+        }
+    }
+}
+
+fn number(word: &str) -> Option<u64> {
+    let digits = word.replace('_', "");
+    digits.bytes().all(|b| b.is_ascii_digit()).then_some(())?;
+    digits.parse().ok()
+}
+
+fn seconds(name: &str) -> Option<f64> {
+    Some(match name {
+        "ns" => 1e-9,
+        "us" | "µs" => 1e-6,
+        "ms" | "millisecond" | "milliseconds" => 1e-3,
+        "s" | "sec" | "second" | "seconds" => 1.0,
+        "m" | "min" | "minute" | "minutes" => 60.0,
+        "h" | "hour" | "hours" => 3_600.0,
+        "d" | "day" | "days" => 86_400.0,
+        _ => return None,
+    })
+}
+
+/// Text that is not a [`Quota`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ParseQuotaError {
+    text: String,
+    expected: &'static str,
+}
+
+impl fmt::Display for ParseQuotaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "quota {:?}, expected {}", self.text, self.expected)
+    }
+}
+
+impl std::error::Error for ParseQuotaError {}
+
+#[cfg(feature = "serde")]
+mod with_serde {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use crate::{Policy, Quota};
+
+    /// As text, see the implementation of `FromStr`. One that cannot be kept is refused.
+    #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+    impl<'de> Deserialize<'de> for Quota {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+            let quota: Self = text.parse().map_err(D::Error::custom)?;
+            quota.validate().map_err(D::Error::custom)?;
+            Ok(quota)
+        }
+    }
+
+    /// As text.
+    #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+    impl Serialize for Quota {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(self)
+        }
+    }
+
+    /// From `name`, `quota` and `shadow`, which is `false` if it is missing.
+    #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+    impl<'de> Deserialize<'de> for Policy {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            #[derive(Deserialize)]
+            #[serde(deny_unknown_fields, rename = "Policy")]
+            struct Fields {
+                name: String,
+                quota: Quota,
+                #[serde(default)]
+                shadow: bool,
+            }
+            let Fields {
+                name,
+                quota,
+                shadow,
+            } = Fields::deserialize(deserializer)?;
+            crate::policy::check_name(&name).map_err(D::Error::custom)?;
+            Ok(Self::new(Arc::<str>::from(name), quota).shadow(shadow))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DAY, HOUR, MINUTE, SECOND};
+
+    #[test]
+    fn quotas_are_read_as_they_are_written() {
+        let read = |text: &str| text.parse::<Quota>().unwrap();
+        assert_eq!(read("100 per minute"), Quota::count(100).per(MINUTE));
+        assert_eq!(read("5/s"), Quota::count(5).per(SECOND));
+        assert_eq!(
+            read(" 1_000 / hour burst 50"),
+            Quota::count(1_000).per(HOUR).burst(50)
+        );
+        assert_eq!(
+            read("5 requests per 15 minutes"),
+            Quota::count(5).per(15 * MINUTE)
+        );
+        assert_eq!(read("3 per 1.5 days"), Quota::count(3).per(36 * HOUR));
+        assert_eq!(
+            read("1048576 content-bytes per 1s, burst 2097152"),
+            Quota::count(1 << 20)
+                .per(SECOND)
+                .burst(1 << 21)
+                .unit(Unit::ContentBytes)
+        );
+        for quota in [
+            Quota::count(7).per(DAY),
+            Quota::count(7).per(Duration::from_millis(1_500)).burst(3),
+        ] {
+            assert_eq!(read(&quota.to_string()), quota);
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_quota_is_refused_with_the_value_and_the_expectation() {
+        for text in [
+            "",
+            "many per minute",
+            "-5 per s",
+            "5",
+            "5 per",
+            "5 per fortnight",
+            "5 cows per day",
+            "5 per day burst",
+            "5 per day burst x",
+            "5 per day burst 3 more",
+            "5 day",
+            "99999999999999999999 per s",
+            "5 per 1e400 s",
+        ] {
+            let error = text.parse::<Quota>().unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("quota {text:?}, expected ")),
+                "{error}"
+            );
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn policies_are_read_from_configuration_and_mistakes_are_named() {
+        use crate::Policy;
+        let read = serde_json::from_str::<Vec<Policy>>;
+        let policies = read(
+            "[{\"name\":\"api\",\"quota\":\"100 per minute\"},\
+             {\"name\":\"trial\",\"quota\":\"5/s\",\"shadow\":true}]",
+        )
+        .unwrap();
+        assert_eq!(policies[0].quota(), Quota::count(100).per(MINUTE));
+        assert!(policies[1].is_shadow());
+        let error = |text| read(text).unwrap_err().to_string();
+        assert!(
+            error("[{\"name\":\"api\",\"quota\":\"0 per day\"}]").contains("count of at least 1")
+        );
+        assert!(error("[{\"name\":\"api\",\"quota\":\"soon\"}]").contains("quota \"soon\""));
+        assert!(error("[{\"name\":\"a\\\"b\",\"quota\":\"1/s\"}]").contains("printable ASCII"));
+        assert_eq!(
+            serde_json::to_string(&Quota::count(5).per(SECOND)).unwrap(),
+            "\"5 requests per 1s, burst 5\""
+        );
+    }
+}
