@@ -692,7 +692,7 @@ impl Limit for Knee {
 
     fn evidence(&self) -> u64 {
         match &self.probe {
-            _ if self.dying.is_some() || self.void != Void::None => 16,
+            _ if self.dying.is_some() => 16,
             None => 128,
             Some(probe) if !probe.settled => 8,
             Some(_) => 32,
