@@ -242,7 +242,11 @@ async fn a_black_hole_costs_each_checkout_its_deadline_and_no_more() {
         assert!(asked > 0);
     }
     let now = pool.snapshot();
-    assert_eq!((now.in_use(), now.pending()), (0, 0), "nobody is stuck");
+    assert_eq!(
+        (now.in_use(), now.pending()),
+        (0, 0),
+        "no checkout is stuck"
+    );
 
     hole.send_replace(false);
     let back = Instant::now();
@@ -383,7 +387,7 @@ async fn a_restart_of_three_seconds_costs_no_checkout_a_second_after_it() {
         .iter()
         .filter(|(at, served)| !served && *at > back + Duration::from_secs(1));
     assert_eq!(late.count(), 0, "{:?}", pool.decisions());
-    // Those who came in the last seconds of the outage had the patience for its end.
+    // Checkouts of the last seconds of the outage had the patience for its end.
     let patient = seen
         .iter()
         .filter(|(at, _)| *at > back - Duration::from_secs(2) && *at < back);

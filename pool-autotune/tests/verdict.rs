@@ -51,7 +51,7 @@ async fn tasks_that_each_hold_one_and_wait_for_another_are_told_with_both_call_s
     );
     assert!(nested.to_string().contains("verdict.rs"), "{nested}");
     for task in tasks {
-        // Whoever times out first gives its own back.
+        // The first to time out gives its own back.
         let second = task.await.expect("no panic");
         assert!(matches!(second, Ok(()) | Err(Error::Timeout(_))));
     }

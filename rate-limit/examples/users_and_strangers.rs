@@ -85,14 +85,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok((response.status().as_u16(), readable))
     };
     let mut seen = Vec::new();
-    for (who, requests) in [("good-alice", 8), ("good-bob", 8), ("guess", 15)] {
+    for (caller, requests) in [("good-alice", 8), ("good-bob", 8), ("guess", 15)] {
         let mut statuses = Vec::new();
         for _ in 0..requests {
-            let (status, readable) = ask(who).await?;
+            let (status, readable) = ask(caller).await?;
             assert!(readable, "a browser can read every response");
             statuses.push(status);
         }
-        println!("{who}: {statuses:?}");
+        println!("{caller}: {statuses:?}");
         seen.push(statuses);
     }
     // Five each, of which the address paid; what was refused further in was given back to it.

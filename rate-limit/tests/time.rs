@@ -107,7 +107,7 @@ async fn peeking_charges_nothing_and_refunds_stop_at_a_full_burst() {
     assert_eq!(
         limiter.resident_keys(),
         0,
-        "peeking at a stranger remembers nobody"
+        "peeking at a stranger remembers no key"
     );
     limiter.check_n("a", 4).unwrap();
     assert_eq!(limiter.peek("a"), 1);

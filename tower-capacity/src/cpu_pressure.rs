@@ -96,7 +96,7 @@ impl CpuPressure {
         Ok(opened)
     }
 
-    /// Lowers the limit of `limiter` while the pressure is high, until the answer is dropped.
+    /// Lowers the limit of `limiter` while the pressure is high, until what is returned is dropped.
     ///
     /// A file that can no longer be read lifts the brake, until it can be read again.
     ///

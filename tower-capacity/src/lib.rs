@@ -31,7 +31,7 @@
 //!
 //! # How it decides
 //!
-//! - [`gate`]: who enters now. A counter with a movable limit and a bounded waiting room.
+//! - [`gate`]: which request enters now. A counter with a movable limit and a bounded waiting room.
 //! - [`limit`]: how many may be inside. Control laws, of which [`limit::Knee`] is the
 //!   default.
 //! - [`Limiter`]: both, with the accounting in between; the handle that a service keeps.

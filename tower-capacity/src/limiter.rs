@@ -163,7 +163,7 @@ impl Limiter {
         self.try_admit_as(Priority::Default)
     }
 
-    /// Admits now or not at all, past those who wait and matter less.
+    /// Admits now or not at all, past waiters that matter less.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// The future answers [`Refused`] if the room is full, the wait is over or the limiter drains.
+    /// The future returns [`Refused`] if the room is full, the wait is over or the limiter drains.
     ///
     /// # Cancel safety
     ///

@@ -45,7 +45,7 @@ pub const WAIT_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.002, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0,
 ];
 
-/// Describes the metrics to the installed recorder, with their units, and answers the buckets that
+/// Describes the metrics to the installed recorder, with their units, and returns the buckets that
 /// suit each histogram.
 ///
 /// Call it once after the recorder is installed. A recorder that wants the buckets before, such as
@@ -67,7 +67,7 @@ pub const WAIT_BUCKETS: [f64; 14] = [
 #[cfg(feature = "metrics")]
 #[expect(
     clippy::must_use_candidate,
-    reason = "who took `WAIT_BUCKETS` before calls it for the descriptions"
+    reason = "code that took `WAIT_BUCKETS` before calls it for the descriptions"
 )]
 pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};

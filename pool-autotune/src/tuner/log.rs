@@ -30,7 +30,7 @@ struct Step {
     from: usize,
     to: usize,
     reason: String,
-    /// For those who read the log; made again from what was given.
+    /// For readers of the log; made again from what was given.
     #[serde(skip_deserializing)]
     inputs: Inputs,
 }

@@ -57,7 +57,7 @@ impl Model {
             let dt = TICK.as_secs_f64();
             let rate = match load {
                 Load::Open(rate) => rate,
-                // Whoever is done comes back at once.
+                // A caller that is done comes back at once.
                 Load::Closed(tasks) => {
                     self.queue = (tasks - self.limit as f64).max(0.0);
                     self.limit.min(tasks as usize) as f64 / use_time(tasks.min(self.limit as f64))
@@ -160,7 +160,7 @@ fn at_the_knee_of_an_application_that_has_no_time_the_application_is_named() {
     for (app, cause) in [(0.5, Cause::Unknown), (0.97, Cause::AppHold)] {
         let mut model = Model::new(2..=100, 4);
         model.app = app;
-        // Whoever it is, two connections do all that can be done.
+        // Whatever the cause, two connections do all that can be done.
         let use_time = |busy: f64| 0.010 * (busy / 2.0).max(1.0);
         model.run(seconds(60), 300.0, use_time);
         assert_eq!(model.tuner.verdict(), Verdict::AtKnee(cause));

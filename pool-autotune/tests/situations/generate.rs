@@ -1,4 +1,4 @@
-//! What happens to a pool: phases that nobody would put together by hand.
+//! What happens to a pool: phases put together by chance.
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use crate::play::{Outcome, bare, fair, tuned};
 ///
 /// The tuned pool has to keep up with one of three others of the same maximum: a bare one that dials
 /// within the same budget; a bare one that dials as it likes, which is no worse a reference where
-/// dials fail; and a fair one. With the same budget, bare pools serve whoever happens to come while
+/// dials fail; and a fair one. With the same budget, bare pools serve the checkouts that happen to come while
 /// the others dial, which is luck that a fair pool does not have.
 pub(crate) fn judge(situation: &Situation) -> Result<(), String> {
     let tuned = tuned(situation);

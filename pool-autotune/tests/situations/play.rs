@@ -379,7 +379,7 @@ pub(crate) fn tuned(situation: &Situation) -> Outcome {
     })
 }
 
-/// A pool that is fair: whoever waits longest gets the next connection, opened or returned. It opens
+/// A pool that is fair: the longest waiter gets the next connection, opened or returned. It opens
 /// one more, within the dial budget, whenever a caller waits.
 #[derive(Clone)]
 struct Fair(Arc<FairState>);

@@ -108,7 +108,7 @@ enum Entry {
     Queued(Option<Instant>),
 }
 
-/// A place in line, if `key` is set: either still waiting, or handed a permit that nobody has
+/// A place in line, if `key` is set: either still waiting, or handed a permit that it has not
 /// picked up. Dropping it gives back whichever it is.
 struct Place {
     gate: Gate,
@@ -150,7 +150,7 @@ impl Place {
         if let Some(displaced) = displaced {
             displaced.wake();
         }
-        // A permit may have come free before the word said that somebody waits for it.
+        // A permit may have come free before the word said that a request waits for it.
         if word.has_room(shared.class(ask.priority)) {
             shared.admit_waiters();
             if let Some(told) = self.told(cx) {
@@ -168,7 +168,7 @@ impl Place {
         let (told, stale) = room.queue.ask(key, cx.waker());
         drop(room);
         drop(stale);
-        // Nobody but this future removes it, and nobody tells it otherwise.
+        // Only this future removes it, and it is told only once.
         (told != Told::Wait).then(|| self.leave_line())
     }
 

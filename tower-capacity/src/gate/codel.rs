@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// least wait within an interval (CoDel, Nichols & Jacobson 2012; RFC 8289). From the first interval
 /// in which that exceeds the target to the first in which no waiter has to be shed, waiters that have
 /// waited for twice the target are shed, and the newest is served first: under overload the oldest
-/// have the least chance to be answered in time (adaptive LIFO and the rule of twice the target:
+/// have the least chance of a response in time (adaptive LIFO and the rule of twice the target:
 /// "Fail at Scale", Maurer 2015, and folly's `Codel`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codel {
@@ -23,7 +23,7 @@ impl Codel {
     /// built with this value then follows the service time: a quarter of the typical one within eight.
     ///
     /// RFC 8289 recommends a target of 5 to 10 % of the interval, and folly has 5 ms within
-    /// 100 ms. Of targets of 3, 5, 10 and 20 ms this one answers most in time in the simulator, at
+    /// 100 ms. Of targets of 3, 5, 10 and 20 ms with this one most responses are in time in the simulator, at
     /// the lowest P99 (`benches/RESULTS.md`).
     pub const REQUESTS: Self = Self::new(Duration::from_millis(10), Duration::from_millis(100));
 
@@ -104,7 +104,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Observes a wait each 10 ms; answers the judgement after each.
+    /// Observes a wait each 10 ms; returns the judgement after each.
     fn judge(waits: &[u32]) -> Vec<bool> {
         let start = Instant::now();
         let mut judgement = Judgement::default();

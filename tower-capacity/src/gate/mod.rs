@@ -1,4 +1,4 @@
-//! The gate: who enters now.
+//! The gate: which request enters now.
 //!
 //! A [`Gate`] is a counter of requests inside, with a limit that can be moved at any time and one
 //! bounded waiting room in front of it. It knows no control law, no HTTP and no pool; the limiter
@@ -14,7 +14,7 @@
 //!
 //! let first = gate.acquire().await?;
 //! let second = gate.acquire().await?;
-//! assert!(gate.try_acquire().is_err(), "two are inside, nobody else enters");
+//! assert!(gate.try_acquire().is_err(), "two are inside, no other enters");
 //!
 //! gate.set_limit(1);
 //! assert_eq!(gate.debt(), 1, "a permit is never revoked: the gate is owed one");
@@ -29,9 +29,10 @@
 //!
 //! - **Fast path.** Entering and leaving an uncontended gate is one compare-and-swap and one
 //!   subtraction on a single atomic word: no lock, no allocation.
-//! - **Order.** Waiters of a [class](Priority) and [partition](Partition) are admitted in order of arrival, those of a higher
-//!   class first, and a newcomer never overtakes its own class: while anybody of it waits,
-//!   [`try_acquire`](Gate::try_acquire) refuses and [`acquire`](Gate::acquire) stands in line.
+//! - **Order.** Waiters of a [class](Priority) and [partition](Partition) are admitted in order of
+//!   arrival, those of a higher class first, and a new request never overtakes its own class: while
+//!   one of it waits, [`try_acquire`](Gate::try_acquire) refuses and [`acquire`](Gate::acquire)
+//!   waits in line.
 //!   Only a line that is [overloaded](Codel) is served from its end.
 //! - **Resize.** A limit lowered below the requests inside leaves a *debt*: the next permits that
 //!   return are not handed on until it is paid. So inflight ≤ limit + debt, always.
@@ -83,13 +84,13 @@ pub struct Gate {
 
 struct Shared {
     word: AtomicWord,
-    /// How many may wait; [`AS_THE_LIMIT`] follows the limit in force. Outside the lock, for those
-    /// who are turned away.
+    /// How many may wait; [`AS_THE_LIMIT`] follows the limit in force. Outside the lock, for
+    /// requests that are refused.
     max_queue: AtomicUsize,
     /// Permits for the highest class alone.
     reserved: usize,
     partitions: Partitions,
-    /// Touched only by those who wait, and by those who return a permit while somebody waits.
+    /// Locked only by waiters, and by a permit that is returned while one waits.
     room: Mutex<Room>,
     /// Notified when a closed gate is empty or opens again.
     emptied: Notify,
@@ -117,7 +118,7 @@ pub struct GateConfig {
 }
 
 impl GateConfig {
-    /// The longest anybody waits, unless told otherwise: one second.
+    /// The longest wait by default: one second.
     pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(1);
 
     /// Starts with `limit` permits, at most 2,097,151.
@@ -132,7 +133,7 @@ impl GateConfig {
         }
     }
 
-    /// Sets how many may wait. Zero refuses at once whoever finds no permit.
+    /// Sets how many may wait. Zero refuses at once a request that finds no permit.
     ///
     /// Defaults to the limit in force, so that by Little's law a full room costs its last waiter
     /// about one service time: enough to absorb a burst, too little to store an overload.
@@ -141,7 +142,7 @@ impl GateConfig {
         self
     }
 
-    /// Sets how long anybody waits. [`Duration::MAX`] waits without bound.
+    /// Sets how long a request waits. [`Duration::MAX`] waits without bound.
     ///
     /// Defaults to [`DEFAULT_MAX_WAIT`](Self::DEFAULT_MAX_WAIT).
     pub const fn max_wait(mut self, wait: Duration) -> Self {
@@ -158,7 +159,7 @@ impl GateConfig {
     }
 
     /// Reserves permits of the limit for [`Priority::Critical`], such as health checks: no other
-    /// class may fill them. One permit is for everybody, however small the limit.
+    /// class may fill them. One permit is for every class, however small the limit.
     ///
     /// Defaults to none.
     pub const fn reserved(mut self, permits: usize) -> Self {
@@ -229,7 +230,7 @@ impl Ask {
         self
     }
 
-    /// Says how long an answer is still worth anything: the request waits no longer than that,
+    /// Says how long a response is still worth anything: the request waits no longer than that,
     /// and a [`Limiter`](crate::Limiter) refuses it at once if its turn would come too late.
     /// Defaults to forever.
     pub const fn time_left(mut self, left: Duration) -> Self {
@@ -237,7 +238,7 @@ impl Ask {
         self
     }
 
-    /// How long an answer is still worth anything; `None` for forever.
+    /// How long a response is still worth anything; `None` for forever.
     #[must_use]
     pub const fn left(&self) -> Option<Duration> {
         self.time_left
@@ -292,7 +293,7 @@ impl Gate {
         self.try_acquire_as(Priority::Default)
     }
 
-    /// Enters now or not at all, past those who wait and matter less. Otherwise as
+    /// Enters now or not at all, past waiters that matter less. Otherwise as
     /// [`try_acquire`](Self::try_acquire).
     ///
     /// # Errors
@@ -319,7 +320,7 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// The future answers [`RefusedReason::QueueFull`], [`RefusedReason::WaitTimeout`] or
+    /// The future returns [`RefusedReason::QueueFull`], [`RefusedReason::WaitTimeout`] or
     /// [`RefusedReason::Closed`].
     ///
     /// # Cancel safety
@@ -431,7 +432,7 @@ impl Gate {
     /// Moves the limit, at most to [`MAX_LIMIT`](Self::MAX_LIMIT).
     ///
     /// A higher limit admits waiters at once, in order. A lower one revokes nothing: see
-    /// [`debt`](Self::debt). Zero admits nobody until it is raised again.
+    /// [`debt`](Self::debt). Zero admits none until it is raised again.
     pub fn set_limit(&self, limit: usize) {
         let before = self.shared.word.set_limit(limit.min(MAX));
         if before.queued() > 0 {
@@ -441,7 +442,7 @@ impl Gate {
 
     /// Changes how many may wait (`None`: as many as the limit in force) and for how long.
     ///
-    /// Applies to those who come from now on; nobody who waits is sent away.
+    /// Applies to requests that come from now on; no waiter is sent away.
     pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
         self.shared.max_queue.store(waiters(max_queue), Relaxed);
         lock(&self.shared.room).max_wait = max_wait;
@@ -452,7 +453,7 @@ impl Gate {
         lock(&self.shared.room).codel = codel;
     }
 
-    /// Refuses everybody who comes from now on. Those in line keep their place.
+    /// Refuses every request that comes from now on. Waiters keep their place.
     pub fn close(&self) {
         let before = self.shared.word.close();
         if before.is_idle() {
@@ -577,7 +578,7 @@ impl Shared {
     /// Returns a permit: to the next in line, unless there is a debt to pay first.
     #[inline]
     fn leave(&self, partition: Partition) {
-        // First, so that whoever is admitted next is chosen by what is true then.
+        // First, so that the next to be admitted is chosen by what is true then.
         self.partitions.leave(partition);
         let word = self.word.leave();
         if word.queued() > 0 || word.is_closed() {
@@ -585,7 +586,7 @@ impl Shared {
         }
     }
 
-    /// What follows when somebody has left whom others may have waited for.
+    /// What follows when a request has left for which others may have waited.
     #[cold]
     fn left(&self, word: Word) {
         if word.queued() > 0 {
@@ -595,7 +596,7 @@ impl Shared {
         }
     }
 
-    /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
+    /// Enters as a new request. Returns the word as it then was, or the word that refused.
     #[inline]
     fn try_enter(&self, priority: Priority, partition: Partition) -> Result<Word, Word> {
         let class = self.class(priority);
@@ -611,8 +612,8 @@ impl Shared {
         entered
     }
 
-    /// Enters past those who wait for their part of the limit, if all of them matter less: theirs
-    /// is no line for this class.
+    /// Enters past waiters for their part of the limit, if all of them matter less: theirs is no
+    /// line for this class.
     #[cold]
     fn try_overtake(&self, priority: Priority, word: Word) -> Result<Word, Word> {
         let room = lock(&self.room);
@@ -622,10 +623,10 @@ impl Shared {
         }
     }
 
-    /// Admits waiters, those who are entitled and those who matter more first, for as long as
+    /// Admits waiters, those that are entitled and those that matter more first, for as long as
     /// permits are free.
     ///
-    /// Whoever frees a permit, raises the limit or joins the line calls this *after* the word says
+    /// What frees a permit, raises the limit or joins the line calls this *after* the word says
     /// so; since the word has one modification order, one of the callers sees both the free permit
     /// and the waiter.
     fn admit_waiters(&self) {
@@ -640,7 +641,7 @@ impl Shared {
         }
     }
 
-    /// Admits one waiter or sheds one, and answers whom to wake.
+    /// Admits one waiter or sheds one. Returns its waker.
     fn admit_one(&self, room: &mut Room) -> Option<Waker> {
         let line = room
             .queue
@@ -695,7 +696,7 @@ impl GateSnapshot {
         self.0.inflight().saturating_sub(self.0.limit())
     }
 
-    /// Whether the gate refuses everybody.
+    /// Whether the gate refuses every request.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.0.is_closed()
@@ -716,7 +717,7 @@ impl fmt::Debug for GateSnapshot {
     }
 }
 
-/// Why a gate let somebody not in.
+/// Why a gate refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RefusedReason {
@@ -728,7 +729,7 @@ pub enum RefusedReason {
     WaitTimeout,
     /// The line had stopped absorbing bursts, see [`Codel`].
     Overloaded,
-    /// The waiting room was full, and somebody came who matters more.
+    /// The waiting room was full, and a request came that matters more.
     Displaced,
     /// The wait would have lasted beyond the request's own deadline.
     Deadline,
@@ -774,11 +775,11 @@ impl fmt::Display for RefusedReason {
     }
 }
 
-/// A gate let somebody not in.
+/// A gate refused.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
     word: Word,
-    /// In microseconds, at most 71 minutes: refusals are answered by the million and kept small.
+    /// In microseconds, at most 71 minutes: refusals are returned by the million and kept small.
     waited: u32,
     /// What a limiter adds for its layers: when to come back.
     retry_after_millis: u16,

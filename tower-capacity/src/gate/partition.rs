@@ -1,4 +1,4 @@
-//! Who is entitled to what part of the limit.
+//! Which part of the limit each partition is entitled to.
 
 use std::sync::{
     OnceLock,
@@ -59,7 +59,7 @@ pub(super) struct Partitions {
     /// What is left for those without one.
     rest: f64,
     cells: OnceLock<Box<[AtomicU32]>>,
-    /// Partitions without a share of their own that have somebody inside.
+    /// Partitions without a share of their own that have requests inside.
     sharing_rest: AtomicUsize,
 }
 
@@ -141,7 +141,7 @@ impl Partitions {
         cells.get(partition.index()).map_or(0, inside)
     }
 
-    /// `newcomers`: partitions without a share that wait and have nobody inside.
+    /// `newcomers`: partitions without a share that wait and have none inside.
     pub(super) fn standing(&self, partition: Partition, word: Word, newcomers: usize) -> Standing {
         let inflight = self.inflight(partition, word);
         let share = if self.has_share(partition) {

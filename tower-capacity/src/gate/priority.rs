@@ -1,18 +1,18 @@
-//! Who matters more.
+//! Which request matters more.
 
 use std::fmt;
 
 /// How much a request matters, from the criticalities of the SRE book (chapter 21).
 ///
 /// A permit that comes free goes to the highest class that waits for one. The lower classes may
-/// fill only a part of the limit, so that under pressure they stop first, in order, and whoever
-/// matters more still finds room: [`share`](Self::share) says which part. Nobody tunes these.
+/// fill only a part of the limit, so that under pressure they stop first, in order, and what
+/// matters more still finds room: [`share`](Self::share) says which part. They need no tuning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Priority {
-    /// Work that nobody is waiting for, such as a batch job or a prefetch.
+    /// Work that no caller is waiting for, such as a batch job or a prefetch.
     Background,
-    /// Work whose loss degrades an answer without spoiling it.
+    /// Work whose loss degrades a response without spoiling it.
     Sheddable,
     /// What users ask for.
     #[default]
@@ -51,7 +51,7 @@ impl Priority {
         if matches!(self, Self::Critical) || reserved == 0 {
             return room;
         }
-        // One permit is for everybody, whatever is reserved.
+        // One permit is for every class, whatever is reserved.
         let left = limit.saturating_sub(reserved);
         let left = if left == 0 && limit > 0 { 1 } else { left };
         if room < left { room } else { left }

@@ -1,4 +1,4 @@
-//! The waiting room: who stands in which line, and in what order they leave it.
+//! The waiting room: its lines, and in what order waiters leave them.
 
 use std::{task::Waker, time::Duration};
 
@@ -21,7 +21,7 @@ pub(super) struct Queue {
     waiters: Slab<Waiter>,
     /// By index of the partition; as many as have waited.
     rooms: Vec<PartitionRoom>,
-    /// Partitions that somebody waits in, in no order.
+    /// Partitions with waiters, in no order.
     waiting: Vec<Partition>,
     /// How many wait, by rank of the class.
     by_class: [usize; 4],
@@ -78,18 +78,18 @@ pub(super) enum Told {
 }
 
 impl Queue {
-    /// How many stand in line; those who were told to enter or to leave no longer do.
+    /// How many wait in line; those that were told to enter or to leave no longer do.
     pub(super) fn len(&self) -> usize {
         self.by_class.iter().sum()
     }
 
-    /// The highest class that somebody waits in.
+    /// The highest class with waiters.
     pub(super) fn first_class(&self) -> Option<Priority> {
         let mut classes = Priority::ALL.into_iter();
         classes.find(|class| self.by_class[class.rank()] > 0)
     }
 
-    /// The lowest class that somebody waits in.
+    /// The lowest class with waiters.
     fn last_class(&self) -> Option<Priority> {
         let mut classes = Priority::ALL.into_iter().rev();
         classes.find(|class| self.by_class[class.rank()] > 0)
@@ -97,8 +97,8 @@ impl Queue {
 
     /// The line whose turn it is, among those whose class may enter.
     ///
-    /// First those within their guarantee, then the higher class, then who holds the least of its
-    /// guarantee, then who came first.
+    /// First those within their guarantee, then the higher class, then the one that uses the least of
+    /// its guarantee, then the first to come.
     pub(super) fn next(
         &self,
         word: Word,
@@ -140,7 +140,7 @@ impl Queue {
         next.map(|(line, ..)| line)
     }
 
-    /// Partitions that wait and have nobody inside.
+    /// Partitions that wait and have none inside.
     fn newcomers(&self, word: Word, partitions: &Partitions) -> usize {
         let is_new = |partition: &&Partition| partitions.inflight(**partition, word) == 0;
         self.waiting.iter().filter(is_new).count()
@@ -186,8 +186,8 @@ impl Queue {
         key
     }
 
-    /// Admits one of a line: the first, or the newest if the line is overloaded. Answers whom to
-    /// wake.
+    /// Admits one of a line: the first, or the newest if the line is overloaded. Returns its
+    /// waker.
     pub(super) fn admit(&mut self, line: LineKey, overloaded: bool) -> Option<Waker> {
         let line = self.line(line);
         let key = if overloaded { line.back } else { line.front }?;
@@ -203,8 +203,8 @@ impl Queue {
         line.judgement.observe(codel, now, wait)
     }
 
-    /// Sends away the first of a line if it has waited for longer than `patience`. Answers whom to
-    /// wake.
+    /// Sends away the first of a line if it has waited for longer than `patience`. Returns its
+    /// waker.
     pub(super) fn shed_stale(
         &mut self,
         line: LineKey,
@@ -221,7 +221,7 @@ impl Queue {
         self.dismiss(front, Standing::Shed(RefusedReason::Overloaded))
     }
 
-    /// Makes place in a full room for a newcomer. Answers whom to wake.
+    /// Makes place in a full room for a newcomer. Returns the waker of the one that leaves.
     ///
     /// A newcomer within its guarantee displaces the newest of the partition that holds and asks
     /// for the most beyond its own; else one that matters more displaces the newest of the lowest
@@ -289,7 +289,7 @@ impl Queue {
         })
     }
 
-    /// Whether somebody waits whom a newcomer might displace.
+    /// Whether a request waits that a newcomer might displace.
     #[cfg(all(feature = "layer", not(loom)))]
     pub(super) fn may_displace(&self, newcomer: LineKey) -> bool {
         let matters_less = self
@@ -332,9 +332,9 @@ impl Queue {
         self.waiting.iter().map(ahead).sum()
     }
 
-    /// Says what the waiter is to do, and remembers whom to wake if it still stands in line.
+    /// Says what the waiter is to do, and remembers its waker if it is still in line.
     ///
-    /// Answers the waker that is no longer needed, to be dropped outside the lock: dropping it may
+    /// Returns the waker that is no longer needed, to be dropped outside the lock: dropping it may
     /// drop a task, which may drop another waiter of this gate.
     pub(super) fn ask(&mut self, key: usize, waker: &Waker) -> (Told, Option<Waker>) {
         match &mut self.waiters[key].standing {

@@ -16,10 +16,10 @@ const INFLIGHT: u64 = 1;
 const QUEUED: u64 = 1 << BITS;
 /// Where the limit starts.
 const LIMIT_SHIFT: u32 = 2 * BITS;
-/// The gate admits nobody new.
+/// The gate admits no new request.
 const CLOSED: u64 = 1 << (3 * BITS);
 
-/// Whom a gate has to have room for.
+/// What a gate has to have room for.
 #[derive(Clone, Copy)]
 pub(super) struct Class {
     pub(super) priority: Priority,
@@ -58,13 +58,13 @@ impl Word {
         self.inflight() < class.priority.room_in(self.limit(), class.reserved)
     }
 
-    /// Whether a newcomer may enter: a permit is free and no waiter is to have it.
+    /// Whether a new request may enter: a permit is free and no waiter is to have it.
     #[inline]
     const fn admits_newcomer(self, class: Class) -> bool {
         self.has_room(class) && self.queued() == 0 && !self.is_closed()
     }
 
-    /// Whether nobody is inside and nobody waits.
+    /// Whether none is inside and none waits.
     pub(super) const fn is_idle(self) -> bool {
         self.0 & (MASK | MASK << BITS) == 0
     }
@@ -78,8 +78,8 @@ impl Word {
 ///
 /// # Memory ordering
 ///
-/// All four parts change in one modification order, so "is a permit free" and "does anybody wait"
-/// can never be answered from two different moments: that alone is what rules out a lost wake-up.
+/// All four parts change in one modification order, so "is a permit free" and "does a request wait"
+/// are never read at two different moments: that alone is what rules out a lost wake-up.
 /// Entering acquires and leaving releases, so what a request wrote before it returned its permit
 /// is visible to the request that gets the permit next.
 pub(super) struct AtomicWord(AtomicU64);
@@ -94,7 +94,7 @@ impl AtomicWord {
         Word(self.0.load(Ordering::Acquire))
     }
 
-    /// Enters as a newcomer and answers the word as it then stood, or the word that refused.
+    /// Enters as a new request. Returns the word as it then was, or the word that refused.
     #[inline]
     pub(super) fn try_enter(&self, class: Class) -> Result<Word, Word> {
         self.update(|word| {
@@ -103,7 +103,7 @@ impl AtomicWord {
         })
     }
 
-    /// Enters past a line in which nobody of this class or a higher one stands.
+    /// Enters past a line that holds none of this class or a higher one.
     pub(super) fn try_overtake(&self, class: Class) -> Result<Word, Word> {
         self.update(|word| {
             (word.has_room(class) && !word.is_closed())
@@ -116,7 +116,7 @@ impl AtomicWord {
         self.update(|word| (word.inflight() < MAX).then_some(Word(word.0.wrapping_add(INFLIGHT))))
     }
 
-    /// Leaves and answers the word as it then stood.
+    /// Leaves. Returns the word as it then was.
     #[inline]
     pub(super) fn leave(&self) -> Word {
         Word(self.0.fetch_sub(INFLIGHT, Ordering::AcqRel) - INFLIGHT)
@@ -140,7 +140,7 @@ impl AtomicWord {
         })
     }
 
-    /// Sets the limit and answers the word as it stood before.
+    /// Sets the limit. Returns the word as it was before.
     pub(super) fn set_limit(&self, limit: usize) -> Word {
         let mut word = self.load();
         loop {

@@ -99,7 +99,7 @@ impl fmt::Debug for RequestConfig {
 ///
 /// The header holds `critical`, `default`, `sheddable` or `background`, in any case; a request
 /// without it, or with anything else in it, is of [`Priority::Default`]. Read it only where clients
-/// are trusted: whoever may write the header chooses its own importance.
+/// are trusted: a caller that may write the header chooses its own importance.
 ///
 /// ```
 /// use http::HeaderName;

@@ -15,7 +15,7 @@ use super::{Explanation, Limit, Window};
 /// says nothing, or with [`service_time_threshold`](Self::service_time_threshold) where an
 /// objective is known.
 ///
-/// A window in which the limit held nobody back leaves it where it is, unless something dropped.
+/// A window in which the limit held no request back leaves it where it is, unless something dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Aimd {
     limit: f64,

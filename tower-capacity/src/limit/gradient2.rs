@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_lasting_overload_becomes_normal() {
-        // The drift that the documentation warns of, so that nobody repairs the published law.
+        // The drift that the documentation warns of, so that it is not repaired: it is the published law.
         let mut law = Gradient2::new();
         let now = Instant::now();
         for _ in 0..20 {

@@ -58,17 +58,17 @@ pub use self::{
 /// # Contract
 ///
 /// [`on_window`](Self::on_window) is called once for each closed window, in order, from one caller
-/// at a time. The limiter clamps the answer to its bounds, which the window carries, so a law may
-/// answer any number; it must not assume that its answer was the limit in force during the next
+/// at a time. The limiter clamps what is returned to its bounds, which the window carries, so a law may
+/// return any number; it must not assume that this was the limit in force during the next
 /// window, and reads [`Window::limit`] instead.
 ///
 /// A window in which the caller was not limited ([`Window::limited`] is false) says nothing about
 /// capacity: a law that raises or lowers its limit on such a window drifts with demand.
 pub trait Limit: fmt::Debug + Send {
-    /// Answers the limit before the first window.
+    /// Returns the limit before the first window.
     fn initial(&self) -> usize;
 
-    /// Reads what happened during one window and answers the next limit.
+    /// Reads what happened during one window. Returns the next limit.
     fn on_window(&mut self, now: Instant, window: &Window) -> usize;
 
     /// Whether requests that are inside for many times the usual service time (streams, long polls)
@@ -84,7 +84,7 @@ pub trait Limit: fmt::Debug + Send {
         None
     }
 
-    /// Answers how many completions the next window should have to mean something, unless their
+    /// Returns how many completions the next window should have to mean something, unless their
     /// times differ little or they take too long to come. Defaults to 128: the mean of exponential
     /// times then has a standard error below a tenth.
     fn evidence(&self) -> u64 {

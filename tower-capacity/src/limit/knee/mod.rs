@@ -17,7 +17,7 @@
 //! # The service time without a queue
 //!
 //! Nothing can be read from *w* alone: it grows when requests queue inside and when a dependency gets
-//! slower, and the right answers are opposite. So *S* moves for four reasons only.
+//! slower, and the right reactions are opposite. So *S* moves for four reasons only.
 //!
 //! - **Light load.** A window that did not reach the limit, with less than 0.7 of it in use, shows
 //!   *S* as it is.
@@ -26,7 +26,7 @@
 //!   them. At a sharp knee this is exact. *e* is measured twice, by the throughput and by the service
 //!   time (*1 − ∂ln w/∂ln n*, by Little's law), and the two are weighed by their errors, which are
 //!   scaled by how far steady windows were found to scatter. A probe lasts until the error is small
-//!   or the answer plain. If half the limit was as good as all of it, the next probe follows at once.
+//!   or the verdict plain. If half the limit was as good as all of it, the next probe follows at once.
 //! - **A probe that says that slowness is not ours** (*e* near 1 and a higher *S*) is repeated
 //!   upwards before it is believed: the limit goes back, and the throughput has to come back with it.
 //!   If it does not, capacity was lost meanwhile. So a capacity that moves by itself is not mistaken
