@@ -11,8 +11,8 @@ use private_servers::Postgres;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::NoTls;
 
-/// Two experiments up and one down take about 30 s; on a busy machine some have no clear answer, and
-/// are made again.
+/// Two experiments up and two down take about 30 s, with a disk of a few commits a second a minute and
+/// a half; on a busy machine some have no clear answer, and are made again.
 const BOUNDED: Duration = Duration::from_secs(600);
 
 /// Holds the lock of the row for a millisecond.
@@ -57,12 +57,13 @@ async fn a_hot_row_ends_at_fewer_connections_than_it_started_with_and_the_report
         }
     });
     let smaller = timeout(BOUNDED, join_all(callers)).await;
-    smaller.expect("within ten minutes");
     let decisions = pool.decisions();
+    assert!(smaller.is_ok(), "not within ten minutes: {decisions:?}");
     let tried = decisions.iter().any(|decision| decision.to() > start);
+    // Where the machine is so slow that growth cannot be judged, a probe downwards shows it.
     let failed = decisions
         .iter()
-        .any(|decision| decision.reason() == Reason::NoGain);
+        .any(|decision| matches!(decision.reason(), Reason::NoGain | Reason::Useless));
     assert!(tried && failed, "{decisions:?}");
     assert_eq!(
         pool.verdict(),

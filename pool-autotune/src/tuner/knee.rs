@@ -36,7 +36,8 @@ pub struct KneeConfig {
     pub worth: f64,
     /// Time for a change to show in throughput before it is measured. Defaults to 500 ms.
     pub settle: Duration,
-    /// Time to measure it for. Defaults to 1.5 s, and up to four times as long for a clear answer.
+    /// Time to measure it for. Defaults to 1.5 s, or to three use times where those are longer, and
+    /// up to 6 s for a clear answer.
     pub measure: Duration,
     /// A standard error of ε above this is no clear answer. Defaults to 0.15.
     pub precision: f64,
@@ -46,7 +47,8 @@ pub struct KneeConfig {
     pub growth: f64,
     /// Part of the limit that stays open while dithering down. Defaults to 0.8.
     pub dither: f64,
-    /// How long each of the four slots of a dither lasts, the settling included. Defaults to 1 s.
+    /// How long each of the four slots of a dither lasts, the settling included. Defaults to 1 s,
+    /// and to four use times where those are longer.
     pub slot: Duration,
     /// Shortest time between two experiments that taught nothing new. Defaults to 5 s.
     pub retry: Duration,
@@ -135,8 +137,8 @@ pub(super) struct Knee {
     /// all are needed.
     probe_after: Instant,
     probe_retry: Duration,
-    /// The last growth stayed without being judged, so the next try goes further down.
-    unjudged: bool,
+    /// Nothing says how much too large the pool is, so the next try goes further down.
+    is_far: bool,
     /// The last growth that did not pay.
     failed: Option<Failed>,
     /// The one before a growth that did: chance, if that is taken back later.
@@ -207,6 +209,8 @@ struct Growth<'a> {
 #[derive(Clone, Debug)]
 struct Slots {
     started: Instant,
+    /// How long each is.
+    lasts: Duration,
     index: u32,
     high: PoolWindow,
     low: PoolWindow,
@@ -234,8 +238,8 @@ pub(super) enum Outcome {
     /// Growth paid: as much of it stays as this size, and the use time seen is what the database
     /// needs.
     Paid(usize, Elasticity, PoolWindow),
-    /// Growth did not pay: back to this size.
-    Revert(usize, Elasticity),
+    /// Growth did not pay: back to this size, and whether a smaller one was seen to earn less.
+    Revert(usize, Elasticity, bool),
     /// The last part earns nothing: down to this size.
     Useless(usize, Elasticity),
     /// The last part earns its keep: the knee lies higher.
@@ -254,7 +258,7 @@ impl Knee {
             not_before: now,
             probe_after: now,
             probe_retry: config.retry,
-            unjudged: false,
+            is_far: false,
             failed: None,
             doubted: None,
             calm_since: None,
@@ -343,17 +347,20 @@ impl Knee {
     ) -> bool {
         // A probe costs a tenth of the throughput while it lasts. Where no growth is in doubt, a short
         // overload is over before that pays.
-        let is_suspected = self.failed.is_some() || self.cap.is_some() || self.unjudged;
+        let is_suspected = self.failed.is_some() || self.cap.is_some() || self.is_far;
         let since = self.saturated_since.unwrap_or(now);
         if now < self.not_before.max(self.probe_after)
             || !is_suspected && now - since < self.config.forget
             || !self.is_idle()
-            || !self.can_resolve(window)
         {
             return false;
         }
+        let Some(lasts) = self.slot(window) else {
+            return false;
+        };
         let low = ((size as f64 * self.dither()).round() as usize).min(size - 1);
-        if low < floor {
+        let low = if self.is_far { low.max(floor) } else { low };
+        if low < floor || low == size {
             // There is no going down from here: now and then, try one more.
             self.cap = Some(size + usize::from(self.may_try_again(now, size, window)));
             self.wait(now);
@@ -361,6 +368,7 @@ impl Knee {
         }
         let slots = Box::new(Slots {
             started: now,
+            lasts,
             index: 0,
             high: PoolWindow::default(),
             low: PoolWindow::default(),
@@ -374,22 +382,25 @@ impl Knee {
         true
     }
 
-    /// Whether throughput is so high that the slots of a dither tell one size from the other.
-    fn can_resolve(&self, window: &PoolWindow) -> bool {
-        // Seconds measured at each size, in all blocks together.
-        let measured = 6.0 * self.config.slot.as_secs_f64() / 2.0;
-        let completions = window.throughput() * measured;
-        let settles = self.config.slot.as_secs_f64() / 2.0;
-        let is_short = window
-            .mean_use_time()
-            .is_some_and(|used| 2.0 * used <= settles);
-        is_short && (2.0 / completions).sqrt() / -self.dither().ln() <= 2.0 * self.config.precision
+    /// How long a slot of a dither is, if throughput is so high that it tells one size from the
+    /// other.
+    fn slot(&self, window: &PoolWindow) -> Option<Duration> {
+        /// Half of a slot settles.
+        const USES: f64 = 4.0;
+        /// A dither of longer ones takes minutes, and the load has changed by its end.
+        const LONGEST: Duration = Duration::from_secs(10);
+        let slot = self.config.slot.max(uses(window, USES));
+        // What is measured at each size, in all blocks together.
+        let completions = window.throughput() * 6.0 * slot.as_secs_f64() / 2.0;
+        let error = (2.0 / completions).sqrt() / -self.dither().ln();
+        (slot <= LONGEST && error <= 2.0 * self.config.precision).then_some(slot)
     }
 
-    /// The part of the limit that stays open in half of a dither.
+    /// The part of the limit that stays open in half of a dither: half, where nothing says how much
+    /// too large the pool is; less is closed near a knee.
     fn dither(&self) -> f64 {
         const FURTHER: f64 = 0.5;
-        if self.unjudged {
+        if self.is_far {
             FURTHER
         } else {
             self.config.dither
@@ -558,11 +569,12 @@ impl Knee {
     }
 
     /// Connections that pay are what a knee looks like from above. Only a size that achieves more
-    /// than when growth from it failed, or a long time, is a reason to try again.
+    /// than when growth from it failed, or a long time, is a reason to try again. That half of the
+    /// pool pays says little of its last part.
     fn confirm(&self, now: Instant, outcome: Outcome) -> Outcome {
         match (&self.trial, outcome) {
             (Trial::Down { high, slots, .. }, Outcome::Useful(seen, _))
-                if !self.may_try_again(now, *high, &slots.high) =>
+                if self.is_far || !self.may_try_again(now, *high, &slots.high) =>
             {
                 Outcome::Unclear(Some(seen))
             }
@@ -614,7 +626,9 @@ impl Knee {
             }
             Phase::Measuring(after) => {
                 after.merge(window);
-                if after.duration < config.measure {
+                let measure = config.measure.max(uses(after, 3.0));
+                let longest = 4 * config.measure;
+                if after.duration < measure.min(longest) {
                     return Outcome::Running;
                 }
                 if !lasted(before, after) {
@@ -632,10 +646,10 @@ impl Knee {
                     let pays_not = seen.mean + seen.error < config.worth;
                     seen.error <= config.precision || pays_not && seen.error <= config.worth
                 });
-                if !is_clear && after.duration < 4 * config.measure {
+                if !is_clear && after.duration < longest {
                     return Outcome::Running;
                 }
-                let keep = worth_keeping((from, to), began, steps, after);
+                let (keep, smaller_earns_less) = worth_keeping((from, to), began, steps, after);
                 // After one that did not pay, the next has to pay for certain. Else, what is not
                 // known is no reason to take anything back.
                 let Some(seen) = seen.filter(|_| is_clear || has_failed) else {
@@ -650,7 +664,7 @@ impl Knee {
                     let keep = keep.min(needed(before, to, seen));
                     return Outcome::Paid(keep, seen, std::mem::take(&mut **after));
                 }
-                Outcome::Revert(keep, seen)
+                Outcome::Revert(keep, seen, smaller_earns_less)
             }
         }
     }
@@ -668,7 +682,7 @@ impl Knee {
         }
         let slot = now - slots.started;
         // The first half of a slot settles.
-        if slot > config.slot / 2 {
+        if slot > slots.lasts / 2 {
             if slots.is_low() {
                 &mut slots.low
             } else {
@@ -676,7 +690,7 @@ impl Knee {
             }
             .merge(window);
         }
-        if slot < config.slot {
+        if slot < slots.lasts {
             return Outcome::Running;
         }
         slots.started = now;
@@ -707,7 +721,7 @@ impl Knee {
             Outcome::Keep(use_time) => {
                 self.failed = None;
                 self.retry = self.config.retry;
-                self.unjudged = use_time.is_none();
+                self.is_far = use_time.is_none();
             }
             Outcome::Paid(needed, _, after) => {
                 self.doubted = self.failed.take();
@@ -729,7 +743,9 @@ impl Knee {
                     });
                 }
             }
-            Outcome::Revert(from, _) => {
+            Outcome::Revert(from, _, smaller_earns_less) => {
+                // The knee may lie far lower, and nothing says where.
+                self.is_far |= self.failed.is_none() && !smaller_earns_less;
                 if let Trial::Up {
                     to, before, phase, ..
                 } = &mut self.trial
@@ -779,7 +795,6 @@ impl Knee {
                 }
             }
             Outcome::Useful(..) => {
-                self.unjudged = false;
                 // One small trial tells.
                 self.cap = None;
                 self.growth = SMALL_GROWTH;
@@ -787,7 +802,10 @@ impl Knee {
                 self.probe_after = now + self.probe_retry;
                 self.probe_retry = (2 * self.probe_retry).min(self.config.retry_max / 2);
             }
-            Outcome::Unclear(_) => self.wait(now),
+            Outcome::Unclear(_) => {
+                self.is_far = false;
+                self.wait(now);
+            }
         }
         self.trial = Trial::None;
     }
@@ -817,13 +835,13 @@ fn needed(low: &PoolWindow, to: usize, seen: Elasticity) -> usize {
 
 /// The smallest size of a growth from `from` to `to` that reached nearly all of the highest
 /// throughput: what a jump opens beyond that earns nothing. In steps of two, since a single size was
-/// seen too shortly to tell, and in doubt the smaller.
+/// seen too shortly to tell, and in doubt the smaller. And whether a smaller one was seen at all.
 fn worth_keeping(
     (from, to): (usize, usize),
     before: &PoolWindow,
     steps: &[PoolWindow],
     after: &PoolWindow,
-) -> usize {
+) -> (usize, bool) {
     const NEARLY_ALL: f64 = 0.93;
     /// With a standard error of a fifth.
     const ENOUGH: u64 = 25;
@@ -854,7 +872,8 @@ fn worth_keeping(
         .iter()
         .filter(|(_, seen)| seen.throughput() * (1.0 + error(seen)) >= NEARLY_ALL * most);
     let enough = enough.map(|&(size, _)| size).min();
-    enough.unwrap_or(to).clamp(from.min(to), to)
+    let keep = enough.unwrap_or(to).clamp(from.min(to), to);
+    (keep, sizes.iter().any(|&(size, _)| size < keep))
 }
 
 /// Whether it takes but a moment more to know what the pool achieves with `to` connections, at the
@@ -900,6 +919,12 @@ fn lasted(low: &PoolWindow, high: &PoolWindow) -> bool {
 fn use_time(window: &PoolWindow) -> Option<f64> {
     let seen = window.mean_use_time()?;
     Some(seen.max(window.busy.as_secs_f64() / window.completions as f64))
+}
+
+/// So many mean use times, if any use was seen.
+fn uses(window: &PoolWindow, count: f64) -> Duration {
+    let seconds = count * use_time(window).unwrap_or(0.0);
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 /// The mean use time of what has completed, and its standard error.
@@ -950,16 +975,16 @@ mod tests {
             step(32, 1_512),
             step(64, 1_576),
         ];
-        assert_eq!(worth_keeping((4, 96), &low, &steps, &after), 32);
+        assert_eq!(worth_keeping((4, 96), &low, &steps, &after), (32, true));
         let flat = [step(8, 490), step(16, 500)];
         assert_eq!(
             worth_keeping((4, 16), &step(4, 500), &flat, &step(16, 480)),
-            4
+            (4, false)
         );
         let each = [step(8, 800), step(16, 1_600)];
         assert_eq!(
             worth_keeping((4, 32), &step(4, 400), &each, &step(32, 3_200)),
-            32
+            (32, true)
         );
     }
 }

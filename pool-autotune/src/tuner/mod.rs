@@ -424,7 +424,10 @@ impl Tuner {
         let gathered = std::mem::take(&mut self.gathered);
         let saturated = self.is_saturated(&gathered);
         let (reason, to, seen) = match outcome {
-            Outcome::Running | Outcome::Unclear(None) | Outcome::Keep(None) => {
+            Outcome::Running | Outcome::Unclear(None) => (Reason::Settling, self.target, None),
+            Outcome::Keep(None) => {
+                // Should a probe show later that it did not pay, the dials of the growth say why.
+                self.cause = self.cause_of(&gathered);
                 (Reason::Settling, self.target, None)
             }
             Outcome::Keep(use_time) => {
@@ -448,7 +451,7 @@ impl Tuner {
                     None => self.decide(now, Reason::Paid, self.target, inputs),
                 };
             }
-            Outcome::Revert(to, seen) => {
+            Outcome::Revert(to, seen, _) => {
                 self.cause = self.cause_of(&gathered);
                 (Reason::NoGain, to, Some(seen))
             }

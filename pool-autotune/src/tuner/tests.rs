@@ -355,6 +355,17 @@ fn a_hot_row_ends_at_fewer_connections_than_it_started_with() {
 }
 
 #[test]
+fn a_hot_row_is_found_however_long_it_is_held() {
+    for held in [0.001, 0.003, 0.01, 0.03] {
+        let hot = |busy: f64| held * busy.max(1.0);
+        let mut model = Model::new(1..=100, 4);
+        model.run_closed(seconds(10), 4.0, hot);
+        model.run_closed(5 * MINUTE, 64.0, hot);
+        assert!(model.limit <= 4, "{held} s: {:?}", model.resizes);
+    }
+}
+
+#[test]
 fn steady_overload_of_a_processor_is_served_as_by_the_best_static_size() {
     let cpu = cores(2.0, 0.002);
     let (throughput, _) = best(&cpu);
