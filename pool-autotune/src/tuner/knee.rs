@@ -695,10 +695,16 @@ impl Knee {
         }
         slots.started = now;
         slots.index += 1;
-        if !slots.index.is_multiple_of(4) {
-            return Outcome::Running;
-        }
         let seen = Elasticity::between(low, &slots.low, high, &slots.high);
+        if !slots.index.is_multiple_of(4) {
+            // Drift may be part of it, and a probe that costs this much is not worth its end.
+            return match seen {
+                Some(seen) if seen.mean - seen.error > 1.4 * config.worth => {
+                    Outcome::Unclear(Some(seen))
+                }
+                _ => Outcome::Running,
+            };
+        }
         match seen {
             Some(seen) if seen.mean + seen.error < 0.6 * config.worth => {
                 Outcome::Useless(low, seen)
