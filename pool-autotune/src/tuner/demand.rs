@@ -29,6 +29,8 @@ pub(super) fn staffing(load: f64, use_time_variation: f64) -> usize {
 #[derive(Clone, Debug, Default)]
 pub(super) struct BaseUseTime {
     seconds: Option<f64>,
+    /// Connections in use while the pool was not saturated, on average.
+    usual: f64,
 }
 
 impl BaseUseTime {
@@ -47,13 +49,21 @@ impl BaseUseTime {
     pub(super) fn learn(&mut self, window: &PoolWindow, saturated: bool) {
         /// Above this utilisation use times already carry queueing inside the database.
         const CALM: f64 = 0.8;
+        /// More in use than this many times the mean is more than usual.
+        const USUAL: f64 = 1.1;
         let Some(seen) = window.mean_use_time() else {
             return;
         };
+        let in_use = window.busy.as_secs_f64() / window.duration.as_secs_f64().max(1e-9);
+        let is_calm = !saturated && window.utilisation() < CALM;
+        if is_calm {
+            self.usual += Self::WEIGHT * (in_use - self.usual);
+        }
         self.seconds = Some(match self.seconds {
             // Better an inflated guess than none: it can only fall from here.
             None => seen,
-            Some(base) if !saturated && window.utilisation() < CALM => {
+            // Where more than usual is in use, part of the use time is that of the others.
+            Some(base) if is_calm && in_use <= USUAL * self.usual => {
                 base + Self::WEIGHT * (seen - base)
             }
             // Saturation cannot make queries faster, so these are faster queries.

@@ -124,6 +124,11 @@ fn mean_limit(window: &PoolWindow) -> f64 {
     window.capacity.as_secs_f64() / window.duration.as_secs_f64().max(1e-9)
 }
 
+/// Connections in use, on average over the window.
+fn in_use(window: &PoolWindow) -> f64 {
+    window.busy.as_secs_f64() / window.duration.as_secs_f64().max(1e-9)
+}
+
 /// What is known about the knee, and the experiment under way.
 #[derive(Clone, Debug)]
 pub(super) struct Knee {
@@ -730,6 +735,8 @@ impl Knee {
                 self.is_far = use_time.is_none();
             }
             Outcome::Paid(needed, _, after) => {
+                // The knee lies higher than was thought.
+                self.cap = None;
                 self.doubted = self.failed.take();
                 self.growth = self.growth.powi(2).min(self.config.growth);
                 self.retry = self.config.retry;
@@ -940,10 +947,12 @@ fn seen_use_time(window: &PoolWindow) -> Option<(f64, f64)> {
     Some((mean, error))
 }
 
-/// Whether use times are as they were before, and so not of the pool's doing.
+/// Whether use times are as they were before with more connections in use, and so not of the pool's
+/// doing.
 fn is_as_fast(before: &PoolWindow, after: &PoolWindow) -> bool {
     /// Completions without which use times are not known: the first to complete are the short ones.
     const ENOUGH: u64 = 50;
+    const MORE: f64 = 1.2;
     /// Mean use times that differ by less than this part are the same.
     const SAME: f64 = 0.1;
     let (Some((used, error)), Some((uses, other))) = (seen_use_time(before), seen_use_time(after))
@@ -951,6 +960,7 @@ fn is_as_fast(before: &PoolWindow, after: &PoolWindow) -> bool {
         return false;
     };
     before.completions.min(after.completions) >= ENOUGH
+        && in_use(after) >= MORE * in_use(before)
         && uses - used <= (SAME * used).max(2.0 * error.hypot(other))
 }
 

@@ -485,8 +485,10 @@ impl Tuner {
     fn cause_of(&self, trial: &PoolWindow) -> Cause {
         /// An application with this share of its workers busy has no time for its connections.
         const BUSY: f64 = 0.9;
-        /// Dialling that takes this many times its base is slow.
-        const SLOW: f64 = 2.0;
+        /// Dialling that takes this many times its base is slow: of the two to five dials of a trial
+        /// one comes late on any machine, and at a processor that is at its end all wait for their
+        /// share.
+        const SLOW: f64 = 3.0;
         if trial.app_utilisation() > BUSY {
             return Cause::AppHold;
         }
