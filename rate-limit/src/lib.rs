@@ -132,6 +132,7 @@ extern crate self as rate_limit;
 pub mod answer;
 mod builder;
 mod caller;
+mod charged;
 mod clock;
 #[cfg(feature = "tracing")]
 mod events;

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     hash::Hash,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
 };
 
 use governor::{RateLimiter, middleware::NoOpMiddleware};
@@ -12,6 +12,7 @@ use crate::{
     AnyLimiter, BuildError, Inflight, LimitError, MAX_POLICIES, Mode, OnFull, Policy, Quota,
     Reserved, Warning,
     answer::Reason,
+    charged::{Charged, Numbered},
     clock::Clock,
     gcra::Excess,
     key::Seed,
@@ -56,6 +57,22 @@ struct Inner {
     plans: Plans<Terms>,
     table: Arc<Table>,
     clock: Clock,
+    numbered: Numbered,
+}
+
+impl Inner {
+    fn give_back(&self, charged: &Charged) {
+        let table = &*self.table;
+        let now = self.clock.now();
+        let Some(slot) = table.find_or_shared(charged.key(), now) else {
+            return;
+        };
+        let _guard = table.lock_if_needed(slot);
+        let cells = charged.by_column().into_iter().enumerate();
+        for (column, cells) in cells.filter(|(_, cells)| *cells > 0) {
+            table.change(slot, column, |debts| debts.refund(now, cells));
+        }
+    }
 }
 
 /// What the table needs to know of a plan.
@@ -98,10 +115,19 @@ impl Limiter {
             watch,
         )?;
         Ok(Self {
-            inner: Arc::new(Inner {
-                plans,
-                table,
-                clock,
+            inner: Arc::new_cyclic(|inner: &Weak<Inner>| {
+                let inner = Weak::clone(inner);
+                let give_back = move |charged: &Charged| {
+                    if let Some(inner) = inner.upgrade() {
+                        inner.give_back(charged);
+                    }
+                };
+                Inner {
+                    plans,
+                    table,
+                    clock,
+                    numbered: Numbered::new(give_back),
+                }
             }),
             plan: 0,
         })
@@ -392,16 +418,9 @@ impl Ledger for Limiter {
         self.inner.table.scale(column, gcra).map(|_| own)
     }
 
-    fn refund_columns(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
-        let table = &*self.inner.table;
-        let now = self.now();
-        let Some(slot) = table.find_or_shared(key, now) else {
-            return;
-        };
-        let _guard = table.lock_if_needed(slot);
-        for (column, &cells) in cells.iter().enumerate().filter(|(_, cells)| **cells > 0) {
-            table.change(slot, column, |debts| debts.refund(now, cells));
-        }
+    #[inline]
+    fn numbered(&self) -> &Numbered {
+        &self.inner.numbered
     }
 
     fn adjust(

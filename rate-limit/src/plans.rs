@@ -49,10 +49,6 @@ type Sets<T> = Box<[Arc<Plan<T>>]>;
 /// What a plan enforces.
 #[derive(Debug)]
 pub(crate) struct Plan<T> {
-    #[cfg_attr(
-        not(feature = "redis"),
-        expect(dead_code, reason = "names fleet accounts")
-    )]
     pub(crate) number: usize,
     pub(crate) rules: Ruleset,
     pub(crate) rendered: Rendered,

@@ -387,6 +387,24 @@ async fn limits_are_switched_off_and_to_shadow_and_callers_are_told_as_in_one_pr
     assert_eq!(limiter.peek("carol").await, Some(1));
 }
 
+#[tokio::test]
+async fn a_shed_request_gets_back_what_the_policies_of_its_own_plan_charged() {
+    let redis = Redis::start().await.unwrap();
+    let search = Policy::new("search", Quota::count(10).per(DAY));
+    let limiter = on(&redis, daily(100).plan("search", [search]));
+    let layer = RateLimitLayer::from_limiter(limiter.clone())
+        .key(key::from_fn(|_| Some("carol")))
+        .plan(|_| Some("search"));
+    let shed = service_fn(async |_: Request<()>| {
+        let response = Response::builder().status(503).header("retry-after", "1");
+        Ok::<_, std::convert::Infallible>(response.body(()).unwrap())
+    });
+    layer.layer(shed).oneshot(Request::new(())).await.unwrap();
+    let search = limiter.plan("search").unwrap();
+    assert_eq!(search.peek("carol").await, Some(10));
+    assert_eq!(limiter.peek("carol").await, Some(100));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn plans_that_have_one_policy_divide_what_may_be_leased() {
     let redis = Redis::start().await.unwrap();

@@ -10,7 +10,7 @@ use rate_limit::{
     answer::{Draft, QuotaHeaders, Reason, Refusal, Refused, Reset},
     key::{self, AccessList, PeerAddr},
 };
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 type Body = RateLimitBody<Full<Bytes>>;
 
@@ -206,6 +206,35 @@ async fn what_a_load_shedder_refuses_costs_no_quota() {
     assert_eq!(limiter.peek(b"alice".as_slice()), 1);
     assert_eq!(call(&own, get("/"), 503).await.status(), 503);
     assert_eq!(limiter.peek(b"alice".as_slice()), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_is_shed_when_its_layer_is_gone_costs_no_quota() {
+    let limiter = limiter(2);
+    let inner = service_fn(async |_: Request<()>| {
+        tokio::task::yield_now().await;
+        let response = Response::builder().status(503).header("retry-after", "1");
+        Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap())
+    });
+    let mut service = by_key(&limiter).layer(inner);
+    let response = service.call(get("/"));
+    drop(service);
+    assert_eq!(limiter.peek(b"alice".as_slice()), 1);
+    assert_eq!(response.await.unwrap().status(), 503);
+    assert_eq!(limiter.peek(b"alice".as_slice()), 2);
+}
+
+#[tokio::test]
+async fn a_request_that_is_shed_when_its_limiter_is_gone_is_answered_as_ever() {
+    let layer = by_key(&limiter(2));
+    let inner = service_fn(async |_: Request<()>| {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(Response::builder().status(503).body(()).unwrap())
+    });
+    let mut service = layer.layer(inner);
+    let response = service.call(get("/"));
+    drop((service, layer));
+    assert_eq!(response.await.unwrap().status(), 503);
 }
 
 #[tokio::test]

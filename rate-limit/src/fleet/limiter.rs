@@ -24,6 +24,7 @@ use crate::{
     AnyLimiter, BuildError, Decision, Inflight, LimitError, LimiterBuilder, MAX_POLICIES, Mode,
     Policy, Quota, Reserved, Warning,
     answer::Reason,
+    charged::Numbered,
     gcra::{Excess, Gcra},
     key::Seed,
     metrics::Outcome,
@@ -415,18 +416,8 @@ impl Ledger for FleetLimiter {
         })
     }
 
-    fn refund_columns(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
-        let plan = self.plans.at(self.plan);
-        let terms = plan.terms.iter().zip(plan.rules.rules());
-        let less = terms.map(|(term, rule)| Term {
-            cells: cells[rule.column],
-            ..*term
-        });
-        let id = AccountId {
-            key,
-            plan: plan.number,
-        };
-        self.node.tell(id, Action::Refund, less.collect());
+    fn numbered(&self) -> &Numbered {
+        self.node.numbered()
     }
 
     fn adjust(

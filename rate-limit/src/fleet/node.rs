@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     BuildError, Warning,
+    charged::{Charged, Numbered},
     inflight::Identity,
     metrics::{Call, FleetMeter, Source},
     plans::Plans,
@@ -57,6 +58,7 @@ pub(crate) struct Node {
     /// Notified when a reply has arrived, or will not.
     moved: Notify,
     meter: FleetMeter,
+    numbered: Numbered,
 }
 
 /// What a request gets.
@@ -94,7 +96,15 @@ impl Node {
         if names.iter().any(|name| other(&name)) {
             return Err(BuildError::NameInUse(Arc::clone(&settings.name)));
         }
-        let node = Arc::new(Self {
+        let node = Arc::new_cyclic(|node: &Weak<Self>| Self {
+            numbered: Numbered::new({
+                let node = Weak::clone(node);
+                move |charged: &Charged| {
+                    if let Some(node) = node.upgrade() {
+                        node.give_back(charged);
+                    }
+                }
+            }),
             router: Router::new(&settings),
             id: format!("{:016x}", (random() * u64::MAX as f64) as u64),
             epoch: Instant::now(),
@@ -212,6 +222,27 @@ impl Node {
             account.forget_refusal();
         }
         self.send(self.forget(id.key, action, terms));
+    }
+
+    /// The place of the limiter among those of the process.
+    pub(crate) fn numbered(&self) -> &Numbered {
+        &self.numbered
+    }
+
+    /// Gives back what was charged, as far as the plan still has its policies.
+    fn give_back(&self, charged: &Charged) {
+        let id = AccountId {
+            key: charged.key(),
+            plan: charged.plan(),
+        };
+        let plan = self.plans.at(id.plan);
+        let cells = charged.by_column();
+        let terms = plan.terms.iter().zip(plan.rules.rules());
+        let less = terms.map(|(term, rule)| Term {
+            cells: cells[rule.column],
+            ..*term
+        });
+        self.tell(id, Action::Refund, less.collect());
     }
 
     /// The levels of an account in Redis; `None` if it does not reply.

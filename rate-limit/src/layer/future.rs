@@ -4,12 +4,16 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderName, Response, StatusCode, response};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header::RETRY_AFTER, response};
 use pin_project_lite::pin_project;
 
 use super::RateLimitBody;
 use crate::{
-    AnyLimiter, Inflight, MAX_POLICIES, answer::Stamp, policy::ResponseHead, receipt::Receipt,
+    AnyLimiter, Inflight,
+    answer::{Refused, Stamp},
+    charged::{Charged, give_back},
+    policy::ResponseHead,
+    receipt::Receipt,
 };
 
 pin_project! {
@@ -41,31 +45,54 @@ pin_project! {
 
 /// What to give back if the service turns out not to have served the request.
 pub(super) struct Refund {
-    pub(super) to: Arc<dyn Refunds>,
-    pub(super) key: u64,
-    /// By account; no more than this fits, so that futures stay small.
-    pub(super) cells: [u32; MAX_POLICIES],
-    /// Whether every response has to be looked at.
-    pub(super) always: bool,
+    /// The number of the limiter.
+    pub(super) limiter: u64,
+    pub(super) charged: Charged,
+    /// Which responses say so, unless it is the default.
+    pub(super) when: Option<Arc<RefundFn>>,
 }
+
+pub(super) type RefundFn = dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync;
 
 impl Refund {
     /// A quick look at what most responses are.
     #[inline]
     fn may_apply<B>(&self, response: &Response<B>) -> bool {
         let status = response.status();
-        self.always
+        self.when.is_some()
             || status.is_client_error()
             || status.is_server_error()
             || (status == StatusCode::OK && response.headers().contains_key(GRPC_STATUS))
     }
+
+    /// Gives back what was charged if the response says so, and returns whether it does.
+    fn settle(&self, response: &ResponseHead<'_>) -> bool {
+        let applies = match &self.when {
+            Some(when) => when(response),
+            None => was_not_served(response),
+        };
+        if applies {
+            give_back(self.limiter, &self.charged);
+        }
+        applies
+    }
 }
 
-pub(super) trait Refunds: Send + Sync {
-    fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]);
-
-    /// Whether a response says that the request was not served.
-    fn is_refunded(&self, response: &ResponseHead<'_>) -> bool;
+/// Whether a response says that the request was not served and when to come back: a 503 with
+/// `retry-after`, as load shedders send it, the same in gRPC, or a refusal by a limit further in.
+fn was_not_served(response: &ResponseHead<'_>) -> bool {
+    let headers = response.headers();
+    let status = response.status();
+    if response.extensions().get::<Refused>().is_some() {
+        return true;
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        return headers.contains_key(RETRY_AFTER);
+    }
+    let code = || headers.get("grpc-status").map(HeaderValue::as_bytes);
+    status == StatusCode::OK
+        && headers.contains_key("grpc-retry-pushback-ms")
+        && matches!(code(), Some(b"8" | b"14"))
 }
 
 /// What an admitted request takes along if it has anything to. In a box, because most have not, and
@@ -107,6 +134,7 @@ impl<L: AnyLimiter> Finish for Extras<L> {
 }
 
 impl<F, B> RateLimitFuture<F, B> {
+    #[inline]
     pub(super) fn admitted(
         future: F,
         extras: Option<Box<dyn Finish>>,
@@ -136,6 +164,7 @@ where
 {
     type Output = Result<Response<RateLimitBody<B>>, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Admitted {
@@ -145,19 +174,21 @@ where
             } => {
                 // Without a response there is nothing to settle by: a reservation goes back, as
                 // it does when this future is dropped.
-                let outcome = ready!(future.poll(cx));
-                let (extras, refund) = (extras.take(), refund.take());
-                Poll::Ready(outcome.map(|response| {
-                    let is_plain = extras.is_none()
-                        && refund
-                            .as_ref()
-                            .is_none_or(|refund| !refund.may_apply(&response));
-                    if is_plain {
-                        response.map(RateLimitBody::inner)
-                    } else {
-                        finish(response, extras, refund)
+                let response = match ready!(future.poll(cx)) {
+                    Ok(response) => response,
+                    Err(error) => {
+                        *extras = None;
+                        return Poll::Ready(Err(error));
                     }
-                }))
+                };
+                let is_plain = extras.is_none()
+                    && refund
+                        .as_ref()
+                        .is_none_or(|refund| !refund.may_apply(&response));
+                if is_plain {
+                    return Poll::Ready(Ok(response.map(RateLimitBody::inner)));
+                }
+                Poll::Ready(Ok(finish(response, extras.take(), refund.take())))
             }
             StateProj::Refused { response } => Poll::Ready(Ok(response
                 .take()
@@ -174,14 +205,7 @@ fn finish<B>(
     refund: Option<Refund>,
 ) -> Response<RateLimitBody<B>> {
     let (mut parts, body) = response.into_parts();
-    let refunded = refund.is_some_and(|refund| {
-        let Refund { to, key, cells, .. } = refund;
-        let refunded = to.is_refunded(&ResponseHead::new(&parts));
-        if refunded {
-            to.refund(key, &cells.map(u64::from));
-        }
-        refunded
-    });
+    let refunded = refund.is_some_and(|refund| refund.settle(&ResponseHead::new(&parts)));
     let inflight = extras.and_then(|extras| extras.finish(&mut parts, refunded));
     Response::from_parts(parts, RateLimitBody::admitted(body, inflight))
 }
