@@ -1,6 +1,6 @@
 //! What responses and handlers are told, what is given back, and what can be switched while running.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{convert::Infallible, future::ready, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -205,6 +205,42 @@ async fn what_a_load_shedder_refuses_costs_no_quota() {
     assert_eq!(call(&own, get("/"), 404).await.status(), 404);
     assert_eq!(limiter.peek(b"alice".as_slice()), 1);
     assert_eq!(call(&own, get("/"), 503).await.status(), 503);
+    assert_eq!(limiter.peek(b"alice".as_slice()), 0);
+}
+
+/// Calls a service whose response is gRPC, with these trailers behind one message.
+async fn call_grpc(layer: &RateLimitLayer, trailers: &[(&'static str, &'static str)]) {
+    let trailers: HeaderMap = trailers
+        .iter()
+        .map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+        .collect();
+    let inner = service_fn(|_: Request<()>| async {
+        let body = Full::new(Bytes::from_static(b"message"));
+        let body = body.with_trailers(ready(Some(Ok(trailers.clone()))));
+        let response = Response::builder().header(CONTENT_TYPE, "application/grpc+proto");
+        Ok::<_, Infallible>(response.body(body).unwrap())
+    });
+    let response = layer.layer(inner).oneshot(get("/")).await.unwrap();
+    let body = response.into_body().collect().await.unwrap();
+    assert_eq!(body.trailers(), Some(&trailers));
+}
+
+#[tokio::test]
+async fn a_grpc_call_that_its_trailers_call_not_served_costs_no_quota() {
+    let limiter = limiter(2);
+    let layer = by_key(&limiter);
+    let pushback = ("grpc-retry-pushback-ms", "100");
+    call_grpc(&layer, &[("grpc-status", "14"), pushback]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 2);
+    call_grpc(&layer, &[("grpc-status", "14")]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 1);
+    let own = layer.refund_if(|response| {
+        let status = response.headers().get("grpc-status");
+        status.is_some_and(|status| status == "5")
+    });
+    call_grpc(&own, &[("grpc-status", "5")]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 1);
+    call_grpc(&own, &[("grpc-status", "0")]).await;
     assert_eq!(limiter.peek(b"alice".as_slice()), 0);
 }
 

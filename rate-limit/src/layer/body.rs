@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::future::Refund;
 use crate::Inflight;
 
 pin_project! {
@@ -23,7 +24,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<B> {
-        Inner { #[pin] body: B, inflight: Option<Inflight> },
+        Inner { #[pin] body: B, inflight: Option<Inflight>, refund: Option<Box<Refund>> },
         Refusal { bytes: Option<Bytes> },
     }
 }
@@ -32,13 +33,22 @@ impl<B> RateLimitBody<B> {
     /// A body that passes as it is, for an [`Answer`](crate::answer::Answer) of your own.
     #[must_use]
     pub fn inner(body: B) -> Self {
-        Self::admitted(body, None)
+        Self::admitted(body, None, None)
     }
 
-    /// The body of the inner service's response; keeps `inflight` until it ends.
-    pub(super) fn admitted(body: B, inflight: Option<Inflight>) -> Self {
+    /// The body of the inner service's response; keeps `inflight` until it ends, and `refund` for
+    /// its trailers.
+    pub(super) fn admitted(
+        body: B,
+        inflight: Option<Inflight>,
+        refund: Option<Box<Refund>>,
+    ) -> Self {
         Self {
-            state: State::Inner { body, inflight },
+            state: State::Inner {
+                body,
+                inflight,
+                refund,
+            },
         }
     }
 
@@ -65,10 +75,21 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.project().state.project() {
-            StateProj::Inner { body, inflight } => {
+            StateProj::Inner {
+                body,
+                inflight,
+                refund,
+            } => {
                 let frame = ready!(body.poll_frame(cx));
-                if !matches!(frame, Some(Ok(_))) {
-                    *inflight = None;
+                match &frame {
+                    Some(Ok(frame)) => {
+                        if let Some(trailers) = frame.trailers_ref()
+                            && let Some(refund) = refund.take()
+                        {
+                            refund.settle_by_trailers(trailers);
+                        }
+                    }
+                    _ => *inflight = None,
                 }
                 Poll::Ready(frame)
             }

@@ -4,13 +4,15 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderName, HeaderValue, Response, StatusCode, header::RETRY_AFTER, response};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::RETRY_AFTER, response,
+};
 use pin_project_lite::pin_project;
 
 use super::RateLimitBody;
 use crate::{
     AnyLimiter, Inflight,
-    answer::{Refused, Stamp},
+    answer::{Refused, Stamp, is_grpc},
     charged::{Charged, give_back},
     policy::ResponseHead,
     receipt::Receipt,
@@ -62,7 +64,7 @@ impl Refund {
         self.when.is_some()
             || status.is_client_error()
             || status.is_server_error()
-            || (status == StatusCode::OK && response.headers().contains_key(GRPC_STATUS))
+            || (status == StatusCode::OK && is_grpc(response.headers()))
     }
 
     /// Gives back what was charged if the response says so, and returns whether it does.
@@ -75,6 +77,13 @@ impl Refund {
             give_back(self.limiter, &self.charged);
         }
         applies
+    }
+
+    /// The same for a gRPC call whose outcome is known when its body ends.
+    pub(super) fn settle_by_trailers(&self, trailers: &HeaderMap) {
+        let (mut parts, ()) = Response::new(()).into_parts();
+        parts.headers = trailers.clone();
+        self.settle(&ResponseHead::new(&parts));
     }
 }
 
@@ -111,6 +120,9 @@ pub(super) struct Extras<L: AnyLimiter> {
 pub(super) trait Finish: Send + Sync {
     /// Settles by the response and completes it.
     fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight>;
+
+    /// Whether a policy settles by the response.
+    fn settles(&self) -> bool;
 }
 
 impl<L: AnyLimiter> Finish for Extras<L> {
@@ -130,6 +142,10 @@ impl<L: AnyLimiter> Finish for Extras<L> {
             }
         }
         self.inflight
+    }
+
+    fn settles(&self) -> bool {
+        self.receipt.is_some()
     }
 }
 
@@ -205,9 +221,17 @@ fn finish<B>(
     refund: Option<Refund>,
 ) -> Response<RateLimitBody<B>> {
     let (mut parts, body) = response.into_parts();
-    let refunded = refund.is_some_and(|refund| refund.settle(&ResponseHead::new(&parts)));
+    let refunded = refund
+        .as_ref()
+        .is_some_and(|refund| refund.settle(&ResponseHead::new(&parts)));
+    // What is settled by the head is not given back by the trailers.
+    let is_open = !refunded
+        && is_grpc(&parts.headers)
+        && !parts.headers.contains_key(GRPC_STATUS)
+        && extras.as_ref().is_none_or(|extras| !extras.settles());
     let inflight = extras.and_then(|extras| extras.finish(&mut parts, refunded));
-    Response::from_parts(parts, RateLimitBody::admitted(body, inflight))
+    let refund = refund.filter(|_| is_open).map(Box::new);
+    Response::from_parts(parts, RateLimitBody::admitted(body, inflight, refund))
 }
 
 impl<F, B> std::fmt::Debug for RateLimitFuture<F, B> {

@@ -236,7 +236,7 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
     /// work.
     ///
     /// Defaults to a 503 with `retry-after`, as a load shedder such as `tower-capacity` sends it
-    /// (and the same in gRPC), and a refusal by another limit further in. So a request that is shed
+    /// (and the same in gRPC, in trailers too unless a policy settles), and a refusal by another limit further in. So a request that is shed
     /// costs no quota, and neither does one that passes an outer limit in vain. Layers need no
     /// common type for that: the status says that the request was not served.
     #[must_use]
