@@ -94,7 +94,12 @@ impl fmt::Display for Quota {
             burst,
             unit,
         } = self;
-        write!(f, "{count} {unit} per {period:?}, burst {burst}")
+        // As it is read: see `text`.
+        let quote = if let Unit::Custom(_) = unit { "'" } else { "" };
+        write!(
+            f,
+            "{count} {quote}{unit}{quote} per {period:?}, burst {burst}"
+        )
     }
 }
 

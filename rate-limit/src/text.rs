@@ -1,11 +1,17 @@
 //! Quotas and policies as text, for configuration files and environment variables.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use crate::{Quota, Unit};
+use crate::{Quota, Unit, policy::check_name};
 
 /// Reads what [`Quota`] displays, and shorter forms of it: `100 requests per 60s, burst 20`,
-/// `100 per minute`, `100/min burst 20`, `1048576 content-bytes / s`, `5 per 15 minutes`.
+/// `100 per minute`, `100/min burst 20`, `1048576 content-bytes / s`, `5 per 15 minutes`. A unit of
+/// the service's own is in quotes, so that a misspelt one is none: `10_000 'tokens' per minute`.
 ///
 /// ```
 /// use rate_limit::{MINUTE, Quota};
@@ -33,7 +39,9 @@ impl FromStr for Quota {
         let unit = match words.next_if(|word| !matches!(*word, "per" | "/")) {
             None | Some("request" | "requests") => Unit::Requests,
             Some("content-bytes" | "bytes") => Unit::ContentBytes,
-            Some(_) => return Err(error("\"requests\" or \"content-bytes\" after the count")),
+            Some(word) => own_unit(word).ok_or_else(|| {
+                error("requests, content-bytes or a name in quotes after the count")
+            })?,
         };
         if !matches!(words.next(), Some("per" | "/")) {
             return Err(error("\"per\" or \"/\" before the period"));
@@ -63,6 +71,26 @@ impl FromStr for Quota {
         }
     }
 }
+
+/// The unit in quotes. Units are `'static`, so each name is kept once for as long as the program
+/// runs; there may not be more of them than any configuration needs.
+fn own_unit(word: &str) -> Option<Unit> {
+    static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let name = word.strip_prefix('\'')?.strip_suffix('\'')?;
+    check_name(name).ok()?;
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.iter().find(|known| **known == name) {
+        return Some(Unit::Custom(known));
+    }
+    if names.len() == MAX_UNITS {
+        return None;
+    }
+    let name: &'static str = Box::leak(name.into());
+    names.push(name);
+    Some(Unit::Custom(name))
+}
+
+const MAX_UNITS: usize = 1_000;
 
 fn number(word: &str) -> Option<u64> {
     let digits = word.replace('_', "");
@@ -174,7 +202,12 @@ mod tests {
                 .burst(1 << 21)
                 .unit(Unit::ContentBytes)
         );
+        let tokens = Quota::count(10_000)
+            .per(MINUTE)
+            .unit(Unit::Custom("tokens"));
+        assert_eq!(read("10_000 'tokens' per minute"), tokens);
         for quota in [
+            tokens,
             Quota::count(7).per(DAY),
             Quota::count(7).per(Duration::from_millis(1_500)).burst(3),
         ] {
@@ -192,6 +225,7 @@ mod tests {
             "5 per",
             "5 per fortnight",
             "5 cows per day",
+            "5 '' per day",
             "5 per day burst",
             "5 per day burst x",
             "5 per day burst 3 more",
