@@ -34,7 +34,8 @@ pub struct LimiterBuilder {
     pub(crate) plans: NamedPlans,
     pub(crate) max_keys: usize,
     pub(crate) on_full: OnFull,
-    pub(crate) max_inflight: Option<u32>,
+    max_inflight: Option<u32>,
+    plan_inflight: Vec<(Arc<str>, u32)>,
     pub(crate) clock: ClockKind,
     on_warning: Option<WarningHook>,
 }
@@ -46,6 +47,7 @@ impl LimiterBuilder {
             max_keys: DEFAULT_MAX_KEYS,
             on_full: OnFull::default(),
             max_inflight: None,
+            plan_inflight: Vec::new(),
             clock: ClockKind::Tokio,
             on_warning: None,
         }
@@ -119,6 +121,16 @@ impl LimiterBuilder {
         self
     }
 
+    /// Sets [`max_inflight`](Self::max_inflight) for the requests of one plan: "5 at once for
+    /// customers who pay nothing, 100 for those who do". The plans share the counts of a key, as
+    /// they share its debts.
+    ///
+    /// Defaults to what holds for all plans.
+    pub fn plan_max_inflight(mut self, plan: impl Into<Arc<str>>, requests: u32) -> Self {
+        self.plan_inflight.push((plan.into(), requests));
+        self
+    }
+
     /// Measures time by `clock`.
     ///
     /// Defaults to `tokio::time::Instant`, which follows `tokio::time::pause` in tests.
@@ -157,15 +169,16 @@ impl LimiterBuilder {
     /// # Errors
     ///
     /// Fails if there is no policy or more than [`MAX_POLICIES`](crate::MAX_POLICIES), if a name or
-    /// a quota is invalid, if `max_keys` is zero or more than a billion, or if `max_inflight` is
-    /// zero.
+    /// a quota is invalid, if `max_keys` is zero or more than a billion, if `max_inflight` is zero,
+    /// or if there is no plan of a name that one is set for.
     #[track_caller]
     pub fn build(self) -> Result<Limiter, BuildError> {
         let watch = self.watch();
         let checked = self.check()?;
         let room = (self.max_keys, self.on_full);
+        let max_inflight = self.inflight_limits()?;
         let clock = Clock::new(self.clock);
-        Limiter::assemble(&self.plans, checked, room, self.max_inflight, clock, watch)
+        Limiter::assemble(&self.plans, checked, room, max_inflight, clock, watch)
     }
 
     /// Watches for mistakes in the setup; the first is to build too many limiters.
@@ -178,15 +191,32 @@ impl LimiterBuilder {
         watch
     }
 
+    /// How many requests of a key may run at once, by the number of the plan; `None` if they are not
+    /// counted.
+    pub(crate) fn inflight_limits(&self) -> Result<Option<Box<[u32]>>, BuildError> {
+        if self.max_inflight.is_none() && self.plan_inflight.is_empty() {
+            return Ok(None);
+        }
+        let mut limits = vec![self.max_inflight.unwrap_or(u32::MAX); self.plans.len()];
+        for (name, requests) in &self.plan_inflight {
+            let mut named = self.plans.iter().skip(1);
+            let number = named.position(|(plan, _)| plan == name);
+            let number = number.ok_or_else(|| BuildError::UnknownName(Arc::clone(name)))?;
+            limits[number + 1] = *requests;
+        }
+        if limits.contains(&0) {
+            return Err(BuildError::ZeroMaxInflight);
+        }
+        Ok(Some(limits.into()))
+    }
+
     /// Checks everything, before anything takes memory.
     pub(crate) fn check(&self) -> Result<Checked, BuildError> {
         let columns = columns_of(&self.plans)?;
         if self.max_keys == 0 || self.max_keys > MAX_KEYS {
             return Err(BuildError::InvalidMaxKeys(self.max_keys));
         }
-        if self.max_inflight == Some(0) {
-            return Err(BuildError::ZeroMaxInflight);
-        }
+        self.inflight_limits()?;
         let policies = self.plans.iter().map(|(_, policies)| &policies[..]);
         let rulesets = rulesets(policies, &columns)?;
         Ok((columns, rulesets))
@@ -200,6 +230,7 @@ impl fmt::Debug for LimiterBuilder {
             .field("max_keys", &self.max_keys)
             .field("on_full", &self.on_full)
             .field("max_inflight", &self.max_inflight)
+            .field("plan_max_inflight", &self.plan_inflight)
             .field("clock", &self.clock)
             .field("on_warning", &self.on_warning.is_some())
             .finish()

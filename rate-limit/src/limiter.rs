@@ -89,7 +89,7 @@ impl Limiter {
         named: &NamedPlans,
         (columns, rulesets): Checked,
         room: (usize, OnFull),
-        max_inflight: Option<u32>,
+        max_inflight: Option<Box<[u32]>>,
         clock: Clock,
         watch: Watch,
     ) -> Result<Self, BuildError> {
@@ -243,7 +243,7 @@ impl Limiter {
     ///
     /// Fails if the key is at its limit.
     pub fn enter(&self, key: impl Hash) -> Result<Option<Inflight>, LimitError> {
-        self.plans().enter(self.plans().hash(key))
+        self.plans().enter(self.plan, self.plans().hash(key))
     }
 
     /// How many requests of `key` are in flight; 0 if they are not counted.

@@ -142,7 +142,7 @@ impl<T> Plans<T> {
         rulesets: Vec<Ruleset>,
         compile: &Compile<'_, T>,
         seed: Seed,
-        max_inflight: Option<u32>,
+        max_inflight: Option<Box<[u32]>>,
         watch: Watch,
     ) -> Result<Self, BuildError> {
         let first = sets(rulesets, compile)?;
@@ -232,11 +232,11 @@ impl<T> Plans<T> {
         self.inflight.as_ref()
     }
 
-    pub(crate) fn enter(&self, key: u64) -> Result<Option<Inflight>, LimitError> {
+    pub(crate) fn enter(&self, plan: usize, key: u64) -> Result<Option<Inflight>, LimitError> {
         let Some(counts) = &self.inflight else {
             return Ok(None);
         };
-        let inflight = counts.enter(key);
+        let inflight = counts.enter(plan, key);
         let full = || LimitError::without_policy(Reason::Inflight);
         inflight.map(Some).ok_or_else(full)
     }

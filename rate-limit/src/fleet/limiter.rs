@@ -82,7 +82,7 @@ impl LimiterBuilder {
             rulesets,
             &|rules, all| compile(rules, all, &settings),
             settings.seed.clone(),
-            self.max_inflight,
+            self.inflight_limits()?,
             watch,
         )?;
         let signature = self.plans.iter().flat_map(|(name, policies)| {
@@ -190,7 +190,7 @@ impl FleetLimiter {
     ///
     /// Fails if the key is at its limit.
     pub fn enter(&self, key: impl Hash) -> Result<Option<Inflight>, LimitError> {
-        self.plans.enter(self.plans.hash(key))
+        self.plans.enter(self.plan, self.plans.hash(key))
     }
 
     /// As [`Limiter::inflight`](crate::Limiter::inflight): counted by this process for itself.

@@ -117,7 +117,10 @@ impl<L: AnyLimiter> Settings<L> {
             }
         };
         let key = fingerprint(key);
-        let inflight = match plans.inflight_counts().map(|counts| counts.enter(key)) {
+        let inflight = match plans
+            .inflight_counts()
+            .map(|counts| counts.enter(plan.number, key))
+        {
             Some(None) => {
                 count(match self.is_shadow() {
                     true => Outcome::Shadow,
