@@ -179,7 +179,7 @@ impl Limiter {
                 ruling.waive_all();
                 Ok(())
             }
-            Err(NoRoom) => Err(LimitError::without_policy(Reason::NoRoom)),
+            Err(NoRoom) => Err(LimitError::other(Reason::NoRoom)),
         }
     }
 

@@ -237,7 +237,7 @@ impl<T> Plans<T> {
             return Ok(None);
         };
         let inflight = counts.enter(plan, key);
-        let full = || LimitError::without_policy(Reason::Inflight);
+        let full = || LimitError::other(Reason::Inflight);
         inflight.map(Some).ok_or_else(full)
     }
 

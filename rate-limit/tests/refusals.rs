@@ -6,8 +6,9 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full};
 use rate_limit::{
-    Caller, HOUR, Limiter, MINUTE, ManualClock, Mode, Policy, Quota, RateLimitBody, RateLimitLayer,
-    answer::{Draft, QuotaHeaders, Reason, Refusal, Refused, Reset},
+    Caller, HOUR, LimitError, Limiter, MINUTE, ManualClock, Mode, Policy, Quota, RateLimitBody,
+    RateLimitLayer,
+    answer::{Draft, QuotaHeaders, Reason, Refused, Reset},
     key::{self, AccessList, PeerAddr},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -167,9 +168,9 @@ async fn a_refusal_is_marked_and_explained_where_wanted() {
     );
     let refused = call(&layer, get("/"), 200).await;
     assert!(refused.extensions().get::<Refused>().is_some());
-    assert!(refused.extensions().get::<Refusal>().is_none());
+    assert!(refused.extensions().get::<LimitError>().is_none());
     let refused = call(&layer.clone().explain_refusals(true), get("/"), 200).await;
-    let refusal = refused.extensions().get::<Refusal>().unwrap();
+    let refusal = refused.extensions().get::<LimitError>().unwrap();
     assert_eq!(refusal.reason(), Reason::Quota);
     assert_eq!(refusal.policy(), Some("default"));
     assert_eq!(refusal.retry_after(), Some(HOUR));

@@ -377,7 +377,7 @@ impl FleetLimiter {
         let shadow = mode == Mode::Shadow;
         match self.rule(&question, verdict, shadow) {
             None if shadow => Ok((question, unasked)),
-            None => Err(LimitError::without_policy(Reason::Unavailable)),
+            None => Err(LimitError::other(Reason::Unavailable)),
             Some(ruling) if ruling.admits() || shadow => Ok((question, ruling)),
             Some(ruling) => Err(LimitError::quota(&question.plan.rules, &ruling)),
         }

@@ -123,19 +123,19 @@ pub(crate) mod account;
 mod backend;
 mod breaker;
 #[cfg(test)]
-#[path = "tests/clock_steps.rs"]
+#[path = "../../tests/inside/clock_steps.rs"]
 mod clock_steps;
 mod exchange;
 mod failure;
 #[cfg(test)]
-#[path = "tests/golden.rs"]
+#[path = "../../tests/inside/golden.rs"]
 mod golden;
 mod job;
 mod level;
 mod limiter;
 mod link;
 #[cfg(test)]
-#[path = "tests/model.rs"]
+#[path = "../../tests/inside/model.rs"]
 mod model;
 pub(crate) mod node;
 mod outage;

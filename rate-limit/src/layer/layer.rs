@@ -262,7 +262,7 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
         self.with(|settings| settings.tells_caller = tell)
     }
 
-    /// Leaves a [`Refusal`](crate::answer::Refusal) in the extensions of the responses to refused
+    /// Leaves a [`LimitError`](crate::LimitError) in the extensions of the responses to refused
     /// requests, beside the marker [`Refused`](crate::answer::Refused): reason, policy and wait. It
     /// takes an allocation.
     ///
