@@ -134,6 +134,7 @@ pub mod answer;
 mod builder;
 mod caller;
 mod charged;
+mod charging;
 mod clock;
 #[cfg(feature = "tracing")]
 mod events;

@@ -125,6 +125,7 @@ mod breaker;
 #[cfg(test)]
 #[path = "../../tests/inside/clock_steps.rs"]
 mod clock_steps;
+mod compile;
 mod exchange;
 mod failure;
 #[cfg(test)]
@@ -139,14 +140,16 @@ mod link;
 mod model;
 pub(crate) mod node;
 mod outage;
+mod question;
+mod reports;
 mod router;
 pub(crate) mod script;
 mod server;
 
 pub(crate) use self::{
     account::Verdict,
-    limiter::{Question, Waiting},
     node::Asked,
+    question::{Question, Waiting},
 };
 pub use self::{
     backend::{FleetBackend, FleetError, Lease},

@@ -13,7 +13,7 @@ use tower_service::Service;
 use super::{
     ShapedBody, ShapedError,
     layer::Settings,
-    line::{Permit, Ticket},
+    ticket::{Permit, Ticket},
 };
 use crate::{ResponseHead, key::RequestHead};
 

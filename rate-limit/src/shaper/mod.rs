@@ -35,17 +35,21 @@
 //! then; give it a burst a little below the server's.
 
 mod body;
+mod builder;
 mod feedback;
 mod future;
 mod heed;
 mod layer;
 mod line;
 mod service;
+mod ticket;
 
 pub use self::{
     body::ShapedBody,
+    builder::{ShaperBuilder, ShaperError},
     future::ShapedFuture,
     layer::ShaperLayer,
-    line::{Permit, Shaper, ShaperBuilder, ShaperError},
+    line::Shaper,
     service::{Shaped, ShapedError, WaitRefused},
+    ticket::Permit,
 };
