@@ -156,7 +156,8 @@ impl LimiterBuilder {
     }
 
     /// Calls `hook` when traffic shows a mistake in the setup, once for each kind. With the
-    /// `tracing` feature they are logged at `warn` in any case.
+    /// `tracing` feature they are logged at `warn` in any case; where there is neither a hook nor
+    /// ever was a subscriber of `tracing`, they go to stderr.
     ///
     /// Defaults to none.
     pub fn on_warning(mut self, hook: impl Fn(Warning) + Send + Sync + 'static) -> Self {
