@@ -80,10 +80,21 @@ impl Refund {
     }
 
     /// The same for a gRPC call whose outcome is known when its body ends.
-    pub(super) fn settle_by_trailers(&self, trailers: &HeaderMap) {
+    fn settle_by_trailers(&self, trailers: &HeaderMap) {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.headers = trailers.clone();
         self.settle(&ResponseHead::new(&parts));
+    }
+}
+
+/// What a response's body keeps until it ends.
+pub(super) trait Held: Send + Sync {
+    fn trailers(&mut self, trailers: &HeaderMap);
+}
+
+impl Held for Refund {
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        self.settle_by_trailers(trailers);
     }
 }
 
@@ -111,41 +122,61 @@ pub(super) struct Extras<L: AnyLimiter> {
     pub(super) receipt: Option<Receipt<L>>,
     /// The count of this request among those of its key in flight.
     pub(super) inflight: Option<Inflight>,
+    /// What the trailers of the response decide on.
+    pub(super) refund: Option<Refund>,
     /// Headers for the response.
     pub(super) stamp: Option<Stamp>,
     /// Whether they go on redirects too.
     pub(super) stamp_redirects: bool,
 }
 
-pub(super) trait Finish: Send + Sync {
+pub(super) trait Finish: Held {
     /// Settles by the response and completes it.
-    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight>;
+    fn finish(&mut self, parts: &mut response::Parts, refunded: bool);
 
     /// Whether a policy settles by the response.
     fn settles(&self) -> bool;
+
+    /// What the body of the response has to keep of it, with `refund` for its trailers.
+    fn keep(self: Box<Self>, refund: Option<Refund>) -> Option<Box<dyn Held>>;
+}
+
+impl<L: AnyLimiter> Held for Extras<L> {
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(refund) = self.refund.take() {
+            refund.settle_by_trailers(trailers);
+        }
+    }
 }
 
 impl<L: AnyLimiter> Finish for Extras<L> {
-    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight> {
-        match self.receipt {
+    fn finish(&mut self, parts: &mut response::Parts, refunded: bool) {
+        match self.receipt.take() {
             // All that was charged is back already.
             Some(receipt) if refunded => receipt.settle_by(|_| None),
             Some(receipt) => receipt.settle(&ResponseHead::new(parts)),
             None => {}
         }
         let redirects = parts.status.is_redirection() && parts.status != StatusCode::NOT_MODIFIED;
-        if let Some(stamp) = self.stamp
+        if let Some(stamp) = &self.stamp
             && (self.stamp_redirects || !redirects)
         {
             for (name, value) in &stamp.headers {
                 parts.headers.append(name, value.clone());
             }
         }
-        self.inflight
     }
 
     fn settles(&self) -> bool {
         self.receipt.is_some()
+    }
+
+    fn keep(mut self: Box<Self>, refund: Option<Refund>) -> Option<Box<dyn Held>> {
+        if self.inflight.is_none() && refund.is_none() {
+            return None;
+        }
+        self.refund = refund;
+        Some(self)
     }
 }
 
@@ -229,9 +260,15 @@ fn finish<B>(
         && is_grpc(&parts.headers)
         && !parts.headers.contains_key(GRPC_STATUS)
         && extras.as_ref().is_none_or(|extras| !extras.settles());
-    let inflight = extras.and_then(|extras| extras.finish(&mut parts, refunded));
-    let refund = refund.filter(|_| is_open).map(Box::new);
-    Response::from_parts(parts, RateLimitBody::admitted(body, inflight, refund))
+    let refund = refund.filter(|_| is_open);
+    let held = match extras {
+        Some(mut extras) => {
+            extras.finish(&mut parts, refunded);
+            extras.keep(refund)
+        }
+        None => refund.map(|refund| Box::new(refund) as Box<dyn Held>),
+    };
+    Response::from_parts(parts, RateLimitBody::admitted(body, held))
 }
 
 impl<F, B> std::fmt::Debug for RateLimitFuture<F, B> {
