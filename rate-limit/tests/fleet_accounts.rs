@@ -1,6 +1,9 @@
 //! What a fleet knows of a key: plans, refusals that others have lifted, values that cannot be read.
 #![cfg(feature = "redis")]
 
+#[path = "support/node.rs"]
+mod node;
+
 use std::time::Duration;
 
 use allocation_counter::measure;
@@ -16,18 +19,7 @@ use rate_limit::{
 use tokio::time::{sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 
-/// A deadline that a busy machine keeps.
-const PATIENT: Duration = Duration::from_secs(5);
-
-fn backend(redis: &Redis) -> FleetBackend {
-    FleetBackend::new(redis.url(), "test")
-        .unwrap()
-        .deadline(PATIENT)
-}
-
-fn on(redis: &Redis, builder: LimiterBuilder) -> FleetLimiter {
-    builder.build_on(backend(redis)).unwrap()
-}
+use node::{PATIENT, backend, on};
 
 fn daily(count: u64) -> LimiterBuilder {
     Limiter::builder().quota(Quota::count(count).per(DAY))
