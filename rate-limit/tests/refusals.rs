@@ -227,6 +227,35 @@ async fn call_grpc(layer: &RateLimitLayer, trailers: &[(&'static str, &'static s
 }
 
 #[tokio::test]
+async fn no_limit_of_a_stack_is_charged_for_what_one_further_in_refuses_in_any_way() {
+    let (all, many, each) = (limiter(100), limiter(100), limiter(1));
+    let outer = RateLimitLayer::from_limiter(all.clone()).key(key::global());
+    let middle = by_key(&many);
+    let inner = by_key(&each).on_limited(|_, _| {
+        let mut response = Response::new(Full::<Bytes>::default());
+        *response.status_mut() = StatusCode::SEE_OTHER;
+        response
+    });
+    let ok = service_fn(async |_: Request<()>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let elsewhere = outer.layer(middle.layer(inner.layer(ok)));
+    let grpc = outer.layer(middle.layer(by_key(&each).layer(ok)));
+    let left_of = |limit: &Limiter| (limit.peek(()), limit.peek(b"alice".as_slice()));
+    elsewhere.clone().oneshot(get("/")).await.unwrap();
+    let left = (left_of(&all), left_of(&many));
+    assert_eq!(left, ((99, 100), (100, 99)));
+    let response = elsewhere.oneshot(get("/")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SEE_OTHER);
+    let mut request = get("/");
+    let content_type = "application/grpc".parse().unwrap();
+    request.headers_mut().insert(CONTENT_TYPE, content_type);
+    let response = grpc.oneshot(request).await.unwrap();
+    assert_eq!(header(response.headers(), "grpc-status"), "8");
+    assert_eq!((left_of(&all), left_of(&many)), left);
+}
+
+#[tokio::test]
 async fn a_grpc_call_that_its_trailers_call_not_served_costs_no_quota() {
     let limiter = limiter(2);
     let layer = by_key(&limiter);

@@ -62,8 +62,7 @@ impl Refund {
     fn may_apply<B>(&self, response: &Response<B>) -> bool {
         let status = response.status();
         self.when.is_some()
-            || status.is_client_error()
-            || status.is_server_error()
+            || !status.is_success()
             || (status == StatusCode::OK && is_grpc(response.headers()))
     }
 

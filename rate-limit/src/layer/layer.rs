@@ -27,6 +27,23 @@ use crate::{
 /// # Ok::<(), rate_limit::BuildError>(())
 /// ```
 ///
+/// # Several keys
+///
+/// The policies of one limiter share a key. For limits by address, by user and for all together,
+/// stack layers: what an inner one refuses, with any status but a success, is given back by the
+/// outer ones, see [`refund_if`](Self::refund_if). So a caller that is over its own quota takes
+/// nothing from the others'.
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # use rate_limit::{MINUTE, Quota, RateLimitLayer, SECOND, key};
+/// let for_all = RateLimitLayer::new(Quota::count(1_000).per(SECOND))?.key(key::global());
+/// let each = RateLimitLayer::new(Quota::count(20).per(MINUTE))?.key(key::header("x-api-key"));
+/// // The last is the outermost.
+/// let app: Router = Router::new().route("/", get(async || "hello")).layer(each).layer(for_all);
+/// # Ok::<(), rate_limit::BuildError>(())
+/// ```
+///
 /// On Redis, `L` is a [`FleetLimiter`](crate::fleet::FleetLimiter) and the inner service must be
 /// `Clone`: it is called when the decision is there. Everything else is the same.
 pub struct RateLimitLayer<A = StandardAnswer, L = Limiter> {
