@@ -3,7 +3,7 @@
 use std::{fmt, panic::Location, sync::Arc};
 
 use crate::{
-    BuildError, Limiter, ManualClock, OnFull, Policy, Quota,
+    BuildError, Limiter, MAX_POLICIES, ManualClock, OnFull, Policy, Quota,
     clock::{Clock, ClockKind},
     plans::{Checked, NamedPlans, columns_of, rulesets},
     policy::MAX_KEYS,
@@ -34,6 +34,7 @@ pub struct LimiterBuilder {
     pub(crate) plans: NamedPlans,
     pub(crate) max_keys: usize,
     pub(crate) on_full: OnFull,
+    spare_policies: usize,
     max_inflight: Option<u32>,
     plan_inflight: Vec<(Arc<str>, u32)>,
     pub(crate) clock: ClockKind,
@@ -46,6 +47,7 @@ impl LimiterBuilder {
             plans: vec![(Arc::from(""), Vec::new())],
             max_keys: DEFAULT_MAX_KEYS,
             on_full: OnFull::default(),
+            spare_policies: 0,
             max_inflight: None,
             plan_inflight: Vec::new(),
             clock: ClockKind::Tokio,
@@ -101,6 +103,16 @@ impl LimiterBuilder {
     /// Defaults to 65 536.
     pub fn max_keys(mut self, keys: usize) -> Self {
         self.max_keys = keys;
+        self
+    }
+
+    /// Leaves room for policies of other names than the limiter is built with, so that
+    /// [`Limiter::set_policies`] can add them while it runs: 16 bytes a key for each, and a lock in
+    /// every decision, as with several policies. A limiter on Redis needs no such room.
+    ///
+    /// Defaults to 0.
+    pub fn spare_policies(mut self, names: usize) -> Self {
+        self.spare_policies = names;
         self
     }
 
@@ -176,7 +188,8 @@ impl LimiterBuilder {
     pub fn build(self) -> Result<Limiter, BuildError> {
         let watch = self.watch();
         let checked = self.check()?;
-        let room = (self.max_keys, self.on_full);
+        let names = checked.0.len() + self.spare_policies;
+        let room = (self.max_keys, names, self.on_full);
         let max_inflight = self.inflight_limits()?;
         let clock = Clock::new(self.clock);
         Limiter::assemble(&self.plans, checked, room, max_inflight, clock, watch)
@@ -214,6 +227,10 @@ impl LimiterBuilder {
     /// Checks everything, before anything takes memory.
     pub(crate) fn check(&self) -> Result<Checked, BuildError> {
         let columns = columns_of(&self.plans)?;
+        let count = columns.len().saturating_add(self.spare_policies);
+        if count > MAX_POLICIES {
+            return Err(BuildError::TooManyPolicies { count });
+        }
         if self.max_keys == 0 || self.max_keys > MAX_KEYS {
             return Err(BuildError::InvalidMaxKeys(self.max_keys));
         }
@@ -230,6 +247,7 @@ impl fmt::Debug for LimiterBuilder {
             .field("plans", &self.plans)
             .field("max_keys", &self.max_keys)
             .field("on_full", &self.on_full)
+            .field("spare_policies", &self.spare_policies)
             .field("max_inflight", &self.max_inflight)
             .field("plan_max_inflight", &self.plan_inflight)
             .field("clock", &self.clock)

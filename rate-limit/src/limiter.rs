@@ -77,7 +77,7 @@ impl Limiter {
     pub(crate) fn assemble(
         named: &NamedPlans,
         (columns, rulesets): Checked,
-        room: (usize, OnFull),
+        (keys, names, on_full): (usize, usize, OnFull),
         max_inflight: Option<Box<[u32]>>,
         clock: Clock,
         watch: Watch,
@@ -86,17 +86,20 @@ impl Limiter {
             let mut rules = rulesets.iter().flat_map(Ruleset::rules);
             rules.find(|rule| rule.column == column)
         };
-        // Every column is that of some rule.
-        let quotas = (0..columns.len()).filter_map(|column| Some(first_of(column)?.gcra));
+        // Every column is that of some rule, or spare: then any quota stands for what has none yet.
+        let quotas = (0..names).filter_map(|column| {
+            let rule = first_of(column).or_else(|| first_of(0))?;
+            Some(rule.gcra)
+        });
         let table = Arc::new(Table::new(
-            room.0,
+            keys,
             quotas.collect(),
-            room.1,
+            on_full,
             Meter::new(&columns[0]),
         ));
         let plans = Plans::new(
             named,
-            columns,
+            (columns, names),
             rulesets,
             &|rules, _| Terms::new(rules, &table),
             Seed::random(),
@@ -261,8 +264,8 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// Fails, changing nothing, if a policy is invalid or has a name that the limiter was not
-    /// built with.
+    /// Fails, changing nothing, if a policy is invalid, or has a name that the limiter was not
+    /// built with and for which there is [no room](crate::LimiterBuilder::spare_policies).
     pub fn set_policies(
         &self,
         policies: impl IntoIterator<Item = Policy>,

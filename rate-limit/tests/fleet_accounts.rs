@@ -380,6 +380,22 @@ async fn limits_are_switched_off_and_to_shadow_and_callers_are_told_as_in_one_pr
 }
 
 #[tokio::test]
+async fn policies_of_other_names_are_added_while_it_runs() {
+    let redis = Redis::start().await.unwrap();
+    let limiter = on(&redis, daily(100));
+    limiter.check_n("alice", 3).await.unwrap();
+    let policy = |name: &str, count| Policy::new(name, Quota::count(count).per(DAY));
+    limiter
+        .set_policies([policy("default", 100), policy("search", 5)])
+        .unwrap();
+    assert_eq!(limiter.check_n("alice", 4).await.unwrap().remaining(), 1);
+    let refused = limiter.check_n("alice", 2).await.unwrap_err();
+    assert_eq!(refused.policy(), Some("search"));
+    let nine = (0..9).map(|n| policy(&n.to_string(), 5));
+    assert!(limiter.set_policies(nine).is_err());
+}
+
+#[tokio::test]
 async fn a_shed_request_gets_back_what_the_policies_of_its_own_plan_charged() {
     let redis = Redis::start().await.unwrap();
     let search = Policy::new("search", Quota::count(10).per(DAY));

@@ -350,6 +350,51 @@ async fn requests_in_flight_are_counted_by_key_to_the_end_of_the_body() {
 }
 
 #[test]
+fn policies_of_other_names_are_added_where_there_is_room_for_them() {
+    let quota = |count| Quota::count(count).per(HOUR);
+    let builder = Limiter::builder()
+        .policy(Policy::new("api", quota(100)))
+        .clock(ManualClock::new());
+    let full = builder.clone().build().unwrap();
+    let api = || Policy::new("api", quota(100));
+    assert!(
+        full.set_policies([api(), Policy::new("search", quota(5))])
+            .is_err()
+    );
+    assert_eq!(
+        builder
+            .clone()
+            .spare_policies(8)
+            .build()
+            .unwrap_err()
+            .to_string(),
+        "9 policies, expected at most 8"
+    );
+    let limiter = builder.spare_policies(1).build().unwrap();
+    limiter.check_n(ALICE, 3).unwrap();
+    limiter
+        .set_policies([api(), Policy::new("search", quota(5))])
+        .unwrap();
+    // What was used before the policy was there counts by the others alone.
+    assert_eq!(limiter.peek(ALICE), 5);
+    limiter.check_n(ALICE, 4).unwrap();
+    let refused = limiter.check_n(ALICE, 2).unwrap_err();
+    assert_eq!(refused.policy(), Some("search"));
+    limiter.set_policies([api()]).unwrap();
+    assert_eq!(limiter.peek(ALICE), 93);
+    // The name keeps its place, so there is none for a second one.
+    assert!(
+        limiter
+            .set_policies([api(), Policy::new("other", quota(5))])
+            .is_err()
+    );
+    limiter
+        .set_policies([api(), Policy::new("search", quota(5))])
+        .unwrap();
+    assert_eq!(limiter.peek(ALICE), 1);
+}
+
+#[test]
 fn each_plan_has_its_own_limit_of_what_a_key_has_in_flight() {
     let quota = || Quota::count(9).per(HOUR);
     let builder = Limiter::builder()

@@ -66,7 +66,7 @@ impl LimiterBuilder {
         let first = Arc::clone(&columns[0]);
         let plans = Plans::new(
             &self.plans,
-            columns,
+            (columns, MAX_POLICIES),
             rulesets,
             &|rules, all| compile(rules, all, &settings),
             settings.seed.clone(),
@@ -202,8 +202,8 @@ impl FleetLimiter {
     ///
     /// # Errors
     ///
-    /// Fails, changing nothing, if a policy is invalid or has a name that the limiter was not
-    /// built with.
+    /// Fails, changing nothing, if a policy is invalid, or if there would be more names over all
+    /// plans than [`MAX_POLICIES`].
     pub fn set_policies(
         &self,
         policies: impl IntoIterator<Item = Policy>,
