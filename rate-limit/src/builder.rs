@@ -108,7 +108,8 @@ impl LimiterBuilder {
 
     /// Leaves room for policies of other names than the limiter is built with, so that
     /// [`Limiter::set_policies`] can add them while it runs: 16 bytes a key for each, and a lock in
-    /// every decision, as with several policies. A limiter on Redis needs no such room.
+    /// every decision, as with several policies. On Redis it costs nothing. Without
+    /// it a new name is an error, since it may be a misspelt one.
     ///
     /// Defaults to 0.
     pub fn spare_policies(mut self, names: usize) -> Self {
@@ -188,11 +189,16 @@ impl LimiterBuilder {
     pub fn build(self) -> Result<Limiter, BuildError> {
         let watch = self.watch();
         let checked = self.check()?;
-        let names = checked.0.len() + self.spare_policies;
+        let names = self.names(&checked.0);
         let room = (self.max_keys, names, self.on_full);
         let max_inflight = self.inflight_limits()?;
         let clock = Clock::new(self.clock);
         Limiter::assemble(&self.plans, checked, room, max_inflight, clock, watch)
+    }
+
+    /// How many names there may be.
+    pub(crate) fn names(&self, columns: &[Arc<str>]) -> usize {
+        columns.len().saturating_add(self.spare_policies)
     }
 
     /// Watches for mistakes in the setup; the first is to build too many limiters.
@@ -227,7 +233,7 @@ impl LimiterBuilder {
     /// Checks everything, before anything takes memory.
     pub(crate) fn check(&self) -> Result<Checked, BuildError> {
         let columns = columns_of(&self.plans)?;
-        let count = columns.len().saturating_add(self.spare_policies);
+        let count = self.names(&columns);
         if count > MAX_POLICIES {
             return Err(BuildError::TooManyPolicies { count });
         }

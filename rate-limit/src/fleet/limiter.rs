@@ -63,10 +63,11 @@ impl LimiterBuilder {
         let settings = backend.into_settings();
         let watch = self.watch();
         let (columns, rulesets) = self.check()?;
+        let names = self.names(&columns);
         let first = Arc::clone(&columns[0]);
         let plans = Plans::new(
             &self.plans,
-            (columns, MAX_POLICIES),
+            (columns, names),
             rulesets,
             &|rules, all| compile(rules, all, &settings),
             settings.seed.clone(),
@@ -202,8 +203,7 @@ impl FleetLimiter {
     ///
     /// # Errors
     ///
-    /// Fails, changing nothing, if a policy is invalid, or if there would be more names over all
-    /// plans than [`MAX_POLICIES`].
+    /// As [`Limiter::set_policies`](crate::Limiter::set_policies).
     pub fn set_policies(
         &self,
         policies: impl IntoIterator<Item = Policy>,
