@@ -3,7 +3,7 @@
 use std::{fmt, panic::Location, sync::Arc};
 
 use crate::{
-    BuildError, Limiter, ManualClock, OnFull, Policy, Quota,
+    BuildError, Limiter, MAX_POLICIES, ManualClock, OnFull, Policy, Quota,
     clock::{Clock, ClockKind},
     plans::{Checked, NamedPlans, columns_of, rulesets},
     policy::MAX_KEYS,
@@ -34,7 +34,9 @@ pub struct LimiterBuilder {
     pub(crate) plans: NamedPlans,
     pub(crate) max_keys: usize,
     pub(crate) on_full: OnFull,
-    pub(crate) max_inflight: Option<u32>,
+    spare_policies: usize,
+    max_inflight: Option<u32>,
+    plan_inflight: Vec<(Arc<str>, u32)>,
     pub(crate) clock: ClockKind,
     on_warning: Option<WarningHook>,
 }
@@ -45,7 +47,9 @@ impl LimiterBuilder {
             plans: vec![(Arc::from(""), Vec::new())],
             max_keys: DEFAULT_MAX_KEYS,
             on_full: OnFull::default(),
+            spare_policies: 0,
             max_inflight: None,
+            plan_inflight: Vec::new(),
             clock: ClockKind::Tokio,
             on_warning: None,
         }
@@ -102,6 +106,17 @@ impl LimiterBuilder {
         self
     }
 
+    /// Leaves room for policies of other names than the limiter is built with, so that
+    /// [`Limiter::set_policies`] can add them while it runs: 16 bytes a key for each, and a lock in
+    /// every decision, as with several policies. On Redis it costs nothing. Without
+    /// it a new name is an error, since it may be a misspelt one.
+    ///
+    /// Defaults to 0.
+    pub fn spare_policies(mut self, names: usize) -> Self {
+        self.spare_policies = names;
+        self
+    }
+
     /// Sets what happens to a new key when there is no room.
     ///
     /// Defaults to [`OnFull::EvictLeastIndebted`].
@@ -116,6 +131,16 @@ impl LimiterBuilder {
     /// Defaults to no limit.
     pub fn max_inflight(mut self, requests: u32) -> Self {
         self.max_inflight = Some(requests);
+        self
+    }
+
+    /// Sets [`max_inflight`](Self::max_inflight) for the requests of one plan: "5 at once for
+    /// customers who pay nothing, 100 for those who do". The plans share the counts of a key, as
+    /// they share its debts.
+    ///
+    /// Defaults to what holds for all plans.
+    pub fn plan_max_inflight(mut self, plan: impl Into<Arc<str>>, requests: u32) -> Self {
+        self.plan_inflight.push((plan.into(), requests));
         self
     }
 
@@ -144,7 +169,8 @@ impl LimiterBuilder {
     }
 
     /// Calls `hook` when traffic shows a mistake in the setup, once for each kind. With the
-    /// `tracing` feature they are logged at `warn` in any case.
+    /// `tracing` feature they are logged at `warn` in any case; where there is neither a hook nor
+    /// ever was a subscriber of `tracing`, they go to stderr.
     ///
     /// Defaults to none.
     pub fn on_warning(mut self, hook: impl Fn(Warning) + Send + Sync + 'static) -> Self {
@@ -157,15 +183,22 @@ impl LimiterBuilder {
     /// # Errors
     ///
     /// Fails if there is no policy or more than [`MAX_POLICIES`](crate::MAX_POLICIES), if a name or
-    /// a quota is invalid, if `max_keys` is zero or more than a billion, or if `max_inflight` is
-    /// zero.
+    /// a quota is invalid, if `max_keys` is zero or more than a billion, if `max_inflight` is zero,
+    /// or if there is no plan of a name that one is set for.
     #[track_caller]
     pub fn build(self) -> Result<Limiter, BuildError> {
         let watch = self.watch();
         let checked = self.check()?;
-        let room = (self.max_keys, self.on_full);
+        let names = self.names(&checked.0);
+        let room = (self.max_keys, names, self.on_full);
+        let max_inflight = self.inflight_limits()?;
         let clock = Clock::new(self.clock);
-        Limiter::assemble(&self.plans, checked, room, self.max_inflight, clock, watch)
+        Limiter::assemble(&self.plans, checked, room, max_inflight, clock, watch)
+    }
+
+    /// How many names there may be.
+    pub(crate) fn names(&self, columns: &[Arc<str>]) -> usize {
+        columns.len().saturating_add(self.spare_policies)
     }
 
     /// Watches for mistakes in the setup; the first is to build too many limiters.
@@ -178,15 +211,36 @@ impl LimiterBuilder {
         watch
     }
 
+    /// How many requests of a key may run at once, by the number of the plan; `None` if they are not
+    /// counted.
+    pub(crate) fn inflight_limits(&self) -> Result<Option<Box<[u32]>>, BuildError> {
+        if self.max_inflight.is_none() && self.plan_inflight.is_empty() {
+            return Ok(None);
+        }
+        let mut limits = vec![self.max_inflight.unwrap_or(u32::MAX); self.plans.len()];
+        for (name, requests) in &self.plan_inflight {
+            let mut named = self.plans.iter().skip(1);
+            let number = named.position(|(plan, _)| plan == name);
+            let number = number.ok_or_else(|| BuildError::UnknownName(Arc::clone(name)))?;
+            limits[number + 1] = *requests;
+        }
+        if limits.contains(&0) {
+            return Err(BuildError::ZeroMaxInflight);
+        }
+        Ok(Some(limits.into()))
+    }
+
     /// Checks everything, before anything takes memory.
     pub(crate) fn check(&self) -> Result<Checked, BuildError> {
         let columns = columns_of(&self.plans)?;
+        let count = self.names(&columns);
+        if count > MAX_POLICIES {
+            return Err(BuildError::TooManyPolicies { count });
+        }
         if self.max_keys == 0 || self.max_keys > MAX_KEYS {
             return Err(BuildError::InvalidMaxKeys(self.max_keys));
         }
-        if self.max_inflight == Some(0) {
-            return Err(BuildError::ZeroMaxInflight);
-        }
+        self.inflight_limits()?;
         let policies = self.plans.iter().map(|(_, policies)| &policies[..]);
         let rulesets = rulesets(policies, &columns)?;
         Ok((columns, rulesets))
@@ -199,7 +253,9 @@ impl fmt::Debug for LimiterBuilder {
             .field("plans", &self.plans)
             .field("max_keys", &self.max_keys)
             .field("on_full", &self.on_full)
+            .field("spare_policies", &self.spare_policies)
             .field("max_inflight", &self.max_inflight)
+            .field("plan_max_inflight", &self.plan_inflight)
             .field("clock", &self.clock)
             .field("on_warning", &self.on_warning.is_some())
             .finish()

@@ -1,4 +1,5 @@
-//! What operators read: an event per decision at `trace`, and one for refusals once a second.
+//! What operators read: an event for each admitted request at `trace`, and one for refusals once a
+//! second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -38,7 +38,8 @@ impl fmt::Debug for Inflight {
 /// Counts by key. Only keys with requests in flight are in it, so it is as large as the server's
 /// own concurrency and needs no eviction.
 pub(crate) struct InflightCounts {
-    limit: u32,
+    /// Of each plan; the plans share the counts.
+    limits: Box<[u32]>,
     shards: [Mutex<Shard>; SHARDS],
 }
 
@@ -46,18 +47,18 @@ pub(crate) struct InflightCounts {
 type Shard = HashMap<u64, u32, BuildHasherDefault<Identity>>;
 
 impl InflightCounts {
-    pub(crate) fn new(limit: u32) -> Arc<Self> {
+    pub(crate) fn new(limits: Box<[u32]>) -> Arc<Self> {
         Arc::new(Self {
-            limit,
+            limits,
             shards: std::array::from_fn(|_| Mutex::default()),
         })
     }
 
-    /// Counts one more for `key`, if it is not at its limit.
-    pub(crate) fn enter(self: &Arc<Self>, key: u64) -> Option<Inflight> {
+    /// Counts one more for `key`, if it is not at the limit of the plan with this number.
+    pub(crate) fn enter(self: &Arc<Self>, plan: usize, key: u64) -> Option<Inflight> {
         let mut shard = self.shard(key);
         let count = shard.entry(key).or_insert(0);
-        if *count >= self.limit {
+        if *count >= self.limits[plan] {
             return None;
         }
         *count += 1;
@@ -82,7 +83,7 @@ impl InflightCounts {
 impl fmt::Debug for InflightCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InflightCounts")
-            .field("limit", &self.limit)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }
@@ -116,20 +117,25 @@ mod tests {
 
     #[test]
     fn a_key_at_its_limit_is_refused_until_one_leaves_and_others_are_not() {
-        let counts = InflightCounts::new(2);
-        let first = counts.enter(1).unwrap();
-        let _second = counts.enter(1).unwrap();
-        assert!(counts.enter(1).is_none());
-        assert!(counts.enter(65).is_some(), "another key of the same shard");
-        drop(first);
-        assert!(counts.enter(1).is_some());
+        let counts = InflightCounts::new([2, 3].into());
+        let first = counts.enter(0, 1).unwrap();
+        let _second = counts.enter(0, 1).unwrap();
+        assert!(counts.enter(0, 1).is_none());
+        assert!(
+            counts.enter(0, 65).is_some(),
+            "another key of the same shard"
+        );
+        let third = counts.enter(1, 1);
+        assert!(third.is_some(), "by a plan that allows more");
+        drop((first, third));
+        assert!(counts.enter(0, 1).is_some());
     }
 
     #[test]
     fn nothing_is_left_behind() {
-        let counts = InflightCounts::new(1);
+        let counts = InflightCounts::new([1].into());
         for key in 0..1_000 {
-            drop(counts.enter(key));
+            drop(counts.enter(0, key));
         }
         assert!(
             counts

@@ -113,6 +113,7 @@
 //! | `serde` | [`Quota`] and [`Policy`] from configuration |
 //! | `quanta` | `LimiterBuilder::counter_clock`, a clock that is cheaper to read |
 //! | `redis` | `fleet`: one quota for several processes, on Redis or Valkey |
+//! | `redis-tls` | the same over TLS, with rustls (`ring`) and the system's root certificates |
 //!
 //! # Minimum supported Rust version
 //!
@@ -132,6 +133,8 @@ extern crate self as rate_limit;
 pub mod answer;
 mod builder;
 mod caller;
+mod charged;
+mod charging;
 mod clock;
 #[cfg(feature = "tracing")]
 mod events;

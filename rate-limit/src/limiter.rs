@@ -3,23 +3,22 @@
 use std::{
     fmt,
     hash::Hash,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak},
 };
-
-use governor::{RateLimiter, middleware::NoOpMiddleware};
 
 use crate::{
     AnyLimiter, BuildError, Inflight, LimitError, MAX_POLICIES, Mode, OnFull, Policy, Quota,
     Reserved, Warning,
     answer::Reason,
+    charged::{Charged, Numbered},
+    charging::Terms,
     clock::Clock,
-    gcra::Excess,
     key::Seed,
     metrics::{Meter, Outcome},
     plans::{Checked, Current, NamedPlans, Plan, Plans},
     receipt::{Ledger, Receipt, Settle},
-    rules::{Charge, Own, Rule, Ruleset, Ruling},
-    store::{Probe, Scale, Slot, Store, Table, Tick, ToldClock},
+    rules::{Charge, Own, Ruleset, Ruling},
+    store::Table,
     warning::Watch,
 };
 
@@ -56,23 +55,30 @@ struct Inner {
     plans: Plans<Terms>,
     table: Arc<Table>,
     clock: Clock,
+    numbered: Numbered,
 }
 
-/// What the table needs to know of a plan.
-pub(crate) struct Terms {
-    /// How accounts name the quota of each rule.
-    scales: Box<[Scale]>,
-    governor: Option<Governor>,
+impl Inner {
+    fn give_back(&self, charged: &Charged) {
+        let table = &*self.table;
+        let now = self.clock.now();
+        let Some(slot) = table.find_or_shared(charged.key(), now) else {
+            return;
+        };
+        let _guard = table.lock_if_needed(slot);
+        let cells = charged.by_column().into_iter().enumerate();
+        for (column, cells) in cells.filter(|(_, cells)| *cells > 0) {
+            table.change(slot, column, |debts| debts.refund(now, cells));
+        }
+    }
 }
-
-type Governor = RateLimiter<Probe, Store, ToldClock, NoOpMiddleware<Tick>>;
 
 impl Limiter {
     pub(crate) fn assemble(
         named: &NamedPlans,
         (columns, rulesets): Checked,
-        room: (usize, OnFull),
-        max_inflight: Option<u32>,
+        (keys, names, on_full): (usize, usize, OnFull),
+        max_inflight: Option<Box<[u32]>>,
         clock: Clock,
         watch: Watch,
     ) -> Result<Self, BuildError> {
@@ -80,17 +86,20 @@ impl Limiter {
             let mut rules = rulesets.iter().flat_map(Ruleset::rules);
             rules.find(|rule| rule.column == column)
         };
-        // Every column is that of some rule.
-        let quotas = (0..columns.len()).filter_map(|column| Some(first_of(column)?.gcra));
+        // Every column is that of some rule, or spare: then any quota stands for what has none yet.
+        let quotas = (0..names).filter_map(|column| {
+            let rule = first_of(column).or_else(|| first_of(0))?;
+            Some(rule.gcra)
+        });
         let table = Arc::new(Table::new(
-            room.0,
+            keys,
             quotas.collect(),
-            room.1,
+            on_full,
             Meter::new(&columns[0]),
         ));
         let plans = Plans::new(
             named,
-            columns,
+            (columns, names),
             rulesets,
             &|rules, _| Terms::new(rules, &table),
             Seed::random(),
@@ -98,10 +107,19 @@ impl Limiter {
             watch,
         )?;
         Ok(Self {
-            inner: Arc::new(Inner {
-                plans,
-                table,
-                clock,
+            inner: Arc::new_cyclic(|inner: &Weak<Inner>| {
+                let inner = Weak::clone(inner);
+                let give_back = move |charged: &Charged| {
+                    if let Some(inner) = inner.upgrade() {
+                        inner.give_back(charged);
+                    }
+                };
+                Inner {
+                    plans,
+                    table,
+                    clock,
+                    numbered: Numbered::new(give_back),
+                }
             }),
             plan: 0,
         })
@@ -153,7 +171,7 @@ impl Limiter {
                 ruling.waive_all();
                 Ok(())
             }
-            Err(NoRoom) => Err(LimitError::without_policy(Reason::NoRoom)),
+            Err(NoRoom) => Err(LimitError::other(Reason::NoRoom)),
         }
     }
 
@@ -217,7 +235,7 @@ impl Limiter {
     ///
     /// Fails if the key is at its limit.
     pub fn enter(&self, key: impl Hash) -> Result<Option<Inflight>, LimitError> {
-        self.plans().enter(self.plans().hash(key))
+        self.plans().enter(self.plan, self.plans().hash(key))
     }
 
     /// How many requests of `key` are in flight; 0 if they are not counted.
@@ -246,8 +264,8 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// Fails, changing nothing, if a policy is invalid or has a name that the limiter was not
-    /// built with.
+    /// Fails, changing nothing, if a policy is invalid, or has a name that the limiter was not
+    /// built with and for which there is [no room](crate::LimiterBuilder::spare_policies).
     pub fn set_policies(
         &self,
         policies: impl IntoIterator<Item = Policy>,
@@ -392,16 +410,9 @@ impl Ledger for Limiter {
         self.inner.table.scale(column, gcra).map(|_| own)
     }
 
-    fn refund_columns(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
-        let table = &*self.inner.table;
-        let now = self.now();
-        let Some(slot) = table.find_or_shared(key, now) else {
-            return;
-        };
-        let _guard = table.lock_if_needed(slot);
-        for (column, &cells) in cells.iter().enumerate().filter(|(_, cells)| **cells > 0) {
-            table.change(slot, column, |debts| debts.refund(now, cells));
-        }
+    #[inline]
+    fn numbered(&self) -> &Numbered {
+        &self.inner.numbered
     }
 
     fn adjust(
@@ -454,158 +465,6 @@ pub type Reservation = Reserved<Limiter>;
 /// A new key is refused for lack of room.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoRoom;
-
-impl Terms {
-    fn new(rules: &Ruleset, table: &Arc<Table>) -> Result<Self, BuildError> {
-        let scale = |rule: &Rule| {
-            let scale = table.scale(rule.column, rule.gcra);
-            scale.ok_or_else(|| BuildError::TooManyQuotas(rule.policy.shared_name()))
-        };
-        let scales: Box<[Scale]> = rules.rules().iter().map(scale).collect::<Result<_, _>>()?;
-        let governor = match rules.rules() {
-            [rule] if table.columns() == 1 && scales[0].is_first() => {
-                rule.gcra.to_governor().map(|quota| {
-                    ToldClock::tell(0);
-                    RateLimiter::new(quota, Store(Arc::clone(table)), ToldClock)
-                })
-            }
-            _ => None,
-        };
-        Ok(Self { scales, governor })
-    }
-}
-
-impl fmt::Debug for Terms {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Terms")
-            .field("on_governor", &self.governor.is_some())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Plan<Terms> {
-    /// How accounts name the quota that decides in the place of the rule at `index`.
-    #[inline]
-    fn scale(&self, table: &Table, charge: &Charge, index: usize) -> Scale {
-        let rule = &self.rules.rules()[index];
-        let own = charge.own(index);
-        own.and_then(|own| table.scale(rule.column, own.gcra))
-            .unwrap_or(self.terms.scales[index])
-    }
-
-    /// Charges every rule at the time of `ruling`, or none if one is exceeded.
-    ///
-    /// One cell of one quota is governor's to decide. The rest (several cells, several policies or
-    /// quotas, rates that governor would round) is decided here, on the same entries.
-    #[inline]
-    fn charge(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
-        if !table.is_plain() {
-            return self.charge_accounts(table, slot, charge, ruling);
-        }
-        match &self.terms.governor {
-            Some(governor) if charge.cells(0) == 1 => self.charge_governor(governor, slot, ruling),
-            _ if table.columns() == 1 => self.charge_one(table, slot, charge, ruling),
-            _ => self.charge_all(table, slot, charge, ruling),
-        }
-    }
-
-    #[inline]
-    fn charge_governor(&self, governor: &Governor, slot: Slot, ruling: &mut Ruling) {
-        let probe = Probe::new(slot);
-        ToldClock::tell(ruling.now());
-        let outcome = governor.check_key(&probe);
-        ruling.tats[0] = probe.tat();
-        if let Err(not_until) = outcome {
-            let Tick(earliest) = not_until.earliest_possible();
-            let wait = Excess::Wait(earliest - ruling.now());
-            ruling.exceed(0, &self.rules.rules()[0], wait);
-        }
-    }
-
-    #[inline]
-    fn charge_one(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
-        let rule = &self.rules.rules()[0];
-        let word = table.tat(slot, rule.column);
-        let mut tat = word.load(Ordering::Acquire);
-        loop {
-            ruling.tats[0] = tat;
-            let next = match rule.gcra.charge(tat, ruling.now(), charge.cells(0)) {
-                Ok(next) => next,
-                Err(excess) => {
-                    ruling.exceed(0, rule, excess);
-                    return;
-                }
-            };
-            match word.compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    ruling.tats[0] = next;
-                    return;
-                }
-                Err(now) => tat = now,
-            }
-        }
-    }
-
-    fn charge_all(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
-        let mut next = [None; MAX_POLICIES];
-        let guard = table.lock(slot);
-        if !table.is_plain() {
-            drop(guard);
-            return self.charge_accounts(table, slot, charge, ruling);
-        }
-        for (index, rule) in self.rules.rules().iter().enumerate() {
-            let tat = table.tat(slot, rule.column).load(Ordering::Acquire);
-            ruling.tats[index] = tat;
-            match rule.gcra.charge(tat, ruling.now(), charge.cells(index)) {
-                Ok(tat) => next[index] = Some(tat),
-                Err(excess) => ruling.exceed(index, rule, excess),
-            }
-        }
-        if ruling.admits() {
-            for (index, rule) in self.rules.rules().iter().enumerate() {
-                if let Some(tat) = next[index] {
-                    table.tat(slot, rule.column).store(tat, Ordering::Release);
-                    ruling.tats[index] = tat;
-                }
-            }
-        }
-    }
-
-    /// The same where keys have accounts of several quotas.
-    fn charge_accounts(&self, table: &Table, slot: Slot, charge: &Charge, ruling: &mut Ruling) {
-        let now = ruling.now();
-        let rules = || self.rules.rules().iter().enumerate();
-        let (mut fits, mut has) = ([false; MAX_POLICIES], [false; MAX_POLICIES]);
-        let _guard = table.lock(slot);
-        for (index, rule) in rules() {
-            let scale = self.scale(table, charge, index);
-            let debts = table.debts(slot, rule.column);
-            let tat = debts.seen_by(&scale, now);
-            ruling.tats[index] = tat;
-            has[index] = debts.has(&scale);
-            match scale.gcra.charge(tat, now, charge.cells(index)) {
-                Ok(_) => fits[index] = true,
-                Err(excess) => ruling.exceed(index, rule, excess),
-            }
-        }
-        for (index, rule) in rules().filter(|(index, _)| charge.cells(*index) > 0) {
-            let scale = self.scale(table, charge, index);
-            let admitted = ruling.admits() && fits[index];
-            if !admitted && has[index] {
-                continue;
-            }
-            let debts = table.change(slot, rule.column, |debts| {
-                if admitted {
-                    debts.charge(&scale, now, charge.cells(index));
-                } else {
-                    // From now on what it is refused for comes back at the pace of this quota.
-                    debts.open(&scale, now);
-                }
-            });
-            ruling.tats[index] = debts.seen_by(&scale, now);
-        }
-    }
-}
 
 /// A request within its quotas.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

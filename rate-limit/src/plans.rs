@@ -14,7 +14,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 
 use crate::{
-    BuildError, Inflight, LimitError, MAX_POLICIES, Policy,
+    BuildError, Inflight, LimitError, Policy,
     answer::{Reason, Rendered},
     inflight::InflightCounts,
     key::Seed,
@@ -25,16 +25,16 @@ use crate::{
 };
 
 pub(crate) struct Plans<T> {
-    /// The names that debts are kept for.
-    columns: Box<[Arc<str>]>,
+    /// How many names debts can be kept for.
+    room: usize,
     /// Where in `sets` the plans are; the first has no name.
     numbers: HashMap<Arc<str>, usize>,
     /// What was built. Reading it costs a load, so it is what counts until policies change.
     first: Sets<T>,
     changed: AtomicBool,
     sets: ArcSwap<Sets<T>>,
-    /// Held while the policies change.
-    changing: Mutex<()>,
+    /// The names that debts are kept for. Held while the policies change.
+    columns: Mutex<Vec<Arc<str>>>,
     mode: AtomicU8,
     seed: Seed,
     inflight: Option<Arc<InflightCounts>>,
@@ -49,10 +49,6 @@ type Sets<T> = Box<[Arc<Plan<T>>]>;
 /// What a plan enforces.
 #[derive(Debug)]
 pub(crate) struct Plan<T> {
-    #[cfg_attr(
-        not(feature = "redis"),
-        expect(dead_code, reason = "names fleet accounts")
-    )]
     pub(crate) number: usize,
     pub(crate) rules: Ruleset,
     pub(crate) rendered: Rendered,
@@ -93,11 +89,6 @@ pub(crate) fn columns_of(plans: &NamedPlans) -> Result<Box<[Arc<str>]>, BuildErr
     }
     if columns.is_empty() {
         return Err(BuildError::NoPolicy);
-    }
-    if columns.len() > MAX_POLICIES {
-        return Err(BuildError::TooManyPolicies {
-            count: columns.len(),
-        });
     }
     let mut names = HashSet::new();
     for (name, policies) in plans.iter().skip(1) {
@@ -142,24 +133,24 @@ fn sets<T>(rulesets: Vec<Ruleset>, compile: &Compile<'_, T>) -> Result<Sets<T>, 
 impl<T> Plans<T> {
     pub(crate) fn new(
         plans: &NamedPlans,
-        columns: Box<[Arc<str>]>,
+        (columns, room): (Box<[Arc<str>]>, usize),
         rulesets: Vec<Ruleset>,
         compile: &Compile<'_, T>,
         seed: Seed,
-        max_inflight: Option<u32>,
+        max_inflight: Option<Box<[u32]>>,
         watch: Watch,
     ) -> Result<Self, BuildError> {
         let first = sets(rulesets, compile)?;
         let numbers = plans.iter().enumerate().skip(1);
         Ok(Self {
-            columns,
+            room,
+            columns: Mutex::new(columns.into()),
             numbers: numbers
                 .map(|(number, (name, _))| (Arc::clone(name), number))
                 .collect(),
             sets: ArcSwap::from_pointee(first.clone()),
             first,
             changed: AtomicBool::new(false),
-            changing: Mutex::new(()),
             mode: AtomicU8::new(Mode::Enforce as u8),
             seed,
             inflight: max_inflight.map(InflightCounts::new),
@@ -177,12 +168,21 @@ impl<T> Plans<T> {
         policies: &[Policy],
         compile: &Compile<'_, T>,
     ) -> Result<(), BuildError> {
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut columns = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.sets.load_full();
         let mut all: Vec<_> = current.iter().map(|plan| plan.policies()).collect();
         all[number] = policies.to_vec();
-        let rulesets = rulesets(all.iter().map(|policies| &policies[..]), &self.columns)?;
-        self.sets.store(Arc::new(sets(rulesets, compile)?));
+        let mut names = columns.clone();
+        for policy in policies {
+            let is_new = names.iter().all(|name| **name != *policy.name());
+            if is_new && names.len() < self.room {
+                names.push(policy.shared_name());
+            }
+        }
+        let rulesets = rulesets(all.iter().map(|policies| &policies[..]), &names)?;
+        let sets = sets(rulesets, compile)?;
+        self.sets.store(Arc::new(sets));
+        *columns = names;
         self.changed.store(true, Ordering::Release);
         Ok(())
     }
@@ -236,12 +236,12 @@ impl<T> Plans<T> {
         self.inflight.as_ref()
     }
 
-    pub(crate) fn enter(&self, key: u64) -> Result<Option<Inflight>, LimitError> {
+    pub(crate) fn enter(&self, plan: usize, key: u64) -> Result<Option<Inflight>, LimitError> {
         let Some(counts) = &self.inflight else {
             return Ok(None);
         };
-        let inflight = counts.enter(key);
-        let full = || LimitError::without_policy(Reason::Inflight);
+        let inflight = counts.enter(plan, key);
+        let full = || LimitError::other(Reason::Inflight);
         inflight.map(Some).ok_or_else(full)
     }
 

@@ -244,7 +244,7 @@ pub enum BuildError {
     EmptyPlan(Arc<str>),
     /// More different quotas than one limiter can tell apart, about 16 000.
     TooManyQuotas(Arc<str>),
-    /// A name that a running limiter does not know.
+    /// A name that the limiter was not built with and has no room for.
     UnknownName(Arc<str>),
     /// The table would be empty or would not fit into memory.
     InvalidMaxKeys(usize),

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     MAX_POLICIES, Quota,
+    charged::Numbered,
     plans::{Plan, Plans},
     policy::ResponseHead,
     rules::{Charge, Own},
@@ -41,8 +42,9 @@ pub(crate) trait Ledger: Clone + Send + Sync + 'static {
         less: &[u64; MAX_POLICIES],
     );
 
-    /// Gives cells back by the names that debts are kept for, whatever the policies are by now.
-    fn refund_columns(&self, key: u64, cells: &[u64; MAX_POLICIES]);
+    /// The place of the limiter among those of the process, by which it is
+    /// [given back to](crate::charged::give_back).
+    fn numbered(&self) -> &Numbered;
 
     /// The number of the plan `name`; of this handle's plan when there is no such plan.
     #[inline]

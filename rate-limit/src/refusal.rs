@@ -26,6 +26,16 @@ pub enum Reason {
     Unavailable,
 }
 
+impl Reason {
+    /// How long to wait, unless a quota says.
+    pub(crate) fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::NoKey | Self::Denied => None,
+            _ => Some(SOON),
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -39,7 +49,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A request over a limit.
+/// A request that is refused. In the extensions of a response, it is why the request was, see
+/// [`RateLimitLayer::explain_refusals`](crate::RateLimitLayer::explain_refusals).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LimitError {
     reason: Reason,
@@ -57,15 +68,16 @@ impl LimitError {
         }
     }
 
-    pub(crate) fn without_policy(reason: Reason) -> Self {
+    /// A refusal for another reason than a quota.
+    pub(crate) fn other(reason: Reason) -> Self {
         Self {
             reason,
             policy: None,
-            retry_after: Some(SOON),
+            retry_after: reason.retry_after(),
         }
     }
 
-    /// The kind of limit.
+    /// The kind of refusal.
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.reason
@@ -78,7 +90,7 @@ impl LimitError {
     }
 
     /// After how long the same request would conform, if nothing else is charged until then;
-    /// `None` when it never will, because it asks for more than a burst.
+    /// `None` if waiting does not help, because it asks for more than a burst, for one.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
@@ -93,7 +105,8 @@ impl fmt::Display for LimitError {
         }
         match self.retry_after {
             Some(wait) => write!(f, ", retry after {wait:?}"),
-            None => f.write_str(", and larger than its burst"),
+            None if self.reason == Reason::Quota => f.write_str(", and larger than its burst"),
+            None => Ok(()),
         }
     }
 }
@@ -109,4 +122,4 @@ pub(crate) fn retry_after(excess: Option<Excess>) -> Option<Duration> {
 
 /// The wait to name when it is unknown: which of eight debts is paid first, or when one of the
 /// key's own requests ends.
-pub(crate) const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(1);

@@ -24,8 +24,12 @@ pub(crate) struct Rule {
 /// The policies of a plan, decided together, all or nothing.
 pub(crate) struct Ruleset {
     rules: Box<[Rule]>,
+    columns: Columns,
     settles: bool,
 }
+
+/// The column of each rule, and one that is none where there is no rule.
+pub(crate) type Columns = [u8; MAX_POLICIES];
 
 /// What to charge for one request; made where it stays, as a [`Ruling`] is.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +98,11 @@ impl Charge {
     #[inline]
     pub(crate) fn cells(&self, index: usize) -> u64 {
         self.cells[index]
+    }
+
+    #[inline]
+    pub(crate) fn all_cells(&self) -> [u64; MAX_POLICIES] {
+        self.cells
     }
 
     /// The cells for the first `policies`, and none for the rest.
@@ -227,12 +236,25 @@ impl Ruleset {
             }
         }
         let settles = rules.iter().any(|rule| rule.policy.settlement().is_some());
-        Ok(Self { rules, settles })
+        let mut columns = [u8::MAX; MAX_POLICIES];
+        for (column, rule) in columns.iter_mut().zip(&rules) {
+            *column = rule.column as u8;
+        }
+        Ok(Self {
+            rules,
+            columns,
+            settles,
+        })
     }
 
     #[inline]
     pub(crate) fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    #[inline]
+    pub(crate) fn columns(&self) -> Columns {
+        self.columns
     }
 
     /// Whether any rule learns its cost from the response.

@@ -1,11 +1,17 @@
 //! Quotas and policies as text, for configuration files and environment variables.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use crate::{Quota, Unit};
+use crate::{Quota, Unit, policy::check_name};
 
 /// Reads what [`Quota`] displays, and shorter forms of it: `100 requests per 60s, burst 20`,
-/// `100 per minute`, `100/min burst 20`, `1048576 content-bytes / s`, `5 per 15 minutes`.
+/// `100 per minute`, `100/min burst 20`, `1048576 content-bytes / s`, `5 per 15 minutes`. A unit of
+/// the service's own is in quotes, so that a misspelt one is none: `10_000 'tokens' per minute`.
 ///
 /// ```
 /// use rate_limit::{MINUTE, Quota};
@@ -33,7 +39,9 @@ impl FromStr for Quota {
         let unit = match words.next_if(|word| !matches!(*word, "per" | "/")) {
             None | Some("request" | "requests") => Unit::Requests,
             Some("content-bytes" | "bytes") => Unit::ContentBytes,
-            Some(_) => return Err(error("\"requests\" or \"content-bytes\" after the count")),
+            Some(word) => own_unit(word).ok_or_else(|| {
+                error("requests, content-bytes or a name in quotes after the count")
+            })?,
         };
         if !matches!(words.next(), Some("per" | "/")) {
             return Err(error("\"per\" or \"/\" before the period"));
@@ -63,6 +71,26 @@ impl FromStr for Quota {
         }
     }
 }
+
+/// The unit in quotes. Units are `'static`, so each name is kept once for as long as the program
+/// runs; there may not be more of them than any configuration needs.
+fn own_unit(word: &str) -> Option<Unit> {
+    static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let name = word.strip_prefix('\'')?.strip_suffix('\'')?;
+    check_name(name).ok()?;
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.iter().find(|known| **known == name) {
+        return Some(Unit::Custom(known));
+    }
+    if names.len() == MAX_UNITS {
+        return None;
+    }
+    let name: &'static str = Box::leak(name.into());
+    names.push(name);
+    Some(Unit::Custom(name))
+}
+
+const MAX_UNITS: usize = 1_000;
 
 fn number(word: &str) -> Option<u64> {
     let digits = word.replace('_', "");
@@ -145,89 +173,5 @@ mod with_serde {
             crate::policy::check_name(&name).map_err(D::Error::custom)?;
             Ok(Self::new(Arc::<str>::from(name), quota).shadow(shadow))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{DAY, HOUR, MINUTE, SECOND};
-
-    #[test]
-    fn quotas_are_read_as_they_are_written() {
-        let read = |text: &str| text.parse::<Quota>().unwrap();
-        assert_eq!(read("100 per minute"), Quota::count(100).per(MINUTE));
-        assert_eq!(read("5/s"), Quota::count(5).per(SECOND));
-        assert_eq!(
-            read(" 1_000 / hour burst 50"),
-            Quota::count(1_000).per(HOUR).burst(50)
-        );
-        assert_eq!(
-            read("5 requests per 15 minutes"),
-            Quota::count(5).per(15 * MINUTE)
-        );
-        assert_eq!(read("3 per 1.5 days"), Quota::count(3).per(36 * HOUR));
-        assert_eq!(
-            read("1048576 content-bytes per 1s, burst 2097152"),
-            Quota::count(1 << 20)
-                .per(SECOND)
-                .burst(1 << 21)
-                .unit(Unit::ContentBytes)
-        );
-        for quota in [
-            Quota::count(7).per(DAY),
-            Quota::count(7).per(Duration::from_millis(1_500)).burst(3),
-        ] {
-            assert_eq!(read(&quota.to_string()), quota);
-        }
-    }
-
-    #[test]
-    fn text_that_is_no_quota_is_refused_with_the_value_and_the_expectation() {
-        for text in [
-            "",
-            "many per minute",
-            "-5 per s",
-            "5",
-            "5 per",
-            "5 per fortnight",
-            "5 cows per day",
-            "5 per day burst",
-            "5 per day burst x",
-            "5 per day burst 3 more",
-            "5 day",
-            "99999999999999999999 per s",
-            "5 per 1e400 s",
-        ] {
-            let error = text.parse::<Quota>().unwrap_err().to_string();
-            assert!(
-                error.starts_with(&format!("quota {text:?}, expected ")),
-                "{error}"
-            );
-        }
-    }
-
-    #[cfg(feature = "serde")]
-    #[test]
-    fn policies_are_read_from_configuration_and_mistakes_are_named() {
-        use crate::Policy;
-        let read = serde_json::from_str::<Vec<Policy>>;
-        let policies = read(
-            "[{\"name\":\"api\",\"quota\":\"100 per minute\"},\
-             {\"name\":\"trial\",\"quota\":\"5/s\",\"shadow\":true}]",
-        )
-        .unwrap();
-        assert_eq!(policies[0].quota(), Quota::count(100).per(MINUTE));
-        assert!(policies[1].is_shadow());
-        let error = |text| read(text).unwrap_err().to_string();
-        assert!(
-            error("[{\"name\":\"api\",\"quota\":\"0 per day\"}]").contains("count of at least 1")
-        );
-        assert!(error("[{\"name\":\"api\",\"quota\":\"soon\"}]").contains("quota \"soon\""));
-        assert!(error("[{\"name\":\"a\\\"b\",\"quota\":\"1/s\"}]").contains("printable ASCII"));
-        assert_eq!(
-            serde_json::to_string(&Quota::count(5).per(SECOND)).unwrap(),
-            "\"5 requests per 1s, burst 5\""
-        );
     }
 }

@@ -110,11 +110,16 @@ impl Watch {
             return;
         }
         #[cfg(feature = "tracing")]
-        tracing::warn!(target: "rate_limit", ?warning, "{warning}");
+        let is_logged = {
+            tracing::warn!(target: "rate_limit", ?warning, "{warning}");
+            tracing::dispatcher::has_been_set()
+        };
+        #[cfg(not(feature = "tracing"))]
+        let is_logged = false;
         match &self.hook {
             Some(hook) => hook(warning),
             // A mistake that limits the wrong callers has to show somewhere.
-            None if cfg!(not(feature = "tracing")) => eprintln!("rate-limit: {warning}"),
+            None if !is_logged => eprintln!("rate-limit: {warning}"),
             None => {}
         }
     }

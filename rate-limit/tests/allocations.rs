@@ -1,5 +1,6 @@
-//! Neither admitting nor refusing allocates. The counter is per thread, so nothing else in the
-//! process disturbs it.
+//! Neither admitting nor refusing allocates, except where it is documented: quota headers, gRPC
+//! details, what a request takes along. The counter is per thread, so nothing else in the process
+//! disturbs it.
 
 use std::{
     convert::Infallible,
@@ -11,11 +12,11 @@ use std::{
 
 use allocation_counter::measure;
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use rate_limit::{
     HOUR, Limiter, Policy, Quota, RateLimitLayer, SECOND,
-    answer::StandardAnswer,
+    answer::{Draft, QuotaHeaders, StandardAnswer},
     key::{self, PeerAddr},
 };
 use tower::{Layer, Service, service_fn};
@@ -90,6 +91,49 @@ fn grpc_allocates_nothing_but_its_details() {
     let layer = RateLimitLayer::new(Quota::count(1).per(HOUR)).unwrap();
     call(&layer, request("application/grpc"));
     assert_eq!(call(&layer, request("application/grpc")).1, 2);
+}
+
+#[test]
+fn quota_headers_take_a_few_allocations_for_each_field() {
+    let layer = RateLimitLayer::new(Quota::count(1).per(HOUR))
+        .unwrap()
+        .headers(QuotaHeaders::draft(Draft::V11));
+    call(&layer, request("text/plain"));
+    let (status, allocations) = call(&layer, request("text/plain"));
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert!((1..=6).contains(&allocations), "{allocations}");
+}
+
+#[test]
+fn a_grpc_response_without_a_status_takes_one_allocation_for_its_trailers() {
+    let layer = RateLimitLayer::new(Quota::count(5).per(HOUR)).unwrap();
+    let grpc = |_: Request<()>| {
+        let mut response = Response::new(Full::default());
+        let content_type = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        ready(Ok::<Answer, Infallible>(response))
+    };
+    let allocations = |wrapped: bool| {
+        let mut service = layer.layer(service_fn(grpc));
+        let count = measure(|| {
+            let request = request("application/grpc");
+            if wrapped {
+                drop(poll_once(service.call(request)));
+            } else {
+                drop(poll_once(service.get_mut().call(request)));
+            }
+        });
+        count.count_total
+    };
+    allocations(true);
+    assert_eq!(allocations(true), allocations(false) + 1);
+}
+
+fn poll_once<F: Future>(future: F) -> F::Output {
+    let Poll::Ready(output) = pin!(future).poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("the inner service answers at once");
+    };
+    output
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! One quota for several nodes, on a real server.
 #![cfg(feature = "redis")]
 
-use std::{sync::Arc, time::Duration};
+#[path = "support/node.rs"]
+mod node;
+
+use std::sync::Arc;
 
 use axum::{Router, body::Body, routing::get};
 use futures_util::StreamExt;
@@ -15,18 +18,7 @@ use rate_limit::{
 };
 use tower::{Layer, Service, ServiceExt};
 
-/// A deadline that a busy machine keeps.
-const PATIENT: Duration = Duration::from_secs(5);
-
-fn backend(redis: &Redis) -> FleetBackend {
-    FleetBackend::new(redis.url(), "test")
-        .unwrap()
-        .deadline(PATIENT)
-}
-
-fn on(redis: &Redis, builder: LimiterBuilder) -> FleetLimiter {
-    builder.build_on(backend(redis)).unwrap()
-}
+use node::{PATIENT, backend, on};
 
 fn hourly(count: u64) -> LimiterBuilder {
     Limiter::builder().quota(Quota::count(count).per(HOUR))

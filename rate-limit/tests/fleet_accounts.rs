@@ -1,6 +1,9 @@
 //! What a fleet knows of a key: plans, refusals that others have lifted, values that cannot be read.
 #![cfg(feature = "redis")]
 
+#[path = "support/node.rs"]
+mod node;
+
 use std::time::Duration;
 
 use allocation_counter::measure;
@@ -16,18 +19,7 @@ use rate_limit::{
 use tokio::time::{sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 
-/// A deadline that a busy machine keeps.
-const PATIENT: Duration = Duration::from_secs(5);
-
-fn backend(redis: &Redis) -> FleetBackend {
-    FleetBackend::new(redis.url(), "test")
-        .unwrap()
-        .deadline(PATIENT)
-}
-
-fn on(redis: &Redis, builder: LimiterBuilder) -> FleetLimiter {
-    builder.build_on(backend(redis)).unwrap()
-}
+use node::{PATIENT, backend, on};
 
 fn daily(count: u64) -> LimiterBuilder {
     Limiter::builder().quota(Quota::count(count).per(DAY))
@@ -385,6 +377,40 @@ async fn limits_are_switched_off_and_to_shadow_and_callers_are_told_as_in_one_pr
     });
     layer.layer(shed).oneshot(Request::new(())).await.unwrap();
     assert_eq!(limiter.peek("carol").await, Some(1));
+}
+
+#[tokio::test]
+async fn policies_of_other_names_are_added_while_it_runs() {
+    let redis = Redis::start().await.unwrap();
+    let limiter = on(&redis, daily(100).spare_policies(1));
+    limiter.check_n("alice", 3).await.unwrap();
+    let policy = |name: &str, count| Policy::new(name, Quota::count(count).per(DAY));
+    limiter
+        .set_policies([policy("default", 100), policy("search", 5)])
+        .unwrap();
+    assert_eq!(limiter.check_n("alice", 4).await.unwrap().remaining(), 1);
+    let refused = limiter.check_n("alice", 2).await.unwrap_err();
+    assert_eq!(refused.policy(), Some("search"));
+    let error = limiter.set_policies([policy("other", 5)]).unwrap_err();
+    assert_eq!(error, BuildError::UnknownName("other".into()));
+}
+
+#[tokio::test]
+async fn a_shed_request_gets_back_what_the_policies_of_its_own_plan_charged() {
+    let redis = Redis::start().await.unwrap();
+    let search = Policy::new("search", Quota::count(10).per(DAY));
+    let limiter = on(&redis, daily(100).plan("search", [search]));
+    let layer = RateLimitLayer::from_limiter(limiter.clone())
+        .key(key::from_fn(|_| Some("carol")))
+        .plan(|_| Some("search"));
+    let shed = service_fn(async |_: Request<()>| {
+        let response = Response::builder().status(503).header("retry-after", "1");
+        Ok::<_, std::convert::Infallible>(response.body(()).unwrap())
+    });
+    layer.layer(shed).oneshot(Request::new(())).await.unwrap();
+    let search = limiter.plan("search").unwrap();
+    assert_eq!(search.peek("carol").await, Some(10));
+    assert_eq!(limiter.peek("carol").await, Some(100));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,10 +11,8 @@ use http::{Request, Response};
 use http_body_util::Full;
 use proptest::prelude::*;
 use rate_limit::{
-    DAY, HOUR, Limiter, MINUTE, ManualClock, OnFull, Policy, Quota, RateLimitLayer, Reservation,
-    SECOND,
-    answer::{Reason, Refusal as Explained},
-    key,
+    DAY, HOUR, LimitError, Limiter, MINUTE, ManualClock, OnFull, Policy, Quota, RateLimitLayer,
+    Reservation, SECOND, answer::Reason, key,
 };
 use reference::{Reference, Refusal};
 use tower::{Layer, ServiceExt, service_fn};
@@ -244,7 +242,7 @@ impl Judge {
                     .unwrap();
                 let mut policies = self.plans[plan].clone();
                 policies[0].1 = own;
-                let outcome = match response.extensions().get::<Explained>() {
+                let outcome = match response.extensions().get::<LimitError>() {
                     None => Ok(()),
                     Some(refusal) if self.has_no_room(Some(refusal.reason())) => return,
                     Some(refusal) => Err(refusal.retry_after()),
@@ -367,7 +365,7 @@ impl Judge {
     fn is_exact(&self) -> bool {
         self.keys
             .values()
-            .all(|key| key.quotas() <= 4 && !key.is_on_the_brink())
+            .all(|key| key.accounts.len() <= 4 && !key.is_on_the_brink())
     }
 }
 

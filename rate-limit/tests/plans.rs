@@ -349,6 +349,82 @@ async fn requests_in_flight_are_counted_by_key_to_the_end_of_the_body() {
     assert_eq!(limiter.inflight(ALICE), 0, "cancelled");
 }
 
+#[test]
+fn policies_of_other_names_are_added_where_there_is_room_for_them() {
+    let quota = |count| Quota::count(count).per(HOUR);
+    let builder = Limiter::builder()
+        .policy(Policy::new("api", quota(100)))
+        .clock(ManualClock::new());
+    let full = builder.clone().build().unwrap();
+    let api = || Policy::new("api", quota(100));
+    assert!(
+        full.set_policies([api(), Policy::new("search", quota(5))])
+            .is_err()
+    );
+    assert_eq!(
+        builder
+            .clone()
+            .spare_policies(8)
+            .build()
+            .unwrap_err()
+            .to_string(),
+        "9 policies, expected at most 8"
+    );
+    let limiter = builder.spare_policies(1).build().unwrap();
+    limiter.check_n(ALICE, 3).unwrap();
+    limiter
+        .set_policies([api(), Policy::new("search", quota(5))])
+        .unwrap();
+    // What was used before the policy was there counts by the others alone.
+    assert_eq!(limiter.peek(ALICE), 5);
+    limiter.check_n(ALICE, 4).unwrap();
+    let refused = limiter.check_n(ALICE, 2).unwrap_err();
+    assert_eq!(refused.policy(), Some("search"));
+    limiter.set_policies([api()]).unwrap();
+    assert_eq!(limiter.peek(ALICE), 93);
+    // The name keeps its place, so there is none for a second one.
+    assert!(
+        limiter
+            .set_policies([api(), Policy::new("other", quota(5))])
+            .is_err()
+    );
+    limiter
+        .set_policies([api(), Policy::new("search", quota(5))])
+        .unwrap();
+    assert_eq!(limiter.peek(ALICE), 1);
+}
+
+#[test]
+fn each_plan_has_its_own_limit_of_what_a_key_has_in_flight() {
+    let quota = || Quota::count(9).per(HOUR);
+    let builder = Limiter::builder()
+        .quota(quota())
+        .plan("pro", [Policy::new("default", quota())])
+        .plan_max_inflight("pro", 3);
+    let unnamed = builder.clone().plan_max_inflight("team", 3).build();
+    assert_eq!(
+        unnamed.unwrap_err().to_string(),
+        "name \"team\", expected one that the limiter was built with"
+    );
+    let limiter = builder.clone().max_inflight(1).build().unwrap();
+    let pro = limiter.plan("pro").unwrap();
+    let first = limiter.enter(ALICE).unwrap();
+    assert!(limiter.enter(ALICE).is_err());
+    let (_second, _third) = (pro.enter(ALICE).unwrap(), pro.enter(ALICE).unwrap());
+    assert!(pro.enter(ALICE).is_err());
+    drop(first);
+    assert!(pro.enter(ALICE).is_ok());
+    assert!(
+        limiter.enter(ALICE).is_err(),
+        "two are under way by the other plan"
+    );
+    // Without a limit for all, only the plan has one, and all are counted.
+    let limiter = builder.build().unwrap();
+    let entered = [0; 4].map(|_| limiter.enter(ALICE).unwrap());
+    assert!(entered.iter().all(Option::is_some));
+    assert!(limiter.plan("pro").unwrap().enter(ALICE).is_err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_handler_can_count_a_connection_that_outlives_its_response() {
     let limiter = Limiter::builder()

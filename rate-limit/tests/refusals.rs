@@ -1,16 +1,17 @@
 //! What responses and handlers are told, what is given back, and what can be switched while running.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{convert::Infallible, future::ready, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full};
 use rate_limit::{
-    Caller, HOUR, Limiter, MINUTE, ManualClock, Mode, Policy, Quota, RateLimitBody, RateLimitLayer,
-    answer::{Draft, QuotaHeaders, Reason, Refusal, Refused, Reset},
+    Caller, HOUR, LimitError, Limiter, MINUTE, ManualClock, Mode, Policy, Quota, RateLimitBody,
+    RateLimitLayer,
+    answer::{Draft, QuotaHeaders, Reason, Refused, Reset},
     key::{self, AccessList, PeerAddr},
 };
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 type Body = RateLimitBody<Full<Bytes>>;
 
@@ -167,9 +168,9 @@ async fn a_refusal_is_marked_and_explained_where_wanted() {
     );
     let refused = call(&layer, get("/"), 200).await;
     assert!(refused.extensions().get::<Refused>().is_some());
-    assert!(refused.extensions().get::<Refusal>().is_none());
+    assert!(refused.extensions().get::<LimitError>().is_none());
     let refused = call(&layer.clone().explain_refusals(true), get("/"), 200).await;
-    let refusal = refused.extensions().get::<Refusal>().unwrap();
+    let refusal = refused.extensions().get::<LimitError>().unwrap();
     assert_eq!(refusal.reason(), Reason::Quota);
     assert_eq!(refusal.policy(), Some("default"));
     assert_eq!(refusal.retry_after(), Some(HOUR));
@@ -206,6 +207,100 @@ async fn what_a_load_shedder_refuses_costs_no_quota() {
     assert_eq!(limiter.peek(b"alice".as_slice()), 1);
     assert_eq!(call(&own, get("/"), 503).await.status(), 503);
     assert_eq!(limiter.peek(b"alice".as_slice()), 0);
+}
+
+/// Calls a service whose response is gRPC, with these trailers behind one message.
+async fn call_grpc(layer: &RateLimitLayer, trailers: &[(&'static str, &'static str)]) {
+    let trailers: HeaderMap = trailers
+        .iter()
+        .map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+        .collect();
+    let inner = service_fn(|_: Request<()>| async {
+        let body = Full::new(Bytes::from_static(b"message"));
+        let body = body.with_trailers(ready(Some(Ok(trailers.clone()))));
+        let response = Response::builder().header(CONTENT_TYPE, "application/grpc+proto");
+        Ok::<_, Infallible>(response.body(body).unwrap())
+    });
+    let response = layer.layer(inner).oneshot(get("/")).await.unwrap();
+    let body = response.into_body().collect().await.unwrap();
+    assert_eq!(body.trailers(), Some(&trailers));
+}
+
+#[tokio::test]
+async fn no_limit_of_a_stack_is_charged_for_what_one_further_in_refuses_in_any_way() {
+    let (all, many, each) = (limiter(100), limiter(100), limiter(1));
+    let outer = RateLimitLayer::from_limiter(all.clone()).key(key::global());
+    let middle = by_key(&many);
+    let inner = by_key(&each).on_limited(|_, _| {
+        let mut response = Response::new(Full::<Bytes>::default());
+        *response.status_mut() = StatusCode::SEE_OTHER;
+        response
+    });
+    let ok = service_fn(async |_: Request<()>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let elsewhere = outer.layer(middle.layer(inner.layer(ok)));
+    let grpc = outer.layer(middle.layer(by_key(&each).layer(ok)));
+    let left_of = |limit: &Limiter| (limit.peek(()), limit.peek(b"alice".as_slice()));
+    elsewhere.clone().oneshot(get("/")).await.unwrap();
+    let left = (left_of(&all), left_of(&many));
+    assert_eq!(left, ((99, 100), (100, 99)));
+    let response = elsewhere.oneshot(get("/")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SEE_OTHER);
+    let mut request = get("/");
+    let content_type = "application/grpc".parse().unwrap();
+    request.headers_mut().insert(CONTENT_TYPE, content_type);
+    let response = grpc.oneshot(request).await.unwrap();
+    assert_eq!(header(response.headers(), "grpc-status"), "8");
+    assert_eq!((left_of(&all), left_of(&many)), left);
+}
+
+#[tokio::test]
+async fn a_grpc_call_that_its_trailers_call_not_served_costs_no_quota() {
+    let limiter = limiter(2);
+    let layer = by_key(&limiter);
+    let pushback = ("grpc-retry-pushback-ms", "100");
+    call_grpc(&layer, &[("grpc-status", "14"), pushback]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 2);
+    call_grpc(&layer, &[("grpc-status", "14")]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 1);
+    let own = layer.refund_if(|response| {
+        let status = response.headers().get("grpc-status");
+        status.is_some_and(|status| status == "5")
+    });
+    call_grpc(&own, &[("grpc-status", "5")]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 1);
+    call_grpc(&own, &[("grpc-status", "0")]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_is_shed_when_its_layer_is_gone_costs_no_quota() {
+    let limiter = limiter(2);
+    let inner = service_fn(async |_: Request<()>| {
+        tokio::task::yield_now().await;
+        let response = Response::builder().status(503).header("retry-after", "1");
+        Ok::<_, Infallible>(response.body(Full::<Bytes>::default()).unwrap())
+    });
+    let mut service = by_key(&limiter).layer(inner);
+    let response = service.call(get("/"));
+    drop(service);
+    assert_eq!(limiter.peek(b"alice".as_slice()), 1);
+    assert_eq!(response.await.unwrap().status(), 503);
+    assert_eq!(limiter.peek(b"alice".as_slice()), 2);
+}
+
+#[tokio::test]
+async fn a_request_that_is_shed_when_its_limiter_is_gone_is_answered_as_ever() {
+    let layer = by_key(&limiter(2));
+    let inner = service_fn(async |_: Request<()>| {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(Response::builder().status(503).body(()).unwrap())
+    });
+    let mut service = layer.layer(inner);
+    let response = service.call(get("/"));
+    drop((service, layer));
+    assert_eq!(response.await.unwrap().status(), 503);
 }
 
 #[tokio::test]

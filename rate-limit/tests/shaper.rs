@@ -19,7 +19,9 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rate_limit::{
     HOUR, Limiter, MINUTE, Quota, RateLimitLayer, SECOND, key,
-    shaper::{Shaped, ShapedError, Shaper, ShaperError, ShaperLayer, WaitRefused},
+    shaper::{
+        PlainShaperLayer, Shaped, ShapedError, Shaper, ShaperError, ShaperLayer, WaitRefused,
+    },
 };
 use tokio::{
     net::TcpListener,
@@ -350,6 +352,38 @@ async fn a_pause_is_cut_to_the_longest_one_allows_and_vendors_can_be_understood(
     assert_eq!(shaper.paused_for(), Duration::from_millis(1_500));
     service.call(request()).await.unwrap();
     assert_eq!(shaper.paused_for(), 20 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_not_http_wait_their_turn_too() {
+    let shaper = Shaper::builder()
+        .quota(Quota::count(10).per(SECOND))
+        .max_wait(SECOND)
+        .build()
+        .unwrap();
+    let layer = PlainShaperLayer::new(shaper.clone())
+        .cost(|query: &&str| query.len() as u64)
+        .patience(|query| query.starts_with('!').then_some(Duration::ZERO));
+    let service = layer.layer(service_fn(|query: &'static str| {
+        ready(if query == "fail" {
+            Err("failed")
+        } else {
+            Ok(query.len())
+        })
+    }));
+    let start = Instant::now();
+    let ask = |query| service.clone().oneshot(query);
+    assert_eq!(ask("0123456789").await.unwrap(), 10);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let refused = ask("!now").await.unwrap_err();
+    assert!(matches!(
+        refused,
+        ShapedError::Refused(WaitRefused::TooLong { .. })
+    ));
+    let failed = ask("fail").await.unwrap_err();
+    assert!(matches!(failed, ShapedError::Inner("failed")));
+    assert_eq!(start.elapsed(), Duration::from_millis(400));
+    assert_eq!((shaper.inflight(), shaper.waiting()), (0, 0));
 }
 
 #[test]

@@ -175,3 +175,23 @@ fn clients_behind_a_proxy_on_a_unix_socket_are_told_apart() {
     assert_eq!(found, []);
     assert_eq!(layer.limiter().resident_keys(), 4);
 }
+
+#[test]
+#[ignore = "run by the next test, in a process of its own"]
+fn a_process_without_a_log_and_a_hook() {
+    let requests = (0..1_000).map(|_| Request::new(()));
+    assert_eq!(warnings(&by_peer(), requests), [Warning::NoPeerAddress]);
+}
+
+#[test]
+fn without_a_log_and_a_hook_a_missing_peer_address_is_reported_once_on_stderr() {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture"])
+        .arg("a_process_without_a_log_and_a_hook")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+    let stderr = String::from_utf8(child.stderr).unwrap();
+    let reported = stderr.matches("rate-limit: requests have no peer address");
+    assert_eq!(reported.count(), 1, "{stderr}");
+}

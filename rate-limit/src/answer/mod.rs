@@ -35,10 +35,9 @@ pub use self::quota_headers::{Draft, QuotaHeaders, Reset};
 pub(crate) use self::{grpc::is_grpc, rendered::Rendered};
 pub use crate::refusal::Reason;
 use crate::{
-    Policy, Quota, RateLimitBody,
+    LimitError, Policy, Quota, RateLimitBody,
     gcra::Excess,
-    policy::Name,
-    refusal::{SOON, retry_after},
+    refusal::retry_after,
     rules::{Charge, Ruleset, Ruling},
 };
 
@@ -175,11 +174,10 @@ impl<'a> Limited<'a> {
     /// rest it is one second.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        match (self.quota, self.reason) {
-            (Some(over), _) => retry_after(over.ruling.excess),
-            (None, Reason::NoKey | Reason::Denied) => None,
-            (None, _) => Some(SOON),
-        }
+        self.quota.map_or_else(
+            || self.reason.retry_after(),
+            |over| retry_after(over.ruling.excess),
+        )
     }
 
     /// The same in whole seconds, rounded up and at least 1: the value of a `retry-after` header.
@@ -222,22 +220,18 @@ impl<'a> Limited<'a> {
 
     /// What [`RateLimitLayer::explain_refusals`](crate::RateLimitLayer::explain_refusals) leaves in
     /// the response's extensions.
-    pub(crate) fn explain(&self) -> Refusal {
-        let first = |over: OverQuota<'_>| {
-            let first = over.ruling.violated.first()?;
-            Some(over.rules.rules()[first].name)
-        };
-        Refusal {
-            reason: self.reason,
-            policy: self.quota.and_then(first),
-            retry_after: self.retry_after(),
+    pub(crate) fn explain(&self) -> LimitError {
+        match self.quota {
+            Some(over) => LimitError::quota(over.rules, over.ruling),
+            None => LimitError::other(self.reason),
         }
     }
 }
 
 /// The marker in the extensions of the response to a refused request, for logs, metrics and other
 /// layers. It takes no memory, so that refusing allocates nothing; for the reason, the policy and
-/// the wait see [`Refusal`].
+/// the wait see
+/// [`explain_refusals`](crate::RateLimitLayer::explain_refusals).
 ///
 /// ```
 /// use rate_limit::answer::Refused;
@@ -249,32 +243,3 @@ impl<'a> Limited<'a> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Refused;
-
-/// Why a request was refused, in the extensions of the response where
-/// [`RateLimitLayer::explain_refusals`](crate::RateLimitLayer::explain_refusals) is set.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Refusal {
-    reason: Reason,
-    policy: Option<Name>,
-    retry_after: Option<Duration>,
-}
-
-impl Refusal {
-    /// The kind of refusal.
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        self.reason
-    }
-
-    /// The first policy that was exceeded, if a quota was.
-    #[must_use]
-    pub fn policy(&self) -> Option<&str> {
-        self.policy.as_ref().map(Name::as_str)
-    }
-
-    /// After how long the same request would conform; `None` if waiting does not help.
-    #[must_use]
-    pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
-    }
-}

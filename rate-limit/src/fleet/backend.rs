@@ -22,8 +22,10 @@ use crate::key::Seed;
 /// # }
 /// ```
 ///
-/// Redis 5 or later, or any Valkey. For TLS (`rediss://`), turn it on in the client: add
-/// `redis = { version = "1", features = ["tokio-rustls-comp"] }` to your own dependencies.
+/// Redis 5 or later, or any Valkey. With the `redis-tls` feature, `rediss://` connects over TLS and
+/// trusts the root certificates of the system, or those of
+/// [`root_certificates`](Self::root_certificates). It takes rustls with the `ring` provider, unless
+/// the program has installed a provider of its own before.
 ///
 /// Give the quotas a Redis of their own, or one with `maxmemory-policy noeviction` or
 /// `volatile-ttl`: the `allkeys` policies evict accounts, and an evicted key owes nothing.
@@ -48,6 +50,8 @@ pub(crate) struct Settings {
     pub(crate) is_planned: bool,
     pub(crate) strict_windows: bool,
     pub(crate) seed: Seed,
+    #[cfg(feature = "redis-tls")]
+    certificates: redis::TlsCertificates,
     /// The account script. Tests have one with a clock that they set.
     pub(crate) script: Arc<str>,
 }
@@ -133,6 +137,11 @@ impl FleetBackend {
             planned: 1,
             is_planned: false,
             strict_windows: false,
+            #[cfg(feature = "redis-tls")]
+            certificates: redis::TlsCertificates {
+                client_tls: None,
+                root_cert: None,
+            },
             script: script::ACCOUNT.into(),
         };
         Ok(Self { settings })
@@ -186,6 +195,51 @@ impl FleetBackend {
     pub fn secret(mut self, secret: impl AsRef<[u8]>) -> Self {
         self.settings.seed = seed(secret.as_ref());
         self
+    }
+
+    /// Trusts the certificates in `pem` instead of those of the system: for servers whose
+    /// certificate is from an authority of your own.
+    ///
+    /// # Errors
+    ///
+    /// Fails if `pem` has a certificate that cannot be read, or none, or if a URL is not
+    /// `rediss://`.
+    #[cfg(feature = "redis-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Result<Self, FleetError> {
+        self.settings.certificates.root_cert = Some(pem.into());
+        self.with_certificates()
+    }
+
+    /// Proves who this node is by the first of the certificates in `pem`, followed by those that
+    /// vouch for it, and its private `key`, for servers that want that (`tls-auth-clients`).
+    ///
+    /// # Errors
+    ///
+    /// Fails if `pem` or `key` cannot be read, or if a URL is not `rediss://`.
+    #[cfg(feature = "redis-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+    pub fn client_certificate(
+        mut self,
+        pem: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Result<Self, FleetError> {
+        self.settings.certificates.client_tls = Some(redis::ClientTlsConfig {
+            client_cert: pem.into(),
+            client_key: key.into(),
+        });
+        self.with_certificates()
+    }
+
+    #[cfg(feature = "redis-tls")]
+    fn with_certificates(mut self) -> Result<Self, FleetError> {
+        let settings = &mut self.settings;
+        for client in settings.servers.iter_mut().chain(&mut settings.sentinels) {
+            let info = client.get_connection_info().clone();
+            *client = Client::build_with_tls(info, settings.certificates.clone())
+                .map_err(|error| FleetError(Problem::Certificates(error.to_string())))?;
+        }
+        Ok(self)
     }
 
     #[cfg(test)]
@@ -275,9 +329,14 @@ pub struct FleetError(Problem);
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Problem {
-    Url { url: String, why: String },
+    Url {
+        url: String,
+        why: String,
+    },
     NoServer,
     Name(Arc<str>),
+    #[cfg(feature = "redis-tls")]
+    Certificates(String),
 }
 
 impl fmt::Display for FleetError {
@@ -292,6 +351,8 @@ impl fmt::Display for FleetError {
             Problem::NoServer => {
                 f.write_str("no server of the cluster and no sentinel, expected at least one")
             }
+            #[cfg(feature = "redis-tls")]
+            Problem::Certificates(why) => write!(f, "invalid certificates or urls: {why}"),
             Problem::Name(name) => write!(
                 f,
                 "name {name:?}, expected 1 to 64 letters, digits, '-', '_' and '.'"
@@ -311,6 +372,11 @@ fn seed(secret: &[u8]) -> Seed {
 }
 
 fn open<T: AsRef<str>>(url: &T) -> Result<Client, FleetError> {
+    #[cfg(feature = "redis-tls")]
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Another thread may have been faster, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
     Client::open(url.as_ref()).map_err(|error| {
         let (url, why) = (without_password(url.as_ref()), error.to_string());
         FleetError(Problem::Url { url, why })

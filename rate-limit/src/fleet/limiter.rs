@@ -1,35 +1,24 @@
-use std::{
-    fmt,
-    hash::Hash,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
-
-use pin_project_lite::pin_project;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, Sleep, sleep_until},
-};
+use std::{fmt, hash::Hash, sync::Arc};
 
 use super::{
-    account::{AccountId, Cells, Sizing, Verdict},
-    backend::{FleetBackend, Settings},
+    account::{AccountId, Verdict},
+    backend::FleetBackend,
+    compile::{compile, held_back},
     level::Level,
     node::{Asked, Node, with_costs},
-    script::{Action, Term, Terms},
+    question::{Question, Waiting, ruling},
+    script::{Action, Terms},
 };
 use crate::{
     AnyLimiter, BuildError, Decision, Inflight, LimitError, LimiterBuilder, MAX_POLICIES, Mode,
     Policy, Quota, Reserved, Warning,
     answer::Reason,
-    gcra::{Excess, Gcra},
-    key::Seed,
+    charged::Numbered,
+    gcra::Gcra,
     metrics::Outcome,
     plans::{Plan, Plans},
     receipt::{Ledger, Receipt, Settle},
-    rules::{Charge, Own, Rule, Ruleset, Ruling},
+    rules::{Charge, Own, Ruling},
 };
 
 /// A [`Limiter`](crate::Limiter) whose quotas hold for a fleet of processes together, made by
@@ -44,7 +33,7 @@ use crate::{
 pub struct FleetLimiter {
     plans: Arc<Plans<Terms>>,
     plan: usize,
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
 }
 
 impl LimiterBuilder {
@@ -74,14 +63,15 @@ impl LimiterBuilder {
         let settings = backend.into_settings();
         let watch = self.watch();
         let (columns, rulesets) = self.check()?;
+        let names = self.names(&columns);
         let first = Arc::clone(&columns[0]);
         let plans = Plans::new(
             &self.plans,
-            columns,
+            (columns, names),
             rulesets,
             &|rules, all| compile(rules, all, &settings),
             settings.seed.clone(),
-            self.max_inflight,
+            self.inflight_limits()?,
             watch,
         )?;
         let signature = self.plans.iter().flat_map(|(name, policies)| {
@@ -189,7 +179,7 @@ impl FleetLimiter {
     ///
     /// Fails if the key is at its limit.
     pub fn enter(&self, key: impl Hash) -> Result<Option<Inflight>, LimitError> {
-        self.plans.enter(self.plans.hash(key))
+        self.plans.enter(self.plan, self.plans.hash(key))
     }
 
     /// As [`Limiter::inflight`](crate::Limiter::inflight): counted by this process for itself.
@@ -213,8 +203,7 @@ impl FleetLimiter {
     ///
     /// # Errors
     ///
-    /// Fails, changing nothing, if a policy is invalid or has a name that the limiter was not
-    /// built with.
+    /// As [`Limiter::set_policies`](crate::Limiter::set_policies).
     pub fn set_policies(
         &self,
         policies: impl IntoIterator<Item = Policy>,
@@ -376,7 +365,7 @@ impl FleetLimiter {
         let shadow = mode == Mode::Shadow;
         match self.rule(&question, verdict, shadow) {
             None if shadow => Ok((question, unasked)),
-            None => Err(LimitError::without_policy(Reason::Unavailable)),
+            None => Err(LimitError::other(Reason::Unavailable)),
             Some(ruling) if ruling.admits() || shadow => Ok((question, ruling)),
             Some(ruling) => Err(LimitError::quota(&question.plan.rules, &ruling)),
         }
@@ -415,18 +404,8 @@ impl Ledger for FleetLimiter {
         })
     }
 
-    fn refund_columns(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
-        let plan = self.plans.at(self.plan);
-        let terms = plan.terms.iter().zip(plan.rules.rules());
-        let less = terms.map(|(term, rule)| Term {
-            cells: cells[rule.column],
-            ..*term
-        });
-        let id = AccountId {
-            key,
-            plan: plan.number,
-        };
-        self.node.tell(id, Action::Refund, less.collect());
+    fn numbered(&self) -> &Numbered {
+        self.node.numbered()
     }
 
     fn adjust(
@@ -463,179 +442,3 @@ impl fmt::Debug for FleetLimiter {
 
 /// A [`Reserved`] of a fleet's limiter, which settles in the background.
 pub type FleetReservation = Reserved<FleetLimiter>;
-
-/// A request that is to be decided.
-#[derive(Debug)]
-pub(crate) struct Question {
-    id: AccountId,
-    pub(crate) plan: Arc<Plan<Terms>>,
-    terms: Terms,
-    pub(crate) charge: Charge,
-    cost: Cells,
-}
-
-/// What Redis, or what stands in for it, has decided: `levels` are what is owed after it;
-/// `outcome` has the policies in shadow mode that would have refused an admitted request.
-fn ruling(
-    question: &Question,
-    now: u64,
-    levels: &Cells,
-    outcome: Result<&[bool], Excess>,
-) -> Ruling {
-    let Question {
-        id,
-        plan,
-        terms,
-        charge,
-        ..
-    } = question;
-    let mut ruling = Ruling::at(now, id.key);
-    let mut tightest = None;
-    let rules = plan.rules.rules();
-    for (index, (rule, term)) in rules.iter().zip(&**terms).enumerate() {
-        let Term { level, burst, .. } = term;
-        // What is held back from the burst is as good as owed.
-        let held_back = burst
-            .saturating_mul(level.price)
-            .saturating_sub(level.capacity);
-        let owed = level.nanos(levels[index].saturating_add(held_back));
-        ruling.tats[index] = charge.gcra(index, rule).owing(now, owed);
-        let cells = charge.cells(index);
-        let would_not = match outcome {
-            Ok(uncharged) => uncharged[index] && rule.policy.is_shadow(),
-            Err(_) => level.excess(levels[index], cells).is_some(),
-        };
-        if would_not && rule.policy.is_shadow() {
-            ruling.shadowed.insert(index);
-        } else if would_not {
-            ruling.violated.insert(index);
-        }
-        let fill = levels[index] as f64 / level.capacity as f64;
-        if cells > 0 && !rule.policy.is_shadow() && tightest.is_none_or(|(_, f)| fill > f) {
-            tightest = Some((index, fill));
-        }
-    }
-    if let Err(excess) = outcome {
-        ruling.excess = Some(excess);
-        // It would fit by what is known here, but not a whole lease would, or others took it.
-        if ruling.violated.is_empty()
-            && let Some((index, _)) = tightest
-        {
-            ruling.violated.insert(index);
-        }
-    }
-    ruling
-}
-
-pin_project! {
-    /// Waits for the reply of Redis, for no longer than the deadline.
-    #[derive(Debug)]
-    pub(crate) struct Waiting {
-        told: oneshot::Receiver<Verdict>,
-        #[pin]
-        overdue: Sleep,
-    }
-}
-
-impl Waiting {
-    pub(crate) fn new(limiter: &FleetLimiter, told: oneshot::Receiver<Verdict>) -> Self {
-        // A timer is rounded up to a millisecond, and so is the sleep of the thread that minds it.
-        let deadline = limiter.node.settings().deadline - LATE;
-        Self {
-            told,
-            overdue: sleep_until(Instant::now() + deadline),
-        }
-    }
-
-    pub(crate) fn poll_verdict(
-        self: Pin<&mut Self>,
-        limiter: &FleetLimiter,
-        question: &Question,
-        cx: &mut Context<'_>,
-    ) -> Poll<Verdict> {
-        let this = self.project();
-        let told = match Pin::new(&mut *this.told).poll(cx) {
-            Poll::Ready(told) => told.ok(),
-            Poll::Pending if this.overdue.poll(cx).is_pending() => return Poll::Pending,
-            Poll::Pending => {
-                // The verdict has arrived in this moment, or it never will.
-                this.told.close();
-                this.told.try_recv().ok()
-            }
-        };
-        let limiter = &limiter.node;
-        Poll::Ready(match told {
-            Some(verdict) => {
-                limiter.told();
-                verdict
-            }
-            None => limiter.decide_overdue(question.id, &question.terms, &question.cost),
-        })
-    }
-
-    async fn verdict(self, limiter: &FleetLimiter, question: &Question) -> Verdict {
-        let mut this = std::pin::pin!(self);
-        std::future::poll_fn(|cx| this.as_mut().poll_verdict(limiter, question, cx)).await
-    }
-}
-
-/// Compiles the policies for Redis.
-fn compile(rules: &Ruleset, all: &[Ruleset], settings: &Settings) -> Result<Terms, BuildError> {
-    let mut terms: Vec<Term> = Vec::with_capacity(rules.rules().len());
-    for rule in rules.rules() {
-        let policy = &rule.policy;
-        let quota = policy.quota();
-        let level = Level::new(&quota).map_err(|error| BuildError::Quota {
-            policy: policy.shared_name(),
-            error,
-        })?;
-        // The same on all nodes, of any build.
-        let id = Seed::Fleet(0, 0).hash_one(policy.name()) as u32;
-        if terms.iter().any(|term| term.id == id) {
-            return Err(BuildError::DuplicateName(policy.shared_name()));
-        }
-        let (leasable, reserved) = leasable(rule, all, settings);
-        terms.push(Term {
-            id,
-            level: held_back(level, reserved, settings),
-            burst: quota.burst_size(),
-            leasable,
-            reserved,
-            cells: 0,
-            shadow: policy.is_shadow(),
-            on_outage: policy.outage(),
-        });
-    }
-    Ok(terms.into())
-}
-
-/// How many cells of `rule` all nodes may lease by its plan, and by all plans. Each plan leases for
-/// itself, so the plans that have the policy divide what the smallest of their bursts allows.
-fn leasable(rule: &Rule, all: &[Ruleset], settings: &Settings) -> (u64, u64) {
-    if settings.lease.most() == 0 {
-        return (0, 0);
-    }
-    let same = || {
-        let rules = all.iter().flat_map(Ruleset::rules);
-        rules.filter(|other| other.column == rule.column)
-    };
-    let sizing = Sizing {
-        most: settings.lease.most(),
-        planned: settings.planned,
-        nodes: settings.planned,
-    };
-    let bursts = same().map(|rule| rule.policy.quota().burst_size());
-    let together = sizing.of_fleet(bursts.min().unwrap_or(0));
-    (together / same().count().max(1) as u64, together)
-}
-
-/// The quota as Redis enforces it, less what the fleet may lease if windows are strict.
-fn held_back(level: Level, reserved: u64, settings: &Settings) -> Level {
-    if settings.strict_windows {
-        level.reserving(reserved)
-    } else {
-        level
-    }
-}
-
-const LATE: Duration = Duration::from_millis(2);

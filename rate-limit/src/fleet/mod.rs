@@ -123,30 +123,33 @@ pub(crate) mod account;
 mod backend;
 mod breaker;
 #[cfg(test)]
-#[path = "tests/clock_steps.rs"]
+#[path = "../../tests/inside/clock_steps.rs"]
 mod clock_steps;
+mod compile;
 mod exchange;
 mod failure;
 #[cfg(test)]
-#[path = "tests/golden.rs"]
+#[path = "../../tests/inside/golden.rs"]
 mod golden;
 mod job;
 mod level;
 mod limiter;
 mod link;
 #[cfg(test)]
-#[path = "tests/model.rs"]
+#[path = "../../tests/inside/model.rs"]
 mod model;
 pub(crate) mod node;
 mod outage;
+mod question;
+mod reports;
 mod router;
 pub(crate) mod script;
 mod server;
 
 pub(crate) use self::{
     account::Verdict,
-    limiter::{Question, Waiting},
     node::Asked,
+    question::{Question, Waiting},
 };
 pub use self::{
     backend::{FleetBackend, FleetError, Lease},

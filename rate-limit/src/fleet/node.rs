@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use redis::ConnectionAddr;
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, MissedTickBehavior, interval},
@@ -20,15 +19,15 @@ use tokio::{
 use super::{
     account::{Account, AccountId, Ask, Cells, Next, Sizing, Tell, Verdict},
     backend::Settings,
-    job::{Job, ReplyTo, Reports, SlotRange, lock, random},
+    job::{Job, ReplyTo, Reports, lock, random},
     router::Router,
     script::{Action, Reply, Term, Terms},
-    server::GONE_AFTER,
 };
 use crate::{
     BuildError, Warning,
+    charged::{Charged, Numbered},
     inflight::Identity,
-    metrics::{Call, FleetMeter, Source},
+    metrics::{FleetMeter, Source},
     plans::Plans,
 };
 
@@ -37,26 +36,27 @@ type Waiter = oneshot::Sender<Verdict>;
 type Shard = HashMap<AccountId, Box<Account<Waiter>>, BuildHasherDefault<Identity>>;
 
 pub(crate) struct Node {
-    settings: Settings,
+    pub(super) settings: Settings,
     /// The name of this node among the nodes.
-    id: String,
-    epoch: Instant,
-    shards: Box<[Mutex<Shard>]>,
-    per_shard: usize,
-    router: Router,
+    pub(super) id: String,
+    pub(super) epoch: Instant,
+    pub(super) shards: Box<[Mutex<Shard>]>,
+    pub(super) per_shard: usize,
+    pub(super) router: Router,
     /// Whether the runtime that the tasks ran in has ended.
-    ended: AtomicBool,
-    plans: Arc<Plans<Terms>>,
+    pub(super) ended: AtomicBool,
+    pub(super) plans: Arc<Plans<Terms>>,
     /// How many nodes there are, and when as many were last seen.
-    nodes: AtomicU64,
-    nodes_at: AtomicU64,
+    pub(super) nodes: AtomicU64,
+    pub(super) nodes_at: AtomicU64,
     /// Whether it was reported that there are more nodes than planned.
-    crowded: AtomicBool,
-    leased: AtomicU64,
-    admitted_alone: AtomicU64,
+    pub(super) crowded: AtomicBool,
+    pub(super) leased: AtomicU64,
+    pub(super) admitted_alone: AtomicU64,
     /// Notified when a reply has arrived, or will not.
-    moved: Notify,
-    meter: FleetMeter,
+    pub(super) moved: Notify,
+    pub(super) meter: FleetMeter,
+    pub(super) numbered: Numbered,
 }
 
 /// What a request gets.
@@ -94,7 +94,15 @@ impl Node {
         if names.iter().any(|name| other(&name)) {
             return Err(BuildError::NameInUse(Arc::clone(&settings.name)));
         }
-        let node = Arc::new(Self {
+        let node = Arc::new_cyclic(|node: &Weak<Self>| Self {
+            numbered: Numbered::new({
+                let node = Weak::clone(node);
+                move |charged: &Charged| {
+                    if let Some(node) = node.upgrade() {
+                        node.give_back(charged);
+                    }
+                }
+            }),
             router: Router::new(&settings),
             id: format!("{:016x}", (random() * u64::MAX as f64) as u64),
             epoch: Instant::now(),
@@ -214,6 +222,27 @@ impl Node {
         self.send(self.forget(id.key, action, terms));
     }
 
+    /// The place of the limiter among those of the process.
+    pub(crate) fn numbered(&self) -> &Numbered {
+        &self.numbered
+    }
+
+    /// Gives back what was charged, as far as the plan still has its policies.
+    fn give_back(&self, charged: &Charged) {
+        let id = AccountId {
+            key: charged.key(),
+            plan: charged.plan(),
+        };
+        let plan = self.plans.at(id.plan);
+        let cells = charged.by_column();
+        let terms = plan.terms.iter().zip(plan.rules.rules());
+        let less = terms.map(|(term, rule)| Term {
+            cells: cells[rule.column],
+            ..*term
+        });
+        self.tell(id, Action::Refund, less.collect());
+    }
+
     /// The levels of an account in Redis; `None` if it does not reply.
     pub(crate) fn peek(&self, key: u64, terms: &Arc<[Term]>) -> oneshot::Receiver<Option<Reply>> {
         let (tell, told) = oneshot::channel();
@@ -225,7 +254,7 @@ impl Node {
         told
     }
 
-    fn take_in(&self, job: Job, reply: Reply) {
+    pub(super) fn take_in(&self, job: Job, reply: Reply) {
         match job.then {
             ReplyTo::Account(id, ask) => {
                 let now = self.now();
@@ -337,7 +366,7 @@ impl Node {
         self.epoch.elapsed().as_nanos() as u64
     }
 
-    fn sizing(&self) -> Sizing {
+    pub(super) fn sizing(&self) -> Sizing {
         Sizing {
             most: self.settings.lease.most(),
             planned: self.settings.planned,
@@ -345,7 +374,7 @@ impl Node {
         }
     }
 
-    fn shard(&self, id: AccountId) -> MutexGuard<'_, Shard> {
+    pub(super) fn shard(&self, id: AccountId) -> MutexGuard<'_, Shard> {
         lock(&self.shards[id.key as usize % SHARDS])
     }
 
@@ -412,7 +441,7 @@ impl Node {
         }
     }
 
-    fn forget(&self, key: u64, action: Action, terms: Box<[Term]>) -> Job {
+    pub(super) fn forget(&self, key: u64, action: Action, terms: Box<[Term]>) -> Job {
         Job {
             key,
             action,
@@ -424,7 +453,7 @@ impl Node {
     }
 
     /// Sends a job to the server that holds the key, unless that is not asked at the moment.
-    fn send(&self, job: Job) {
+    pub(super) fn send(&self, job: Job) {
         match self.router.link(job.key) {
             Some(link) if !link.is_open() => {
                 if let Err(job) = link.send(job) {
@@ -435,154 +464,6 @@ impl Node {
             }
             _ => self.failed(job),
         }
-    }
-}
-
-impl Reports for Node {
-    fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    fn id(&self) -> &str {
-        &self.id
-    }
-
-    fn now(&self) -> u64 {
-        Self::now(self)
-    }
-
-    fn answered(&self, job: Job, reply: Reply) {
-        self.take_in(job, reply);
-        self.moved.notify_waiters();
-    }
-
-    fn failed(&self, job: Job) {
-        match job.then {
-            ReplyTo::Account(id, ask) => {
-                if let Some(account) = self.shard(id).get_mut(&id) {
-                    account.failed(&ask);
-                }
-                self.moved.notify_waiters();
-            }
-            ReplyTo::Peek(tell) => drop(tell.send(None)),
-            ReplyTo::Forget => {}
-        }
-    }
-
-    fn redirect(
-        self: Arc<Self>,
-        mut job: Job,
-        to: Option<(&str, u16)>,
-        asking: bool,
-        from: &ConnectionAddr,
-    ) {
-        let node: Arc<dyn Reports> = Arc::clone(&self) as _;
-        let link =
-            to.and_then(|(address, slot)| self.router.learn(address, slot, asking, from, &node));
-        job.hops += 1;
-        job.asking = asking;
-        match link {
-            Some(link) if job.hops <= MOST_HOPS => {
-                if let Err(job) = link.send(job) {
-                    self.failed(job);
-                }
-            }
-            _ => self.failed(job),
-        }
-    }
-
-    fn link_opened(&self, address: &ConnectionAddr, why: &str) {
-        self.meter.open(self.router.open());
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            target: "rate_limit",
-            server = %address,
-            reason = why,
-            nodes = self.nodes(),
-            "redis unavailable, applying on_outage",
-        );
-        #[cfg(not(feature = "tracing"))]
-        let _ = (address, why);
-    }
-
-    fn link_closed(&self, address: &ConnectionAddr, since: Instant) {
-        self.meter.open(self.router.open());
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            target: "rate_limit",
-            server = %address,
-            after = ?since.elapsed(),
-            "redis is asked again",
-        );
-        #[cfg(not(feature = "tracing"))]
-        let _ = (address, since);
-    }
-
-    fn catch_up(&self, address: &ConnectionAddr) -> Vec<Job> {
-        let sizing = self.sizing();
-        let now = self.now();
-        let mut news = Vec::new();
-        for shard in &self.shards {
-            for (id, account) in lock(shard).iter_mut() {
-                let link = self.router.link(id.key);
-                if link.is_none_or(|link| link.address() != address) {
-                    continue;
-                }
-                if let Some(terms) = account.remembers(now) {
-                    news.push(self.forget(id.key, Action::Raise, terms));
-                }
-                if let Some(terms) = account.owes(now, &sizing) {
-                    news.push(self.forget(id.key, Action::Owe, terms));
-                }
-            }
-        }
-        news
-    }
-
-    fn counted(&self, count: u64) {
-        let now = self.now();
-        // A server that has lost its data counts anew: fewer are believed when all have had time
-        // to report.
-        let at = self.nodes_at.load(Ordering::Relaxed);
-        let patience = GONE_AFTER.as_nanos() as u64;
-        if count >= self.nodes.load(Ordering::Relaxed) || now > at + patience {
-            self.nodes.store(count, Ordering::Relaxed);
-            self.nodes_at.store(now, Ordering::Relaxed);
-        }
-        self.meter.nodes(count);
-        let crowded = self.settings.is_planned && count > self.settings.planned;
-        if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
-            #[cfg(feature = "tracing")]
-            tracing::warn!(
-                target: "rate_limit",
-                nodes = count,
-                planned = self.settings.planned,
-                "there are more nodes than `FleetBackend::nodes` says",
-            );
-        } else if !crowded {
-            self.crowded.store(false, Ordering::Relaxed);
-        }
-    }
-
-    fn called(&self, call: Call, start: Instant) {
-        self.meter.called(call, start.elapsed());
-    }
-
-    fn evicts(&self) {
-        self.plans.watch().raise(Warning::EvictingRedis);
-    }
-
-    fn wants_map(&self) -> bool {
-        self.router.wants_map(Self::now(self))
-    }
-
-    fn learn_map(self: Arc<Self>, map: &[SlotRange], from: &ConnectionAddr) {
-        let node: Arc<dyn Reports> = Arc::clone(&self) as _;
-        self.router.learn_map(map, from, &node);
-    }
-
-    fn nodes_key(&self, address: &ConnectionAddr) -> Option<String> {
-        self.router.nodes_key(address, &self.settings.name)
     }
 }
 
@@ -630,6 +511,3 @@ const SHARDS: usize = 64;
 const IDLE: u64 = 500_000_000;
 
 const TIDY: Duration = Duration::from_millis(250);
-
-/// A key can move while it is asked for, and move again.
-const MOST_HOPS: u8 = 3;

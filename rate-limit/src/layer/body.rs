@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::Inflight;
+use super::future::Held;
 
 pin_project! {
     /// The response body of [`RateLimit`](crate::RateLimit): the inner service's, or a refusal.
@@ -23,7 +23,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<B> {
-        Inner { #[pin] body: B, inflight: Option<Inflight> },
+        Inner { #[pin] body: B, held: Option<Box<dyn Held>> },
         Refusal { bytes: Option<Bytes> },
     }
 }
@@ -31,14 +31,16 @@ pin_project! {
 impl<B> RateLimitBody<B> {
     /// A body that passes as it is, for an [`Answer`](crate::answer::Answer) of your own.
     #[must_use]
+    #[inline]
     pub fn inner(body: B) -> Self {
         Self::admitted(body, None)
     }
 
-    /// The body of the inner service's response; keeps `inflight` until it ends.
-    pub(super) fn admitted(body: B, inflight: Option<Inflight>) -> Self {
+    /// The body of the inner service's response; keeps `held` until it ends.
+    #[inline]
+    pub(super) fn admitted(body: B, held: Option<Box<dyn Held>>) -> Self {
         Self {
-            state: State::Inner { body, inflight },
+            state: State::Inner { body, held },
         }
     }
 
@@ -65,10 +67,15 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.project().state.project() {
-            StateProj::Inner { body, inflight } => {
+            StateProj::Inner { body, held } => {
                 let frame = ready!(body.poll_frame(cx));
-                if !matches!(frame, Some(Ok(_))) {
-                    *inflight = None;
+                match &frame {
+                    Some(Ok(frame)) => {
+                        if let (Some(held), Some(trailers)) = (held, frame.trailers_ref()) {
+                            held.trailers(trailers);
+                        }
+                    }
+                    _ => *held = None,
                 }
                 Poll::Ready(frame)
             }

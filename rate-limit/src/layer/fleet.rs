@@ -15,7 +15,7 @@ use super::{
     screen::{PlanOf, Screened, Stop},
 };
 use crate::{
-    answer::{Answer, Limited, Reason},
+    answer::{Answer, Reason},
     fleet::{Asked, FleetLimiter, Question, Verdict, Waiting},
     key::RequestHead,
     receipt::Ledger,
@@ -47,14 +47,8 @@ where
         let mut charge = Charge::each(1);
         let screened = match settings.screen(&head, &plan, &mut charge) {
             Ok(screened) => screened,
-            Err(Stop::Through) => {
-                let future = RateLimitFuture::admitted(inner.call(request), None, None);
-                return FleetFuture::decided(future);
-            }
-            Err(Stop::Refused(reason)) => {
-                let limited = Limited::other(reason);
-                let future = settings.refuse((inner, answer), request, &limited, None);
-                return FleetFuture::decided(future);
+            Err(stop) => {
+                return FleetFuture::decided(settings.stop((inner, answer), request, stop));
             }
         };
         let question = limiter.question(plan, screened.key, charge);
@@ -106,8 +100,8 @@ impl<S, A> RateLimit<S, A, FleetLimiter> {
         let Pending { question, screened } = pending;
         let limiter = &settings.limiter;
         let Some(ruling) = limiter.rule(&question, verdict, settings.is_shadow()) else {
-            let limited = Limited::other(Reason::Unavailable);
-            return settings.refuse((inner, answer), request, &limited, None);
+            let stop = Stop::Refused(Reason::Unavailable);
+            return settings.stop((inner, answer), request, stop);
         };
         let plan = (&PlanOf::Kept(question.plan), screened);
         settings.conclude((inner, answer), request, plan, &question.charge, &ruling)

@@ -4,12 +4,18 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderName, Response, StatusCode, response};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::RETRY_AFTER, response,
+};
 use pin_project_lite::pin_project;
 
 use super::RateLimitBody;
 use crate::{
-    AnyLimiter, Inflight, MAX_POLICIES, answer::Stamp, policy::ResponseHead, receipt::Receipt,
+    AnyLimiter, Inflight,
+    answer::{Refused, Stamp, is_grpc},
+    charged::{Charged, give_back},
+    policy::ResponseHead,
+    receipt::Receipt,
 };
 
 pin_project! {
@@ -41,31 +47,71 @@ pin_project! {
 
 /// What to give back if the service turns out not to have served the request.
 pub(super) struct Refund {
-    pub(super) to: Arc<dyn Refunds>,
-    pub(super) key: u64,
-    /// By account; no more than this fits, so that futures stay small.
-    pub(super) cells: [u32; MAX_POLICIES],
-    /// Whether every response has to be looked at.
-    pub(super) always: bool,
+    /// The number of the limiter.
+    pub(super) limiter: u64,
+    pub(super) charged: Charged,
+    /// Which responses say so, unless it is the default.
+    pub(super) when: Option<Arc<RefundFn>>,
 }
+
+pub(super) type RefundFn = dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync;
 
 impl Refund {
     /// A quick look at what most responses are.
     #[inline]
     fn may_apply<B>(&self, response: &Response<B>) -> bool {
         let status = response.status();
-        self.always
-            || status.is_client_error()
-            || status.is_server_error()
-            || (status == StatusCode::OK && response.headers().contains_key(GRPC_STATUS))
+        self.when.is_some()
+            || !status.is_success()
+            || (status == StatusCode::OK && is_grpc(response.headers()))
+    }
+
+    /// Gives back what was charged if the response says so, and returns whether it does.
+    fn settle(&self, response: &ResponseHead<'_>) -> bool {
+        let applies = match &self.when {
+            Some(when) => when(response),
+            None => was_not_served(response),
+        };
+        if applies {
+            give_back(self.limiter, &self.charged);
+        }
+        applies
+    }
+
+    /// The same for a gRPC call whose outcome is known when its body ends.
+    fn settle_by_trailers(&self, trailers: &HeaderMap) {
+        let (mut parts, ()) = Response::new(()).into_parts();
+        parts.headers = trailers.clone();
+        self.settle(&ResponseHead::new(&parts));
     }
 }
 
-pub(super) trait Refunds: Send + Sync {
-    fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]);
+/// What a response's body keeps until it ends.
+pub(super) trait Held: Send + Sync {
+    fn trailers(&mut self, trailers: &HeaderMap);
+}
 
-    /// Whether a response says that the request was not served.
-    fn is_refunded(&self, response: &ResponseHead<'_>) -> bool;
+impl Held for Refund {
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        self.settle_by_trailers(trailers);
+    }
+}
+
+/// Whether a response says that the request was not served and when to come back: a 503 with
+/// `retry-after`, as load shedders send it, the same in gRPC, or a refusal by a limit further in.
+fn was_not_served(response: &ResponseHead<'_>) -> bool {
+    let headers = response.headers();
+    let status = response.status();
+    if response.extensions().get::<Refused>().is_some() {
+        return true;
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        return headers.contains_key(RETRY_AFTER);
+    }
+    let code = || headers.get("grpc-status").map(HeaderValue::as_bytes);
+    status == StatusCode::OK
+        && headers.contains_key("grpc-retry-pushback-ms")
+        && matches!(code(), Some(b"8" | b"14"))
 }
 
 /// What an admitted request takes along if it has anything to. In a box, because most have not, and
@@ -75,38 +121,66 @@ pub(super) struct Extras<L: AnyLimiter> {
     pub(super) receipt: Option<Receipt<L>>,
     /// The count of this request among those of its key in flight.
     pub(super) inflight: Option<Inflight>,
+    /// What the trailers of the response decide on.
+    pub(super) refund: Option<Refund>,
     /// Headers for the response.
     pub(super) stamp: Option<Stamp>,
     /// Whether they go on redirects too.
     pub(super) stamp_redirects: bool,
 }
 
-pub(super) trait Finish: Send + Sync {
+pub(super) trait Finish: Held {
     /// Settles by the response and completes it.
-    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight>;
+    fn finish(&mut self, parts: &mut response::Parts, refunded: bool);
+
+    /// Whether a policy settles by the response.
+    fn settles(&self) -> bool;
+
+    /// What the body of the response has to keep of it, with `refund` for its trailers.
+    fn keep(self: Box<Self>, refund: Option<Refund>) -> Option<Box<dyn Held>>;
+}
+
+impl<L: AnyLimiter> Held for Extras<L> {
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(refund) = self.refund.take() {
+            refund.settle_by_trailers(trailers);
+        }
+    }
 }
 
 impl<L: AnyLimiter> Finish for Extras<L> {
-    fn finish(self: Box<Self>, parts: &mut response::Parts, refunded: bool) -> Option<Inflight> {
-        match self.receipt {
+    fn finish(&mut self, parts: &mut response::Parts, refunded: bool) {
+        match self.receipt.take() {
             // All that was charged is back already.
             Some(receipt) if refunded => receipt.settle_by(|_| None),
             Some(receipt) => receipt.settle(&ResponseHead::new(parts)),
             None => {}
         }
         let redirects = parts.status.is_redirection() && parts.status != StatusCode::NOT_MODIFIED;
-        if let Some(stamp) = self.stamp
+        if let Some(stamp) = &self.stamp
             && (self.stamp_redirects || !redirects)
         {
             for (name, value) in &stamp.headers {
                 parts.headers.append(name, value.clone());
             }
         }
-        self.inflight
+    }
+
+    fn settles(&self) -> bool {
+        self.receipt.is_some()
+    }
+
+    fn keep(mut self: Box<Self>, refund: Option<Refund>) -> Option<Box<dyn Held>> {
+        if self.inflight.is_none() && refund.is_none() {
+            return None;
+        }
+        self.refund = refund;
+        Some(self)
     }
 }
 
 impl<F, B> RateLimitFuture<F, B> {
+    #[inline]
     pub(super) fn admitted(
         future: F,
         extras: Option<Box<dyn Finish>>,
@@ -136,6 +210,7 @@ where
 {
     type Output = Result<Response<RateLimitBody<B>>, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Admitted {
@@ -145,19 +220,21 @@ where
             } => {
                 // Without a response there is nothing to settle by: a reservation goes back, as
                 // it does when this future is dropped.
-                let outcome = ready!(future.poll(cx));
-                let (extras, refund) = (extras.take(), refund.take());
-                Poll::Ready(outcome.map(|response| {
-                    let is_plain = extras.is_none()
-                        && refund
-                            .as_ref()
-                            .is_none_or(|refund| !refund.may_apply(&response));
-                    if is_plain {
-                        response.map(RateLimitBody::inner)
-                    } else {
-                        finish(response, extras, refund)
+                let response = match ready!(future.poll(cx)) {
+                    Ok(response) => response,
+                    Err(error) => {
+                        *extras = None;
+                        return Poll::Ready(Err(error));
                     }
-                }))
+                };
+                let is_plain = extras.is_none()
+                    && refund
+                        .as_ref()
+                        .is_none_or(|refund| !refund.may_apply(&response));
+                if is_plain {
+                    return Poll::Ready(Ok(response.map(RateLimitBody::inner)));
+                }
+                Poll::Ready(Ok(finish(response, extras.take(), refund.take())))
             }
             StateProj::Refused { response } => Poll::Ready(Ok(response
                 .take()
@@ -174,16 +251,23 @@ fn finish<B>(
     refund: Option<Refund>,
 ) -> Response<RateLimitBody<B>> {
     let (mut parts, body) = response.into_parts();
-    let refunded = refund.is_some_and(|refund| {
-        let Refund { to, key, cells, .. } = refund;
-        let refunded = to.is_refunded(&ResponseHead::new(&parts));
-        if refunded {
-            to.refund(key, &cells.map(u64::from));
+    let refunded = refund
+        .as_ref()
+        .is_some_and(|refund| refund.settle(&ResponseHead::new(&parts)));
+    // What is settled by the head is not given back by the trailers.
+    let is_open = !refunded
+        && is_grpc(&parts.headers)
+        && !parts.headers.contains_key(GRPC_STATUS)
+        && extras.as_ref().is_none_or(|extras| !extras.settles());
+    let refund = refund.filter(|_| is_open);
+    let held = match extras {
+        Some(mut extras) => {
+            extras.finish(&mut parts, refunded);
+            extras.keep(refund)
         }
-        refunded
-    });
-    let inflight = extras.and_then(|extras| extras.finish(&mut parts, refunded));
-    Response::from_parts(parts, RateLimitBody::admitted(body, inflight))
+        None => refund.map(|refund| Box::new(refund) as Box<dyn Held>),
+    };
+    Response::from_parts(parts, RateLimitBody::admitted(body, held))
 }
 
 impl<F, B> std::fmt::Debug for RateLimitFuture<F, B> {

@@ -27,6 +27,23 @@ use crate::{
 /// # Ok::<(), rate_limit::BuildError>(())
 /// ```
 ///
+/// # Several keys
+///
+/// The policies of one limiter share a key. For limits by address, by user and for all together,
+/// stack layers: what an inner one refuses, with any status but a success, is given back by the
+/// outer ones, see [`refund_if`](Self::refund_if). So a caller that is over its own quota takes
+/// nothing from the others'.
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # use rate_limit::{MINUTE, Quota, RateLimitLayer, SECOND, key};
+/// let for_all = RateLimitLayer::new(Quota::count(1_000).per(SECOND))?.key(key::global());
+/// let each = RateLimitLayer::new(Quota::count(20).per(MINUTE))?.key(key::header("x-api-key"));
+/// // The last is the outermost.
+/// let app: Router = Router::new().route("/", get(async || "hello")).layer(each).layer(for_all);
+/// # Ok::<(), rate_limit::BuildError>(())
+/// ```
+///
 /// On Redis, `L` is a [`FleetLimiter`](crate::fleet::FleetLimiter) and the inner service must be
 /// `Clone`: it is called when the decision is there. Everything else is the same.
 pub struct RateLimitLayer<A = StandardAnswer, L = Limiter> {
@@ -236,9 +253,10 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
     /// work.
     ///
     /// Defaults to a 503 with `retry-after`, as a load shedder such as `tower-capacity` sends it
-    /// (and the same in gRPC), and a refusal by another limit further in. So a request that is shed
+    /// (and the same in gRPC, in trailers too unless a policy settles), and a refusal by another limit further in. So a request that is shed
     /// costs no quota, and neither does one that passes an outer limit in vain. Layers need no
-    /// common type for that: the status says that the request was not served.
+    /// common type for that: the status says that the request was not served. A gRPC response that
+    /// has no status yet takes an allocation to wait for it.
     #[must_use]
     pub fn refund_if(
         self,
@@ -262,7 +280,7 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
         self.with(|settings| settings.tells_caller = tell)
     }
 
-    /// Leaves a [`Refusal`](crate::answer::Refusal) in the extensions of the responses to refused
+    /// Leaves a [`LimitError`](crate::LimitError) in the extensions of the responses to refused
     /// requests, beside the marker [`Refused`](crate::answer::Refused): reason, policy and wait. It
     /// takes an allocation.
     ///

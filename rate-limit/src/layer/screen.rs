@@ -3,23 +3,23 @@
 use std::{fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
-use http::{HeaderValue, Request, Response, StatusCode, header::RETRY_AFTER};
+use http::{HeaderValue, Request, Response, header::RETRY_AFTER};
 use tower_service::Service;
 
 use super::{
     RateLimitFuture,
-    future::{Extras, Finish, Refund, Refunds},
+    future::{Extras, Finish, Refund, RefundFn},
 };
 use crate::{
-    AnyLimiter, Inflight, MAX_POLICIES, Mode, Quota,
+    AnyLimiter, Inflight, Mode, Quota,
     answer::{Answer, Limited, OverQuota, QuotaHeaders, Reason, Refused, Stamp, is_grpc},
     caller::Caller,
+    charged::Charged,
     key::{Key, Lists, MissingKey, RequestHead},
     metrics::Outcome,
     plans::{Plan, fingerprint},
-    policy::ResponseHead,
     receipt::{Receipt, Settle},
-    rules::{Charge, Ruleset, Ruling},
+    rules::{Charge, Ruling},
 };
 
 /// Everything about a layer except its answer.
@@ -44,7 +44,6 @@ pub(super) struct Settings<L> {
 type PlanFn = dyn Fn(&RequestHead<'_>, &dyn Fn(Option<&str>) -> usize) -> usize + Send + Sync;
 type QuotaFn = dyn Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync;
 type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
-type RefundFn = dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync;
 
 /// How a request is to be decided.
 pub(super) struct Screened {
@@ -118,7 +117,10 @@ impl<L: AnyLimiter> Settings<L> {
             }
         };
         let key = fingerprint(key);
-        let inflight = match plans.inflight_counts().map(|counts| counts.enter(key)) {
+        let inflight = match plans
+            .inflight_counts()
+            .map(|counts| counts.enter(plan.number, key))
+        {
             Some(None) => {
                 count(match self.is_shadow() {
                     true => Outcome::Shadow,
@@ -141,45 +143,10 @@ impl<L: AnyLimiter> Settings<L> {
         })
     }
 
-    /// Calls `inner` for an admitted request, or refuses in its place.
+    /// Calls `inner` for an admitted request, or refuses in its place. The usual request takes
+    /// nothing along but what it may get back, and is moved once, into `inner`.
     #[inline]
     pub(super) fn conclude<S, A, ReqBody, ResBody>(
-        self: &Arc<Self>,
-        (inner, answer): (&mut S, &A),
-        mut request: Request<ReqBody>,
-        (plan, screened): (&PlanOf<'_, L>, Screened),
-        charge: &Charge,
-        ruling: &Ruling,
-    ) -> RateLimitFuture<S::Future, ResBody>
-    where
-        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-        A: Answer<ResBody>,
-    {
-        let rules = &plan.get().rules;
-        if !ruling.admits() {
-            return self.over_quota((inner, answer), request, (plan, screened), charge, ruling);
-        }
-        if self.tells_caller {
-            let caller = Caller::new(&self.limiter, plan.keep(), charge, ruling);
-            request.extensions_mut().insert(caller);
-        }
-        let extras = if rules.settles() || screened.inflight.is_some() || screened.stamps {
-            self.extras(plan, screened, charge, ruling)
-        } else {
-            None
-        };
-        let refund = self.refunds.then(|| Refund {
-            to: Arc::clone(self) as Arc<dyn Refunds>,
-            key: ruling.key,
-            cells: by_column(rules, charge, ruling),
-            always: self.refund_if.is_some(),
-        });
-        RateLimitFuture::admitted(inner.call(request), extras, refund)
-    }
-
-    /// Refuses in the place of `inner`, unless in shadow mode.
-    #[inline(never)]
-    fn over_quota<S, A, ReqBody, ResBody>(
         &self,
         (inner, answer): (&mut S, &A),
         request: Request<ReqBody>,
@@ -191,6 +158,41 @@ impl<L: AnyLimiter> Settings<L> {
         S: Service<Request<ReqBody>, Response = Response<ResBody>>,
         A: Answer<ResBody>,
     {
+        let rules = &plan.get().rules;
+        if ruling.admits()
+            && !(rules.settles() || screened.inflight.is_some() || screened.stamps)
+            && !self.tells_caller
+        {
+            // Put together behind the call, where the future is: it is not moved then.
+            let future = inner.call(request);
+            let refund = self.refund_of(plan.get(), charge, ruling);
+            return RateLimitFuture::admitted(future, None, refund);
+        }
+        self.conclude_unusual((inner, answer), request, (plan, screened), charge, ruling)
+    }
+
+    #[inline(never)]
+    fn conclude_unusual<S, A, ReqBody, ResBody>(
+        &self,
+        (inner, answer): (&mut S, &A),
+        mut request: Request<ReqBody>,
+        (plan, screened): (&PlanOf<'_, L>, Screened),
+        charge: &Charge,
+        ruling: &Ruling,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        if ruling.admits() {
+            if self.tells_caller {
+                let caller = Caller::new(&self.limiter, plan.keep(), charge, ruling);
+                request.extensions_mut().insert(caller);
+            }
+            let extras = self.extras(plan, screened, charge, ruling);
+            let refund = self.refund_of(plan.get(), charge, ruling);
+            return RateLimitFuture::admitted(inner.call(request), extras, refund);
+        }
         if self.is_shadow() {
             let extras = self.extras(plan, screened, charge, ruling);
             return RateLimitFuture::admitted(inner.call(request), extras, None);
@@ -205,7 +207,38 @@ impl<L: AnyLimiter> Settings<L> {
             charge,
             ruling,
         });
-        self.refuse((inner, answer), request, &limited, stamp.as_ref())
+        self.refuse(answer, request, &limited, stamp.as_ref())
+    }
+
+    /// What the request gets back if it turns out not to have been served.
+    #[inline]
+    fn refund_of(&self, plan: &Plan<L::Terms>, charge: &Charge, ruling: &Ruling) -> Option<Refund> {
+        self.refunds.then(|| Refund {
+            limiter: self.limiter.numbered().number(),
+            charged: Charged::new(plan.number, &plan.rules, charge, ruling),
+            when: self.refund_if.clone(),
+        })
+    }
+
+    /// Does with a request that is not charged what `stop` says; in shadow mode it passes.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn stop<S, A, ReqBody, ResBody>(
+        &self,
+        (inner, answer): (&mut S, &A),
+        request: Request<ReqBody>,
+        stop: Stop,
+    ) -> RateLimitFuture<S::Future, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        A: Answer<ResBody>,
+    {
+        match stop {
+            Stop::Refused(reason) if !self.is_shadow() => {
+                self.refuse(answer, request, &Limited::other(reason), None)
+            }
+            _ => RateLimitFuture::admitted(inner.call(request), None, None),
+        }
     }
 
     fn stamp(
@@ -245,26 +278,23 @@ impl<L: AnyLimiter> Settings<L> {
         Some(Box::new(Extras {
             receipt,
             inflight: screened.inflight,
+            refund: None,
             stamp,
             stamp_redirects: headers.is_some_and(|headers| headers.also_on_redirects()),
         }))
     }
 
-    /// Refuses in the place of `inner`, unless in shadow mode.
-    pub(super) fn refuse<S, A, ReqBody, ResBody>(
+    #[inline]
+    fn refuse<F, A, ReqBody, ResBody>(
         &self,
-        (inner, answer): (&mut S, &A),
+        answer: &A,
         request: Request<ReqBody>,
         limited: &Limited<'_>,
         stamp: Option<&Stamp>,
-    ) -> RateLimitFuture<S::Future, ResBody>
+    ) -> RateLimitFuture<F, ResBody>
     where
-        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
         A: Answer<ResBody>,
     {
-        if self.is_shadow() {
-            return RateLimitFuture::admitted(inner.call(request), None, None);
-        }
         let (mut head, _) = request.into_parts();
         let mut extensions = std::mem::take(&mut head.extensions);
         let mut response = answer.answer(limited, head);
@@ -280,19 +310,6 @@ impl<L: AnyLimiter> Settings<L> {
         extensions.extend(std::mem::take(response.extensions_mut()));
         *response.extensions_mut() = extensions;
         RateLimitFuture::refused(response)
-    }
-}
-
-impl<L: AnyLimiter> Refunds for Settings<L> {
-    fn refund(&self, key: u64, cells: &[u64; MAX_POLICIES]) {
-        self.limiter.refund_columns(key, cells);
-    }
-
-    fn is_refunded(&self, response: &ResponseHead<'_>) -> bool {
-        match &self.refund_if {
-            Some(refund_if) => refund_if(response),
-            None => was_not_served(response),
-        }
     }
 }
 
@@ -336,35 +353,6 @@ impl<L: AnyLimiter> PlanOf<'_, L> {
             Self::Kept(plan) => Arc::clone(plan),
         }
     }
-}
-
-/// What was charged, by account rather than by policy.
-#[inline]
-fn by_column(rules: &Ruleset, charge: &Charge, ruling: &Ruling) -> [u32; MAX_POLICIES] {
-    let mut cells = [0; MAX_POLICIES];
-    for (index, rule) in rules.rules().iter().enumerate() {
-        if !ruling.shadowed.contains(index) {
-            cells[rule.column] = u32::try_from(charge.cells(index)).unwrap_or(u32::MAX);
-        }
-    }
-    cells
-}
-
-/// Whether a response says that the request was not served and when to come back: a 503 with
-/// `retry-after`, as load shedders send it, the same in gRPC, or a refusal by a limit further in.
-fn was_not_served(response: &ResponseHead<'_>) -> bool {
-    let headers = response.headers();
-    let status = response.status();
-    if response.extensions().get::<Refused>().is_some() {
-        return true;
-    }
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        return headers.contains_key(RETRY_AFTER);
-    }
-    let code = || headers.get("grpc-status").map(HeaderValue::as_bytes);
-    status == StatusCode::OK
-        && headers.contains_key("grpc-retry-pushback-ms")
-        && matches!(code(), Some(b"8" | b"14"))
 }
 
 fn stamp_refusal<B>(response: &mut Response<B>, stamp: &Stamp) {

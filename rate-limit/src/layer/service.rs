@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Limiter,
-    answer::{Answer, Limited, Reason, StandardAnswer},
+    answer::{Answer, Reason, StandardAnswer},
     key::RequestHead,
     limiter::NoRoom,
     receipt::Ledger,
@@ -81,6 +81,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let Self {
             inner,
@@ -93,19 +94,13 @@ where
         let mut charge = Charge::each(1);
         let screened = match settings.screen(&head, &plan, &mut charge) {
             Ok(screened) => screened,
-            Err(Stop::Through) => {
-                return RateLimitFuture::admitted(inner.call(request), None, None);
-            }
-            Err(Stop::Refused(reason)) => {
-                let limited = Limited::other(reason);
-                return settings.refuse((inner, answer), request, &limited, None);
-            }
+            Err(stop) => return settings.stop((inner, answer), request, stop),
         };
         let mut ruling = Ruling::at(limiter.now(), screened.key);
         let shadow = settings.is_shadow();
         if let Err(NoRoom) = limiter.charge(&plan, &charge, &mut ruling, shadow) {
-            let limited = Limited::other(Reason::NoRoom);
-            return settings.refuse((inner, answer), request, &limited, None);
+            let stop = Stop::Refused(Reason::NoRoom);
+            return settings.stop((inner, answer), request, stop);
         }
         let plan = (&PlanOf::Current(&plan), screened);
         settings.conclude((inner, answer), request, plan, &charge, &ruling)

@@ -6,7 +6,7 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::line::Permit;
+use super::Permit;
 
 pin_project! {
     /// The response body of [`Shaped`](super::Shaped): the request is under way until it ends or

@@ -3,6 +3,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use http::{Request, Response};
@@ -11,9 +12,9 @@ use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::{
-    ShapedBody, ShapedError,
+    ShapedBody, ShapedError, Shaper,
     layer::Settings,
-    line::{Permit, Ticket},
+    ticket::{Permit, Ticket},
 };
 use crate::{ResponseHead, key::RequestHead};
 
@@ -29,29 +30,115 @@ pin_project! {
         S: Service<Request<B>>,
     {
         #[pin]
-        state: State<S, B>,
+        call: Call<S, Request<B>>,
         settings: Arc<Settings>,
     }
 }
 
 pin_project! {
-    #[project = StateProj]
-    enum State<S, B>
+    /// A request of any kind on its way through the queue and the service.
+    pub(super) struct Call<S, R>
     where
-        S: Service<Request<B>>,
+        S: Service<R>,
     {
-        Arriving { call: Option<(S, Request<B>)> },
-        Waiting { ticket: Ticket, #[pin] sleep: Sleep, call: Option<(S, Request<B>)> },
-        Calling { #[pin] future: S::Future, turn: Option<Permit> },
+        #[pin]
+        state: State<S, R>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, R>
+    where
+        S: Service<R>,
+    {
+        Arriving { call: Option<(S, R)> },
+        Waiting { ticket: Ticket, #[pin] sleep: Sleep, call: Option<(S, R)> },
+        Calling { #[pin] future: S::Future, permit: Option<Permit> },
+    }
+}
+
+/// What comes of a request: its response, and the right to be under way, once.
+type Outcome<T, E> = Result<(T, Option<Permit>), ShapedError<E>>;
+
+impl<S: Service<R>, R> Call<S, R> {
+    pub(super) fn new(inner: S, request: R) -> Self {
+        Self {
+            state: State::Arriving {
+                call: Some((inner, request)),
+            },
+        }
+    }
+
+    /// Waits for its turn and calls the service. `price` says what the request costs and how long
+    /// it may wait.
+    pub(super) fn poll_response(
+        self: Pin<&mut Self>,
+        shaper: &Shaper,
+        price: impl Fn(&R) -> (u64, Option<Duration>),
+        cx: &mut Context<'_>,
+    ) -> Poll<Outcome<S::Response, S::Error>> {
+        let mut state = self.project().state;
+        loop {
+            match state.as_mut().project() {
+                // Not before it is polled: one that is made and put aside must not block the line.
+                StateProj::Arriving { call } => {
+                    // Taken once: the state changes below, or the future is done.
+                    let (inner, request) = call.take().expect("polled after completion");
+                    let (cells, patience) = price(&request);
+                    let ticket = match shaper.join(cells, patience) {
+                        Ok(ticket) => ticket,
+                        Err(refused) => return Poll::Ready(Err(ShapedError::Refused(refused))),
+                    };
+                    let sleep = ticket.sleep();
+                    state.set(State::Waiting {
+                        ticket,
+                        sleep,
+                        call: Some((inner, request)),
+                    });
+                }
+                StateProj::Waiting {
+                    ticket,
+                    sleep,
+                    call,
+                } => {
+                    let permit = match ready!(ticket.poll_turn(sleep, cx)) {
+                        Ok(permit) => permit,
+                        Err(refused) => return Poll::Ready(Err(ShapedError::Refused(refused))),
+                    };
+                    // Taken once: the state changes below.
+                    let (mut inner, request) = call.take().expect("polled after completion");
+                    let future = inner.call(request);
+                    state.set(State::Calling {
+                        future,
+                        permit: Some(permit),
+                    });
+                }
+                StateProj::Calling { future, permit } => {
+                    let outcome = ready!(future.poll(cx));
+                    let permit = permit.take();
+                    return Poll::Ready(match outcome {
+                        Ok(response) => Ok((response, permit)),
+                        Err(error) => Err(ShapedError::Inner(error)),
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self.state {
+            State::Arriving { .. } => "arriving",
+            State::Waiting { .. } => "waiting",
+            State::Calling { .. } => "calling",
+        }
     }
 }
 
 impl<S: Service<Request<B>>, B> ShapedFuture<S, B> {
     pub(super) fn new(inner: S, request: Request<B>, settings: Arc<Settings>) -> Self {
         Self {
-            state: State::Arriving {
-                call: Some((inner, request)),
-            },
+            call: Call::new(inner, request),
             settings,
         }
     }
@@ -64,72 +151,28 @@ where
     type Output = Result<Response<ShapedBody<ResBody>>, ShapedError<S::Error>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            match this.state.as_mut().project() {
-                // Not before it is polled: one that is made and put aside must not block the line.
-                StateProj::Arriving { call } => {
-                    // Taken once: the state changes below, or the future is done.
-                    let (inner, request) = call.take().expect("polled after completion");
-                    let (cells, patience) = this.settings.of(&RequestHead::of(&request));
-                    let ticket = match this.settings.shaper.join(cells, patience) {
-                        Ok(ticket) => ticket,
-                        Err(refused) => return Poll::Ready(Err(ShapedError::Refused(refused))),
-                    };
-                    let sleep = ticket.sleep();
-                    this.state.set(State::Waiting {
-                        ticket,
-                        sleep,
-                        call: Some((inner, request)),
-                    });
-                }
-                StateProj::Waiting {
-                    ticket,
-                    sleep,
-                    call,
-                } => {
-                    let turn = match ready!(ticket.poll_turn(sleep, cx)) {
-                        Ok(turn) => turn,
-                        Err(refused) => return Poll::Ready(Err(ShapedError::Refused(refused))),
-                    };
-                    // Taken once: the state changes below.
-                    let (mut inner, request) = call.take().expect("polled after completion");
-                    let future = inner.call(request);
-                    this.state.set(State::Calling {
-                        future,
-                        turn: Some(turn),
-                    });
-                }
-                StateProj::Calling { future, turn } => {
-                    let outcome = ready!(future.poll(cx));
-                    let turn = turn.take();
-                    let (parts, body) = outcome.map_err(ShapedError::Inner)?.into_parts();
-                    if let Some(turn) = &turn {
-                        let head = ResponseHead::new(&parts);
-                        turn.heed(head.status(), head.headers());
-                        if let Some(own) =
-                            this.settings.feedback.as_ref().and_then(|own| own(&head))
-                        {
-                            turn.shaper().pause(own);
-                        }
-                    }
-                    return Poll::Ready(Ok(Response::from_parts(
-                        parts,
-                        ShapedBody::new(body, turn),
-                    )));
-                }
-            }
+        let this = self.project();
+        let settings = &**this.settings;
+        let price = |request: &Request<B>| settings.of(&RequestHead::of(request));
+        let outcome = ready!(this.call.poll_response(&settings.shaper, price, cx));
+        let (response, permit) = outcome?;
+        let (parts, body) = response.into_parts();
+        let head = ResponseHead::new(&parts);
+        if let Some(permit) = &permit {
+            permit.heed(head.status(), head.headers());
         }
+        if let Some(wait) = settings.feedback.as_ref().and_then(|own| own(&head)) {
+            settings.shaper.pause(wait);
+        }
+        let body = ShapedBody::new(body, permit);
+        Poll::Ready(Ok(Response::from_parts(parts, body)))
     }
 }
 
 impl<S: Service<Request<B>>, B> fmt::Debug for ShapedFuture<S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
-            State::Arriving { .. } => "arriving",
-            State::Waiting { .. } => "waiting",
-            State::Calling { .. } => "calling",
-        };
-        f.debug_tuple("ShapedFuture").field(&state).finish()
+        f.debug_tuple("ShapedFuture")
+            .field(&self.call.name())
+            .finish()
     }
 }

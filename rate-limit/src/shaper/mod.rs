@@ -16,8 +16,9 @@
 //! # Ok::<(), rate_limit::shaper::ShaperError>(())
 //! ```
 //!
-//! Without Tower, or for requests that are not HTTP, [`Shaper::acquire`] is all there is to it: it
-//! waits, and the [`Permit`] it returns is dropped when the request is over.
+//! For requests that are not HTTP there is [`PlainShaperLayer`]. Without Tower, [`Shaper::acquire`]
+//! is all there is to it: it waits, and the [`Permit`] it returns is dropped when the request is
+//! over.
 //!
 //! * A request that would have to wait longer than [`max_wait`](ShaperBuilder::max_wait) or than
 //!   its own deadline is refused when it arrives, not when it has waited for nothing.
@@ -35,17 +36,23 @@
 //! then; give it a burst a little below the server's.
 
 mod body;
+mod builder;
 mod feedback;
 mod future;
 mod heed;
 mod layer;
 mod line;
+mod plain;
 mod service;
+mod ticket;
 
 pub use self::{
     body::ShapedBody,
+    builder::{ShaperBuilder, ShaperError},
     future::ShapedFuture,
     layer::ShaperLayer,
-    line::{Permit, Shaper, ShaperBuilder, ShaperError},
+    line::Shaper,
+    plain::{PlainShaped, PlainShapedFuture, PlainShaperLayer},
     service::{Shaped, ShapedError, WaitRefused},
+    ticket::Permit,
 };

@@ -8,7 +8,7 @@ use rate_limit::Quota;
 /// The accounts of one key for one policy: what it owes by each quota that decided on it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reference {
-    accounts: Vec<(Quota, i128)>,
+    pub(crate) accounts: Vec<(Quota, i128)>,
     now: u64,
     /// Since when nothing is owed.
     paid_at: u64,
@@ -144,11 +144,6 @@ impl Reference {
         for (_, level) in &mut self.accounts {
             *level = (*level - parts(cells)).max(0);
         }
-    }
-
-    /// How many quotas have an account.
-    pub(crate) fn quotas(&self) -> usize {
-        self.accounts.len()
     }
 }
 

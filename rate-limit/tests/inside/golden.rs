@@ -10,14 +10,13 @@ use super::{
     outage::OnOutage,
     script::{self, Action, Reply, Term},
 };
-#[path = "../../../tests/support/reference.rs"]
-#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+#[path = "../support/reference.rs"]
 mod reference;
 
 use self::reference::{Reference, Refusal};
 use crate::{LimitError, Limiter, ManualClock, Policy, Quota, gcra::Excess};
 
-const VECTORS: &str = include_str!("../../../tests/vectors.txt");
+const VECTORS: &str = include_str!("../vectors.txt");
 
 /// The account script with a clock that is an argument, as second and microsecond.
 fn script_by_told_time() -> String {

@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence::WithSource};
 
 use super::{
     account::{Account, Ask, Cells, Sizing, Tell, Verdict},
@@ -317,7 +317,11 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig {
+        cases: 512,
+        failure_persistence: Some(Box::new(WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    })]
 
     /// The theorem of the module's documentation.
     #[test]
