@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use tower_capacity::gate::{Codel, Gate, GateConfig};
 
 use crate::adapter::Adapter;
-use crate::autotuned::Shared;
-use crate::driver::{self, Control};
+use crate::control::Control;
+use crate::driver;
 use crate::holders::Holders;
 use crate::metrics::Recorder;
+use crate::shared::Shared;
 use crate::stats::Stats;
 #[cfg(feature = "json")]
 use crate::tuner::LogWriter;

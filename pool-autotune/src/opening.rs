@@ -1,0 +1,265 @@
+//! Connections that are being opened, with or without a checkout that waits for them.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout_at};
+use tower_capacity::gate::{Ask, Permit};
+
+use crate::adapter::{Adapter, Checked};
+use crate::shared::Shared;
+use crate::{Error, Mode, sqlstate};
+impl<P: Adapter> Shared<P> {
+    /// Whether a checkout that was admitted will find an idle connection, as far as is known.
+    pub(crate) fn expects_idle(&self) -> bool {
+        self.mode == Mode::Recommend || self.holding() <= self.size_seen.load(Ordering::Relaxed)
+    }
+
+    /// Checkouts that hold a connection, or are about to take an idle one.
+    fn holding(&self) -> usize {
+        let opening = self.opening.load(Ordering::Relaxed);
+        self.gate.inflight().saturating_sub(opening)
+    }
+
+    /// Looks how many connections exist that did not bypass the gate.
+    pub(crate) fn count_connections(&self) -> usize {
+        let size = self.adapter.size();
+        // A checkout that found its connection dead holds none until it has opened another.
+        let count = match self.adapter.idle() {
+            Some(idle) => size.min(idle + self.holding()),
+            None => size,
+        };
+        self.size_seen.store(count, Ordering::Relaxed);
+        count
+    }
+
+    /// Opens a connection in a task of its own.
+    ///
+    /// A caller that gives up so does not take the dial with it, and a dial that hangs does not keep
+    /// its caller from another connection, opened or returned; `again`: this is the other.
+    pub(crate) fn dial(
+        self: &Arc<Self>,
+        permit: Permit,
+        admitted: Instant,
+        ask: Ask,
+        again: bool,
+    ) -> Dial<P> {
+        let shared = Arc::clone(self);
+        let opening = Opening::begin(self);
+        Box::pin(async move {
+            let too_late = || Error::OpenTimeout(shared.open_timeout);
+            let end = deadline(admitted, shared.open_timeout);
+            let slot = timeout_at(end, Arc::clone(&shared.dials).acquire_owned()).await;
+            let Ok(slot) = slot.map_err(|_| too_late())? else {
+                return Err(Error::Closed);
+            };
+            let (done, dialled) = oneshot::channel();
+            let dial = dial(opening, permit, slot, done);
+            tokio::spawn(dial);
+            let mut dialled = pin!(dialled);
+            let hangs = end.min(Instant::now() + HANGS);
+            if let Ok(dialled) = timeout_at(hangs, dialled.as_mut()).await {
+                let dialled = dialled.unwrap_or_else(|_| Err(too_late()));
+                // A server that takes no more serves those that it has.
+                return match dialled {
+                    Err(Error::Backend(_)) if !again && shared.stats.in_hand() > 0 => {
+                        shared.another(ask).await.map_or(dialled, Ok)
+                    }
+                    dialled => dialled,
+                };
+            }
+            // Whichever comes first; if there is no other, the dial may come yet.
+            let mut another = pin!(shared.another(ask));
+            let mut is_alone = false;
+            poll_fn(|cx| {
+                if let Poll::Ready(dialled) = dialled.as_mut().poll(cx) {
+                    return Poll::Ready(dialled.unwrap_or_else(|_| Err(too_late())));
+                }
+                if !is_alone && let Poll::Ready(another) = another.as_mut().poll(cx) {
+                    match another {
+                        Some(another) => return Poll::Ready(Ok(another)),
+                        None => is_alone = true,
+                    }
+                }
+                Poll::Pending
+            })
+            .await
+        })
+    }
+
+    /// Another connection for a checkout whose dial hangs.
+    async fn another(self: &Arc<Self>, ask: Ask) -> Option<Unused<P>> {
+        let entry = pin!(self.gate.acquire_with(ask));
+        let permit = self.enter(entry).await.ok()?;
+        self.dial(permit, Instant::now(), ask, true).await.ok()
+    }
+
+    /// What a checkout fails with whose connection did not open.
+    pub(crate) fn not_opened(&self, error: P::Error) -> Error<P::Error> {
+        if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
+            self.dial_failed();
+        }
+        if self.adapter.is_closed() {
+            return Error::Closed;
+        }
+        Error::Backend(error)
+    }
+
+    /// Waits for a connection that is being opened or checked.
+    pub(crate) async fn open<F: Future>(
+        &self,
+        admitted: Instant,
+        mut opening: Pin<&mut F>,
+    ) -> Result<F::Output, Elapsed> {
+        let deadline = deadline(admitted, self.open_timeout);
+        if self.mode == Mode::Enforce {
+            // Where an idle connection was found dead, the others may be, and are replaced within
+            // the dial budget.
+            if self.count_connections() < self.ceiling() {
+                self.apply(&mut self.control(), Instant::now());
+            }
+            let hangs = deadline.min(admitted + HANGS);
+            if let Ok(opened) = timeout_at(hangs, opening.as_mut()).await {
+                return Ok(opened);
+            }
+        }
+        let _hanging = Hanging::begin(self);
+        timeout_at(deadline, opening).await
+    }
+
+    /// A connection was opened; returns when.
+    pub(crate) fn opened(&self, admitted: Instant) -> Instant {
+        let now = Instant::now();
+        self.recorder.opened(now - admitted);
+        self.stats.opened(now - admitted);
+        self.count_connections();
+        self.control().dial.succeeded();
+        self.tell_if_below_target();
+        now
+    }
+}
+
+/// What takes longer to open hangs, as far as other checkouts are concerned.
+const HANGS: Duration = Duration::from_millis(500);
+
+/// A checkout that is to open a connection, and has none.
+struct Opening<P: Adapter>(Arc<Shared<P>>);
+
+impl<P: Adapter> Opening<P> {
+    fn begin(shared: &Arc<Shared<P>>) -> Self {
+        shared.opening.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl<P: Adapter> Drop for Opening<P> {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Opens a connection, whether its caller still waits for it or not.
+async fn dial<P: Adapter>(
+    opening: Opening<P>,
+    permit: Permit,
+    slot: OwnedSemaphorePermit,
+    done: oneshot::Sender<Result<Unused<P>, Error<P::Error>>>,
+) {
+    let shared = Arc::clone(&opening.0);
+    let generation = shared.generation.load(Ordering::Acquire);
+    let start = Instant::now();
+    let end = deadline(start, shared.open_timeout);
+    let opened = {
+        let mut checkout = pin!(shared.adapter.checkout());
+        match timeout_at(end.min(start + HANGS), checkout.as_mut()).await {
+            Ok(opened) => {
+                drop((opening, slot));
+                Ok(opened)
+            }
+            Err(_) => {
+                drop(slot);
+                let hanging = Hanging::begin(&shared);
+                let opened = timeout_at(end, checkout).await;
+                // In this order, or there would be one connection too many for a moment.
+                drop(opening);
+                drop(hanging);
+                opened
+            }
+        }
+    };
+    let connection = match opened {
+        Ok(Ok(Checked::Reused(connection))) => Ok(connection),
+        Ok(Ok(Checked::Opened(connection))) => {
+            shared.opened(start);
+            Ok(connection)
+        }
+        Ok(Err(error)) => Err(shared.not_opened(error)),
+        Err(_) => {
+            shared.dial_failed();
+            Err(Error::OpenTimeout(shared.open_timeout))
+        }
+    };
+    let unused = connection.map(|connection| Unused {
+        connection: Some(connection),
+        permit: Some(permit),
+        generation,
+        shared,
+    });
+    // Without a caller it goes back, and to the next in the queue.
+    let _ = done.send(unused);
+}
+
+/// A dial as its caller sees it.
+pub(crate) type Dial<P> =
+    Pin<Box<dyn Future<Output = Result<Unused<P>, Error<<P as Adapter>::Error>>> + Send>>;
+
+/// A connection that is open and not in use. Goes back when it is dropped.
+pub(crate) struct Unused<P: Adapter> {
+    pub(crate) connection: Option<P::Connection>,
+    pub(crate) permit: Option<Permit>,
+    generation: usize,
+    shared: Arc<Shared<P>>,
+}
+
+impl<P: Adapter> Drop for Unused<P> {
+    fn drop(&mut self) {
+        if let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) {
+            self.shared
+                .take_back(connection, permit, self.generation, None);
+        }
+    }
+}
+
+/// A checkout whose connection does not open.
+struct Hanging<'a, P: Adapter>(&'a Shared<P>);
+
+impl<'a, P: Adapter> Hanging<'a, P> {
+    fn begin(shared: &'a Shared<P>) -> Self {
+        let mut control = shared.control();
+        control.hanging += 1;
+        shared.apply(&mut control, Instant::now());
+        drop(control);
+        shared.news.notify_one();
+        Self(shared)
+    }
+}
+
+impl<P: Adapter> Drop for Hanging<'_, P> {
+    fn drop(&mut self) {
+        let mut control = self.0.control();
+        control.hanging -= 1;
+        self.0.apply(&mut control, Instant::now());
+    }
+}
+
+/// `start + timeout`, or the far future if that is beyond what an [`Instant`] can hold.
+pub(crate) fn deadline(start: Instant, timeout: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    start.checked_add(timeout).unwrap_or(start + FAR)
+}
