@@ -36,6 +36,21 @@ async fn a_call_may_bound_its_own_wait() {
     assert_eq!(start.elapsed(), Duration::from_millis(30));
 }
 
+#[tokio::test]
+async fn a_permit_without_a_handle_is_inside_until_it_is_returned() {
+    let gate = gate(1, 4);
+    let entered = gate.try_enter(Ask::new()).unwrap();
+    assert!(gate.try_enter(Ask::new()).is_none());
+    let mut next = task::spawn(gate.acquire());
+    assert_pending!(next.poll());
+    gate.exit(entered);
+    let permit = assert_ready_ok!(next.poll());
+    let entered = permit.into_entered();
+    assert_eq!(gate.inflight(), 1);
+    gate.exit(entered);
+    assert_eq!(gate.inflight(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wait_of_zero_gives_up_at_once() {
     let gate = gate(1, 4);

@@ -41,10 +41,38 @@ impl Permit {
         &self.gate
     }
 
+    /// Lets go of the gate, for an owner that holds it already. The request stays inside.
+    pub fn into_entered(mut self) -> Entered {
+        let is_counted = std::mem::replace(&mut self.is_counted, false);
+        Entered {
+            partition: is_counted.then_some(self.partition),
+        }
+    }
+
     /// The gate as it stood when this request had just entered.
     #[must_use]
     pub const fn entered(&self) -> GateSnapshot {
         self.entered
+    }
+}
+
+/// The right of one request to be inside a [`Gate`] that its owner holds anyway: a [`Permit`] without a
+/// handle of its own.
+///
+/// Has to be given back with [`Gate::exit`]. Dropping it leaves the request inside for good.
+#[derive(Debug)]
+#[must_use = "dropping it leaves the request inside: return it with `Gate::exit`"]
+pub struct Entered {
+    /// `None` if the gate could not count it.
+    pub(super) partition: Option<Partition>,
+}
+
+impl Entered {
+    #[inline]
+    pub(super) const fn new(partition: Partition) -> Self {
+        Self {
+            partition: Some(partition),
+        }
     }
 }
 
