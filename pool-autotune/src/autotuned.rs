@@ -14,7 +14,7 @@ use tower_capacity::gate::Ask;
 
 use crate::adapter::{Adapter, PutBack};
 use crate::opening::deadline;
-use crate::shared::{DONE_WITHIN, Shared};
+use crate::shared::{DONE_WITHIN, Inside, Shared};
 use crate::tuner::{Decision, Recording, Verdict};
 use crate::{
     Bounds, BoundsError, BuildError, Builder, Checkout, Error, Mode, PoolSnapshot, Report,
@@ -76,11 +76,7 @@ impl<P: Adapter> Autotuned<P> {
         &self,
     ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<'_, P> {
         let call_site = Location::caller();
-        async move {
-            Arc::clone(&self.shared)
-                .checkout(call_site, Ask::new())
-                .await
-        }
+        self.shared.checkout(call_site, Ask::new)
     }
 
     /// Checks a connection out for something that matters more or less than the rest, or that has
@@ -116,7 +112,7 @@ impl<P: Adapter> Autotuned<P> {
         ask: Ask,
     ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<'_, P> {
         let call_site = Location::caller();
-        async move { Arc::clone(&self.shared).checkout(call_site, ask).await }
+        self.shared.checkout(call_site, move || ask)
     }
 
     /// Like [`get`](Self::get), except that the future owns the pool and can be spawned.
@@ -132,8 +128,8 @@ impl<P: Adapter> Autotuned<P> {
     pub fn get_owned(
         &self,
     ) -> impl Future<Output = Result<Checkout<P>, Error<P::Error>>> + Send + use<P> {
-        let shared = Arc::clone(&self.shared);
-        shared.checkout(Location::caller(), Ask::new())
+        let (shared, call_site) = (Arc::clone(&self.shared), Location::caller());
+        async move { shared.checkout(call_site, Ask::new).await }
     }
 
     /// Opens connections in advance, within the dial budget, until there are as many or as many as the
@@ -158,7 +154,8 @@ impl<P: Adapter> Autotuned<P> {
                     let mut entry = pin!(shared.gate.acquire_with(ask));
                     let permit = shared.enter(entry.as_mut()).await;
                     let permit = permit.map_err(|refused| Error::refused(&refused))?;
-                    shared.dial(permit, Instant::now(), ask, false).await
+                    let inside = Inside::new(Arc::clone(&shared), permit.into_entered());
+                    shared.dial(inside, Instant::now(), ask, false).await
                 })
             })
             .collect();

@@ -10,12 +10,13 @@ use tokio::time::Instant;
 use tower_capacity::gate::{Codel, Gate, GateConfig};
 
 use crate::adapter::Adapter;
+use crate::clock::Clock;
 use crate::control::Control;
 use crate::driver;
 use crate::holders::Holders;
 use crate::metrics::Recorder;
 use crate::shared::Shared;
-use crate::stats::Stats;
+use crate::stats::{Stats, WindowReader};
 #[cfg(feature = "json")]
 use crate::tuner::LogWriter;
 use crate::tuner::{DialBudget, DialState, Tuner, TunerConfig};
@@ -64,6 +65,7 @@ pub struct Builder<P> {
     codel: Option<Option<Codel>>,
     reserved: usize,
     tuner: TunerConfig,
+    clock: Clock,
     #[cfg(feature = "json")]
     log: Option<Log>,
 }
@@ -92,6 +94,7 @@ impl<P: Adapter> Builder<P> {
             codel: None,
             reserved: 0,
             tuner: TunerConfig::default(),
+            clock: Clock::tokio(),
             #[cfg(feature = "json")]
             log: None,
         }
@@ -179,6 +182,19 @@ impl<P: Adapter> Builder<P> {
         self
     }
 
+    /// Measures waits and uses by the processor's time stamp counter, which is read in 10 ns instead of
+    /// 25.
+    ///
+    /// It does not follow `tokio::time::pause`, and may drift from the system's clock by up to 0.05 %.
+    /// The first pool of a process that is built so takes up to 0.2 s to calibrate it. Timeouts are not
+    /// measured by it. Defaults to tokio's clock.
+    #[cfg(feature = "quanta")]
+    #[must_use]
+    pub fn counter_clock(mut self) -> Self {
+        self.clock = Clock::counter();
+        self
+    }
+
     /// Writes every step of the tuner, four a second, as a line of JSON: what it was given, what it
     /// decided, and on what numbers. [`DecisionLog`](crate::tuner::DecisionLog) reads it again.
     ///
@@ -258,9 +274,11 @@ impl<P: Adapter> Builder<P> {
                 Some(opened.map_err(|error| setting(format!("decision_log: {error}")))?)
             }
         };
-        let stats = Stats::new(self.tuner.slow_wait);
+        let stats = Stats::new(self.clock, self.tuner.slow_wait);
+        let holders = Holders::new();
+        let reader = WindowReader::new(&stats, &holders);
         let target = tuner.target();
-        let control = Control::new(tuner, dial, &stats, now);
+        let control = Control::new(tuner, dial, reader, now);
         #[cfg(feature = "json")]
         let control = control.with_log(log);
         let news = Arc::new(Notify::new());
@@ -282,7 +300,7 @@ impl<P: Adapter> Builder<P> {
                 self.tuner.dial.at_once.min(Semaphore::MAX_PERMITS),
             )),
             generation: AtomicUsize::new(0),
-            holders: Holders::new(pool_max),
+            holders,
             news: Arc::clone(&news),
             control: Mutex::new(control),
             stats,

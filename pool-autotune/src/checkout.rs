@@ -7,18 +7,19 @@ use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_capacity::gate::{Acquire, Ask, Permit, Priority, Refused, RefusedReason};
 
 use crate::adapter::{Adapter, Checked, PutBack};
-use crate::holders::Slot;
+use crate::holders::{Arrival, Slot, Used};
 use crate::metrics::Unserved;
-use crate::shared::{Shared, until_done};
+use crate::shared::{Inside, Shared, until_done};
 use crate::stats::WaitEnd;
 use crate::{Error, Mode};
+
 /// A connection checked out of an [`Autotuned`] pool; derefs to what the pool behind hands out.
 ///
 /// Dropping it puts the connection back and lets the next in line have it.
@@ -27,14 +28,12 @@ pub struct Checkout<P: Adapter> {
     /// Taken only by `drop`.
     connection: Option<P::Connection>,
     /// Taken only by `drop`.
-    permit: Option<Permit>,
-    since: Instant,
-    /// The same, as the statistics have it.
-    since_us: u64,
+    inside: Option<Inside<P>>,
+    /// As the clock of the pool has it.
+    since: u64,
     call_site: &'static Location<'static>,
     slot: Slot,
     generation: usize,
-    shared: Arc<Shared<P>>,
 }
 
 impl<P: Adapter> Checkout<P> {
@@ -47,7 +46,10 @@ impl<P: Adapter> Checkout<P> {
     /// Since when the connection is in use.
     #[must_use]
     pub fn since(&self) -> Instant {
-        self.since
+        // Only `drop` takes it.
+        let inside = self.inside.as_ref();
+        let inside = inside.expect("a checkout has its permit until it is dropped");
+        inside.shared.stats.clock().instant(self.since)
     }
 
     /// Takes the connection out for good, to listen on it or to keep a lock for as long as the process
@@ -68,33 +70,37 @@ impl<P: Adapter> Checkout<P> {
     /// ```
     #[must_use = "the connection goes back when it is dropped"]
     pub fn detach(mut self) -> (P::Connection, Place<P>) {
-        let connection = self.connection.take();
-        let place = Place {
-            permit: self.permit.take(),
-            slot: self.slot.take(),
-            since_us: self.since_us,
-            shared: Arc::clone(&self.shared),
-        };
-        place.shared.holders.keep(place.slot);
-        // Only `drop` and this take it.
+        let (connection, inside) = (self.connection.take(), self.inside.take());
+        // Only `drop` and this take them.
         let connection = connection.expect("a checkout has its connection until it is dropped");
+        let inside = inside.expect("a checkout has its permit until it is dropped");
+        inside.shared.holders.keep(self.slot);
+        let place = Place {
+            inside,
+            slot: self.slot,
+            since: self.since,
+        };
         (connection, place)
     }
 }
 
 /// The place in the pool of a connection that was [detached](Checkout::detach).
 pub struct Place<P: Adapter> {
-    permit: Option<Permit>,
+    inside: Inside<P>,
     slot: Slot,
-    since_us: u64,
-    shared: Arc<Shared<P>>,
+    since: u64,
 }
 
 impl<P: Adapter> Drop for Place<P> {
     fn drop(&mut self) {
-        self.shared.holders.leave(self.slot);
-        self.shared.stats.left(self.since_us, Instant::now());
-        drop(self.permit.take());
+        let Shared { holders, stats, .. } = &*self.inside.shared;
+        let used = Used {
+            since: self.since,
+            ns: stats.now().saturating_sub(self.since),
+            // A use of its own kind.
+            counts: false,
+        };
+        holders.leave(self.slot, used);
     }
 }
 
@@ -126,47 +132,46 @@ impl<P: Adapter> DerefMut for Checkout<P> {
 
 impl<P: Adapter> Drop for Checkout<P> {
     fn drop(&mut self) {
-        // Both are there until now, and `drop` comes once.
-        let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else {
+        // It is there unless the connection was detached.
+        let Some(inside) = self.inside.take() else {
             return;
         };
-        let used = Instant::now().saturating_duration_since(self.since);
-        self.shared.recorder.used(used);
-        self.shared.holders.leave(self.slot);
-        let usage = Usage {
+        let Shared {
+            stats, recorder, ..
+        } = &*inside.shared;
+        let ns = stats.now().saturating_sub(self.since);
+        recorder.used(Duration::from_nanos(ns));
+        let used = Used {
             since: self.since,
-            since_us: self.since_us,
-            used,
+            ns,
+            counts: stats.is_usual(ns),
         };
-        self.shared
-            .take_back(connection, permit, self.generation, Some(usage));
+        inside.take_back(
+            &mut self.connection,
+            self.generation,
+            Some((self.slot, used)),
+        );
     }
-}
-
-/// How long a connection was in use.
-#[derive(Clone, Copy)]
-pub(crate) struct Usage {
-    since: Instant,
-    since_us: u64,
-    used: Duration,
 }
 
 /// A connection on its way back. It is back when this is dropped, by the end of the runtime, too.
 struct Returning<P: Adapter> {
-    shared: Arc<Shared<P>>,
-    permit: Option<Permit>,
+    inside: Option<Inside<P>>,
     allowed: usize,
-    usage: Option<Usage>,
+    /// When it was taken, if it was in use.
+    since: Option<u64>,
 }
 
 impl<P: Adapter> Drop for Returning<P> {
     fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            let usage = self.usage.map(|usage| Usage {
-                used: usage.since.elapsed(),
-                ..usage
-            });
-            self.shared.put_back(permit, self.allowed, usage);
+        if let Some(inside) = self.inside.take() {
+            let Shared { holders, stats, .. } = &*inside.shared;
+            if let Some(since) = self.since {
+                let ns = stats.now().saturating_sub(since);
+                let counts = stats.is_usual(ns);
+                holders.returned(Used { since, ns, counts });
+            }
+            inside.put_back(self.allowed);
         }
     }
 }
@@ -184,73 +189,139 @@ where
 }
 
 impl<P: Adapter> Shared<P> {
+    /// `ask` is called and not given: moving what it returns costs more than making it.
     pub(crate) async fn checkout(
-        self: Arc<Self>,
+        self: &Arc<Self>,
+        call_site: &'static Location<'static>,
+        ask: impl Fn() -> Ask + Send,
+    ) -> Result<Checkout<P>, Error<P::Error>> {
+        let Some(entered) = self.gate.try_enter(ask()) else {
+            return Box::pin(self.wait_and_open(call_site, ask())).await;
+        };
+        let inside = Inside::new(Arc::clone(self), entered);
+        self.recorder.waited(Duration::ZERO);
+        if !self.finds_idle() {
+            self.holders.arrived();
+            return Box::pin(self.checkout_slowly(inside, call_site, ask())).await;
+        }
+        // Read before: a connection opened while the server changes counts as one from before.
+        let generation = self.generation.load(Ordering::Acquire);
+        let mut opening = pin!(self.adapter.checkout());
+        // Most are there at once, and need no timer.
+        let (connection, since, arrival) = match PollOnce(opening.as_mut()).await {
+            Poll::Ready(Ok(Checked {
+                connection,
+                is_new: false,
+            })) => {
+                let since = self.stats.clock().now_or(P::handed_out(&connection));
+                (connection, since, Arrival::Now)
+            }
+            polled => {
+                self.holders.arrived();
+                let checked = Box::pin(self.check(Instant::now(), polled, opening));
+                let (connection, since) = checked.await?;
+                (connection, since, Arrival::Before)
+            }
+        };
+        let slot = self.holders.enter(call_site, since, arrival);
+        Ok(Checkout {
+            connection: Some(connection),
+            inside: Some(inside),
+            since,
+            call_site,
+            slot,
+            generation,
+        })
+    }
+
+    /// A checkout that has to wait.
+    async fn wait_and_open(
+        self: &Arc<Self>,
         call_site: &'static Location<'static>,
         ask: Ask,
     ) -> Result<Checkout<P>, Error<P::Error>> {
-        let start = Instant::now();
-        self.stats.arrived();
-        let (permit, admitted) = match self.gate.try_acquire_with(ask) {
+        self.holders.arrived();
+        let permit = match self.gate.try_acquire_with(ask) {
+            // One came free since.
             Ok(permit) => {
                 self.recorder.waited(Duration::ZERO);
-                (permit, start)
+                permit
             }
-            Err(refused) => {
-                if self.comes_too_late(&refused, ask) {
-                    self.stats.turned_away();
-                    self.recorder.unserved(Unserved::Shed);
-                    return Err(Error::refused(&refused));
-                }
-                (self.wait(start, call_site, ask).await?, Instant::now())
+            Err(refused) if self.comes_too_late(&refused, ask) => {
+                self.stats.turned_away();
+                self.recorder.unserved(Unserved::Shed);
+                return Err(Error::refused(&refused));
             }
+            Err(_) => self.wait(call_site, ask).await?,
         };
+        let inside = Inside::new(Arc::clone(self), permit.into_entered());
+        self.checkout_slowly(inside, call_site, ask).await
+    }
 
-        // Read before: a connection opened while the server changes counts as one from before.
+    /// A checkout that is admitted, and may have to open a connection.
+    async fn checkout_slowly(
+        self: &Arc<Self>,
+        inside: Inside<P>,
+        call_site: &'static Location<'static>,
+        ask: Ask,
+    ) -> Result<Checkout<P>, Error<P::Error>> {
+        let admitted = Instant::now();
         let generation = self.generation.load(Ordering::Acquire);
-        let (connection, permit, since) = if self.expects_idle() {
+        let (connection, inside, since) = if self.expects_idle() {
             let mut opening = pin!(self.adapter.checkout());
-            // Most are there at once, and need no timer.
-            let opened = match poll_once(opening.as_mut()).await {
-                Poll::Ready(opened) => Ok(opened),
-                Poll::Pending => self.open(admitted, opening).await,
-            };
-            match opened {
-                Ok(Ok(Checked::Reused(connection))) => (connection, permit, admitted),
-                Ok(Ok(Checked::Opened(connection))) => (connection, permit, self.opened(admitted)),
-                Ok(Err(error)) => {
-                    self.recorder.unserved(Unserved::Failed);
-                    return Err(self.not_opened(error));
-                }
-                Err(_) => {
-                    self.recorder.unserved(Unserved::Failed);
-                    self.dial_failed();
-                    return Err(Error::OpenTimeout(self.open_timeout));
-                }
-            }
+            let polled = PollOnce(opening.as_mut()).await;
+            let (connection, since) = self.check(admitted, polled, opening).await?;
+            (connection, inside, since)
         } else {
-            let dialled = self.dial(permit, admitted, ask, false).await;
+            let dialled = self.dial(inside, admitted, ask, false).await;
             let mut unused = dialled.inspect_err(|_| self.recorder.unserved(Unserved::Failed))?;
-            match (unused.connection.take(), unused.permit.take()) {
-                (Some(connection), Some(permit)) => (connection, permit, Instant::now()),
+            match (unused.connection.take(), unused.inside.take()) {
+                (Some(connection), Some(inside)) => (connection, inside, self.stats.now()),
                 // It was made with both.
                 _ => return Err(Error::OpenTimeout(self.open_timeout)),
             }
         };
-        let since_us = self.stats.at(since);
-        self.stats.taken(since_us);
-        let slot = self.holders.enter(call_site, since_us);
-        let (connection, permit) = (Some(connection), Some(permit));
+        let slot = self.holders.enter(call_site, since, Arrival::Before);
         Ok(Checkout {
-            connection,
-            permit,
+            connection: Some(connection),
+            inside: Some(inside),
             since,
-            since_us,
             call_site,
             slot,
             generation,
-            shared: self,
         })
+    }
+
+    /// Waits for a connection that was not there at once, if it is not there yet. Returns since when it
+    /// is in use.
+    async fn check<F>(
+        &self,
+        admitted: Instant,
+        polled: Poll<F::Output>,
+        opening: Pin<&mut F>,
+    ) -> Result<(P::Connection, u64), Error<P::Error>>
+    where
+        F: Future<Output = Result<Checked<P::Connection>, P::Error>>,
+    {
+        let since = self.stats.now();
+        let opened = match polled {
+            Poll::Ready(opened) => Ok(opened),
+            Poll::Pending => self.open(admitted, opening).await,
+        };
+        let error = match opened {
+            Ok(Ok(checked)) if checked.is_new => {
+                self.opened(admitted);
+                return Ok((checked.connection, self.stats.now()));
+            }
+            Ok(Ok(checked)) => return Ok((checked.connection, since)),
+            Ok(Err(error)) => self.not_opened(error),
+            Err(_) => {
+                self.dial_failed();
+                Error::OpenTimeout(self.open_timeout)
+            }
+        };
+        self.recorder.unserved(Unserved::Failed);
+        Err(error)
     }
 
     /// Waits in the queue, where it is demand that a limit below its target is raised for.
@@ -283,17 +354,17 @@ impl<P: Adapter> Shared<P> {
 
     async fn wait(
         self: &Arc<Self>,
-        start: Instant,
         call_site: &'static Location<'static>,
         ask: Ask,
     ) -> Result<Permit, Error<P::Error>> {
-        self.revive_driver(start);
+        self.revive_driver(Instant::now());
+        let since = self.stats.now();
         let mut waiting = Waiting {
             shared: self,
-            since: start,
+            since,
             end: WaitEnd::Cancelled,
         };
-        self.stats.queued(start);
+        self.stats.queued(since);
         // The first in the queue may wait for what this one holds. (Not where connections are reserved:
         // they are for what the application calls critical.)
         let ask = if self.mode == Mode::Enforce && !self.reserves && self.holders.is_nested() {
@@ -304,7 +375,8 @@ impl<P: Adapter> Shared<P> {
         let entry = pin!(self.gate.acquire_with(ask));
         let nested = self.holders.wait(call_site, self.gate.limit());
         if let Some((_, Some(deadlock))) = &nested {
-            self.control().suspect(*deadlock, self.stats.completed());
+            self.control()
+                .suspect(*deadlock, self.holders.completions());
         }
         let result = self.enter(entry).await;
         waiting.end = match result.as_ref().map_err(Refused::reason) {
@@ -316,63 +388,50 @@ impl<P: Adapter> Shared<P> {
         drop(waiting);
         result.map_err(|refused| Error::refused(&refused))
     }
+}
 
+impl<P: Adapter> Inside<P> {
     /// Puts a connection back, or closes one that is from before the last failover.
+    #[inline]
     pub(crate) fn take_back(
-        self: &Arc<Self>,
-        connection: P::Connection,
-        permit: Permit,
+        self,
+        connection: &mut Option<P::Connection>,
         generation: usize,
-        usage: Option<Usage>,
+        used: Option<(Slot, Used)>,
     ) {
-        let allowed = self.allowed.load(Ordering::Acquire);
-        let back = if generation == self.generation.load(Ordering::Acquire) {
-            self.adapter.put_back(connection)
-        } else {
-            let since = self.control().generation_since;
-            self.adapter.discard(connection, since)
-        };
-        match back {
-            PutBack::Done => self.put_back(permit, allowed, usage),
-            PutBack::Later(back) => {
-                let returning = Returning {
-                    shared: Arc::clone(self),
-                    permit: Some(permit),
-                    allowed,
-                    usage,
-                };
-                until_done(PutBack::Later(back), returning);
+        let shared = &*self.shared;
+        let allowed = shared.allowed.load(Ordering::Acquire);
+        let is_current = generation == shared.generation.load(Ordering::Acquire);
+        let back = match connection.take_if(|_| !is_current) {
+            None => shared.adapter.put_back(connection),
+            Some(connection) => {
+                let since = shared.control().generation_since;
+                shared.adapter.discard(connection, since)
             }
+        };
+        let PutBack::Later(back) = back else {
+            if let Some((slot, used)) = used {
+                shared.holders.leave(slot, used);
+            }
+            return self.put_back(allowed);
+        };
+        // The task that gives it back holds it no longer.
+        if let Some((slot, _)) = used {
+            shared.holders.part(slot);
         }
-    }
-
-    /// A connection is back; `allowed`: how many were, when it began to go back.
-    ///
-    /// It comes back before its permit, so that the next in line finds it idle. While more are
-    /// inside than are allowed it is one too many, and one is closed while it is still paid for.
-    fn put_back(&self, permit: Permit, allowed: usize, usage: Option<Usage>) {
-        if let Some(usage) = usage {
-            self.stats.returned(usage.since_us, usage.used);
-        }
-        let enforce = self.mode == Mode::Enforce;
-        let still_allowed = || self.allowed.load(Ordering::Acquire);
-        if enforce && self.gate.inflight() > still_allowed() {
-            self.close_idle(1, vec![permit]);
-        } else {
-            drop(permit);
-        }
-        // Fewer are allowed since that look: what was closed then was counted with this permit still
-        // out, so one is left that nothing else will close.
-        if enforce && still_allowed() < allowed {
-            self.close_surplus(1);
-        }
+        let returning = Returning {
+            inside: Some(self),
+            allowed,
+            since: used.map(|(_, used)| used.since),
+        };
+        until_done(PutBack::Later(back), returning);
     }
 }
 
 /// A checkout in line. Recorded when it leaves, whichever way.
 struct Waiting<'a, P: Adapter> {
     shared: &'a Shared<P>,
-    since: Instant,
+    since: u64,
     end: WaitEnd,
 }
 
@@ -381,9 +440,9 @@ impl<P: Adapter> Drop for Waiting<'_, P> {
         let Shared {
             stats, recorder, ..
         } = self.shared;
-        let now = Instant::now();
+        let now = stats.now();
         stats.waited(self.since, now, self.end);
-        recorder.waited(now - self.since);
+        recorder.waited(Duration::from_nanos(now.saturating_sub(self.since)));
         match self.end {
             WaitEnd::Admitted => {}
             WaitEnd::TimedOut => recorder.unserved(Unserved::Timeout),
@@ -394,7 +453,14 @@ impl<P: Adapter> Drop for Waiting<'_, P> {
     }
 }
 
-/// Polls a future once, and returns its output if it is ready.
-async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
-    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+/// Polls a future once, and returns what it returned.
+struct PollOnce<'a, F>(Pin<&'a mut F>);
+
+impl<F: Future> Future for PollOnce<'_, F> {
+    type Output = Poll<F::Output>;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Poll<F::Output>> {
+        Poll::Ready(self.0.as_mut().poll(cx))
+    }
 }

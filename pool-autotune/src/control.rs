@@ -11,7 +11,7 @@ use crate::driver::TICK;
 #[cfg(feature = "json")]
 use crate::events;
 use crate::holders::Held;
-use crate::stats::{Stats, Waits, WindowReader};
+use crate::stats::{Waits, WindowReader};
 use crate::tuner::{Decision, DialBudget, NestedAcquire, PoolWindow, Reason, Recording, Tuner};
 #[cfg(feature = "json")]
 use crate::tuner::{Given, LogWriter};
@@ -64,13 +64,13 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(tuner: Tuner, dial: DialBudget, stats: &Stats, now: Instant) -> Self {
+    pub(crate) fn new(tuner: Tuner, dial: DialBudget, reader: WindowReader, now: Instant) -> Self {
         Self {
             recording: Recording::new(tuner.clone()),
             tuner,
             dial,
             decisions: VecDeque::new(),
-            reader: WindowReader::new(stats, now),
+            reader,
             next_window: now + TICK,
             capacity: Duration::ZERO,
             limit_since: now,

@@ -18,7 +18,7 @@ use crate::adapter::Adapter;
 use crate::control::{Control, keep_decision};
 use crate::holders::Held;
 use crate::metrics::Levels;
-use crate::shared::Shared;
+use crate::shared::{Inside, Shared};
 #[cfg(feature = "json")]
 use crate::tuner::Given;
 use crate::tuner::{Decision, DialState, PoolWindow, Verdict};
@@ -53,6 +53,7 @@ impl<P: Adapter> Shared<P> {
         control.stepped = now;
         if now >= control.next_window {
             self.close_window(&mut control, now);
+            self.stats.clock().compare();
             control.next_window = now + TICK;
         }
         if self.gate.queued() > 0 && control.tuner.may_grow() {
@@ -75,12 +76,13 @@ impl<P: Adapter> Shared<P> {
     /// Opens connections that no checkout waits for.
     fn open_ahead(self: &Arc<Self>, control: &mut Control, now: Instant) {
         while control.ahead > 0 {
-            let Ok(permit) = self.gate.try_acquire() else {
+            let Some(entered) = self.gate.try_enter(Ask::new()) else {
                 return;
             };
+            let inside = Inside::new(Arc::clone(self), entered);
             control.ahead -= 1;
             if !self.expects_idle() {
-                drop(Handle::current().spawn(self.dial(permit, now, Ask::new(), true)));
+                drop(Handle::current().spawn(self.dial(inside, now, Ask::new(), true)));
             }
         }
     }
@@ -187,7 +189,7 @@ impl<P: Adapter> Shared<P> {
         let now = Instant::now();
         let mut control = self.control();
         control.dial.failed(now);
-        control.completed_then = self.stats.completed();
+        control.completed_then = self.holders.completions();
         self.apply(&mut control, now);
     }
 
@@ -197,7 +199,7 @@ impl<P: Adapter> Shared<P> {
         /// A pool that waits so long for connections to open waits for nothing else.
         const OPENING_FOR: Duration = Duration::from_secs(5);
         let control = self.control();
-        if let Some(nested) = control.confirm(self.stats.completed()) {
+        if let Some(nested) = control.confirm(self.holders.completions()) {
             return Verdict::NestedAcquire(nested);
         }
         if let Some((at, nested)) = control.nested
@@ -221,7 +223,7 @@ impl<P: Adapter> Shared<P> {
             return Verdict::UseMultiplexed { n };
         }
         match control.tuner.verdict() {
-            Verdict::Healthy => match self.held(&control, now, Duration::ZERO).leak() {
+            Verdict::Healthy => match self.held(&control, Duration::ZERO).leak() {
                 Some(leak) => Verdict::Leaking(leak),
                 None => Verdict::Healthy,
             },
@@ -231,7 +233,7 @@ impl<P: Adapter> Shared<P> {
 
     /// Finds the connections that are held for far longer than usual, and takes them out of what
     /// the tuner looks at: they are no sign of demand, and serve nothing.
-    fn set_held_apart(&self, control: &mut Control, now: Instant, window: &mut PoolWindow) {
+    fn set_held_apart(&self, control: &mut Control, window: &mut PoolWindow) {
         /// No use time below this is far longer than usual.
         const LEAST: Duration = Duration::from_secs(10);
         /// Nor one below this many times the usual.
@@ -243,7 +245,7 @@ impl<P: Adapter> Shared<P> {
             .map(|usual| LEAST.max(usual.saturating_mul(TIMES)));
         self.stats.hold_after(after.unwrap_or(Duration::MAX));
         control.held_after = after.unwrap_or(LEAST);
-        let held = self.held(control, now, window.duration);
+        let held = self.held(control, window.duration);
         window.busy = window.busy.saturating_sub(held.busy);
         window.capacity = window.capacity.saturating_sub(held.busy);
         window.limit = window.limit.saturating_sub(held.count);
@@ -251,9 +253,9 @@ impl<P: Adapter> Shared<P> {
         control.held = held;
     }
 
-    fn held(&self, control: &Control, now: Instant, window: Duration) -> Held {
+    fn held(&self, control: &Control, window: Duration) -> Held {
         self.holders
-            .held(self.stats.at(now), window, control.held_after)
+            .held(self.stats.now(), window, control.held_after)
     }
 
     fn close_window(&self, control: &mut Control, now: Instant) {
@@ -262,11 +264,11 @@ impl<P: Adapter> Shared<P> {
         let (mut window, waits) =
             control
                 .reader
-                .next(&self.stats, now, gate.limit(), gate.queued());
+                .next(&self.stats, &self.holders, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
-        self.set_held_apart(control, now, &mut window);
+        self.set_held_apart(control, &mut window);
         window.app_busy = control.app.busy();
-        if let Some(nested) = control.confirm(self.stats.completed()) {
+        if let Some(nested) = control.confirm(self.holders.completions()) {
             if control.nested.is_none() {
                 events::nested(&self.name, &nested);
             }
@@ -327,7 +329,7 @@ impl<P: Adapter> Shared<P> {
         self.allowed.store(target, Release);
         let size = self.count_connections() + hanging;
         let wanted = gate.queued().max(control.ahead);
-        let is_alone = self.stats.completed() == control.completed_then;
+        let is_alone = self.holders.completions() == control.completed_then;
         let state = DialState::new(ceiling, target, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
         let limit = raised.min(admitted + hanging);
@@ -350,7 +352,7 @@ impl<P: Adapter> Shared<P> {
         let size = self.adapter.size();
         // A checkout that was just admitted has not taken its idle connection yet.
         let all = match self.adapter.idle() {
-            Some(idle) => size.min(idle + self.stats.in_hand()),
+            Some(idle) => size.min(idle + self.holders.in_hand()),
             None => size,
         };
         let surplus = all.saturating_sub(target.max(inside));

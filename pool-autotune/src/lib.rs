@@ -86,6 +86,7 @@
 //!   reads those of sqlx.)
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
+//! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
 //! - `tracing`: an event for every decision.
 //!
 //! The minimum supported Rust version is 1.88.
@@ -101,6 +102,7 @@ mod autotuned;
 mod bounds;
 mod builder;
 mod checkout;
+mod clock;
 mod control;
 mod driver;
 mod error;

@@ -10,18 +10,25 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
-use tower_capacity::gate::{Ask, Permit};
+use tower_capacity::gate::Ask;
 
-use crate::adapter::{Adapter, Checked};
-use crate::shared::Shared;
+use crate::adapter::Adapter;
+use crate::shared::{Inside, Shared};
 use crate::{Error, Mode, sqlstate};
 impl<P: Adapter> Shared<P> {
     /// Whether a checkout that was admitted will find an idle connection, as far as is known.
     pub(crate) fn expects_idle(&self) -> bool {
-        self.mode == Mode::Recommend || self.holding() <= self.size_seen.load(Ordering::Relaxed)
+        self.mode == Mode::Recommend || self.finds_idle()
+    }
+
+    /// Whether there are as many connections as checkouts that hold one or are to have one.
+    #[inline]
+    pub(crate) fn finds_idle(&self) -> bool {
+        self.holding() <= self.size_seen.load(Ordering::Relaxed)
     }
 
     /// Checkouts that hold a connection, or are about to take an idle one.
+    #[inline]
     fn holding(&self) -> usize {
         let opening = self.opening.load(Ordering::Relaxed);
         self.gate.inflight().saturating_sub(opening)
@@ -45,7 +52,7 @@ impl<P: Adapter> Shared<P> {
     /// its caller from another connection, opened or returned; `again`: this is the other.
     pub(crate) fn dial(
         self: &Arc<Self>,
-        permit: Permit,
+        inside: Inside<P>,
         admitted: Instant,
         ask: Ask,
         again: bool,
@@ -60,7 +67,7 @@ impl<P: Adapter> Shared<P> {
                 return Err(Error::Closed);
             };
             let (done, dialled) = oneshot::channel();
-            let dial = dial(opening, permit, slot, done);
+            let dial = dial(opening, inside, slot, done);
             tokio::spawn(dial);
             let mut dialled = pin!(dialled);
             let hangs = end.min(Instant::now() + HANGS);
@@ -68,7 +75,7 @@ impl<P: Adapter> Shared<P> {
                 let dialled = dialled.unwrap_or_else(|_| Err(too_late()));
                 // A server that takes no more serves those that it has.
                 return match dialled {
-                    Err(Error::Backend(_)) if !again && shared.stats.in_hand() > 0 => {
+                    Err(Error::Backend(_)) if !again && shared.holders.in_hand() > 0 => {
                         shared.another(ask).await.map_or(dialled, Ok)
                     }
                     dialled => dialled,
@@ -97,7 +104,8 @@ impl<P: Adapter> Shared<P> {
     async fn another(self: &Arc<Self>, ask: Ask) -> Option<Unused<P>> {
         let entry = pin!(self.gate.acquire_with(ask));
         let permit = self.enter(entry).await.ok()?;
-        self.dial(permit, Instant::now(), ask, true).await.ok()
+        let inside = Inside::new(Arc::clone(self), permit.into_entered());
+        self.dial(inside, Instant::now(), ask, true).await.ok()
     }
 
     /// What a checkout fails with whose connection did not open.
@@ -133,15 +141,14 @@ impl<P: Adapter> Shared<P> {
         timeout_at(deadline, opening).await
     }
 
-    /// A connection was opened; returns when.
-    pub(crate) fn opened(&self, admitted: Instant) -> Instant {
-        let now = Instant::now();
-        self.recorder.opened(now - admitted);
-        self.stats.opened(now - admitted);
+    /// A connection was opened.
+    pub(crate) fn opened(&self, admitted: Instant) {
+        let took = admitted.elapsed();
+        self.recorder.opened(took);
+        self.stats.opened(took);
         self.count_connections();
         self.control().dial.succeeded();
         self.tell_if_below_target();
-        now
     }
 }
 
@@ -167,7 +174,7 @@ impl<P: Adapter> Drop for Opening<P> {
 /// Opens a connection, whether its caller still waits for it or not.
 async fn dial<P: Adapter>(
     opening: Opening<P>,
-    permit: Permit,
+    inside: Inside<P>,
     slot: OwnedSemaphorePermit,
     done: oneshot::Sender<Result<Unused<P>, Error<P::Error>>>,
 ) {
@@ -194,10 +201,11 @@ async fn dial<P: Adapter>(
         }
     };
     let connection = match opened {
-        Ok(Ok(Checked::Reused(connection))) => Ok(connection),
-        Ok(Ok(Checked::Opened(connection))) => {
-            shared.opened(start);
-            Ok(connection)
+        Ok(Ok(checked)) => {
+            if checked.is_new {
+                shared.opened(start);
+            }
+            Ok(checked.connection)
         }
         Ok(Err(error)) => Err(shared.not_opened(error)),
         Err(_) => {
@@ -207,9 +215,8 @@ async fn dial<P: Adapter>(
     };
     let unused = connection.map(|connection| Unused {
         connection: Some(connection),
-        permit: Some(permit),
+        inside: Some(inside),
         generation,
-        shared,
     });
     // Without a caller it goes back, and to the next in the queue.
     let _ = done.send(unused);
@@ -222,16 +229,14 @@ pub(crate) type Dial<P> =
 /// A connection that is open and not in use. Goes back when it is dropped.
 pub(crate) struct Unused<P: Adapter> {
     pub(crate) connection: Option<P::Connection>,
-    pub(crate) permit: Option<Permit>,
+    pub(crate) inside: Option<Inside<P>>,
     generation: usize,
-    shared: Arc<Shared<P>>,
 }
 
 impl<P: Adapter> Drop for Unused<P> {
     fn drop(&mut self) {
-        if let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) {
-            self.shared
-                .take_back(connection, permit, self.generation, None);
+        if let Some(inside) = self.inside.take() {
+            inside.take_back(&mut self.connection, self.generation, None);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
-use tower_capacity::gate::{Codel, Gate, Permit};
+use tower_capacity::gate::{Codel, Entered, Gate, Permit};
 
 use crate::adapter::{Adapter, PutBack};
 use crate::control::Control;
@@ -66,7 +66,7 @@ impl<P: Adapter> Shared<P> {
         let inside = self.gate.inflight().saturating_sub(cover.len());
         let all = match self.adapter.idle() {
             Some(idle) => idle + inside,
-            None => self.adapter.size() + inside.saturating_sub(self.stats.in_hand()),
+            None => self.adapter.size() + inside.saturating_sub(self.holders.in_hand()),
         };
         let allowed = self.allowed.load(Ordering::Acquire);
         let surplus = all.saturating_sub(to.max(allowed));
@@ -74,6 +74,15 @@ impl<P: Adapter> Shared<P> {
         let closing = self.adapter.close_idle(surplus.min(cover.len()));
         self.gate.set_limit(to);
         until_done(closing, cover);
+    }
+
+    /// Closes one if fewer are allowed than were when a connection began to go back: what was closed
+    /// since was counted with its permit still out, so one is left that nothing else will close.
+    #[inline]
+    pub(crate) fn close_if_fewer(&self, allowed: usize) {
+        if self.allowed.load(Ordering::Acquire) < allowed {
+            self.close_surplus(1);
+        }
     }
 
     pub(crate) fn ceiling(&self) -> usize {
@@ -128,6 +137,61 @@ impl<P> Drop for Shared<P> {
     fn drop(&mut self) {
         // The driver finds nothing to drive, and ends.
         self.news.notify_one();
+    }
+}
+
+/// A permit of a pool's gate, with the pool.
+pub(crate) struct Inside<P: Adapter> {
+    pub(crate) shared: Arc<Shared<P>>,
+    /// Taken only when it is returned.
+    entered: Option<Entered>,
+}
+
+impl<P: Adapter> Inside<P> {
+    #[inline]
+    pub(crate) fn new(shared: Arc<Shared<P>>, entered: Entered) -> Self {
+        Self {
+            shared,
+            entered: Some(entered),
+        }
+    }
+
+    #[inline]
+    fn exit(&mut self) {
+        if let Some(entered) = self.entered.take() {
+            self.shared.gate.exit(entered);
+        }
+    }
+
+    /// Returns the permit of a connection that is back; `allowed`: how many were, when it began to go
+    /// back.
+    ///
+    /// It comes back before its permit, so that the next in the queue finds it idle. While more are
+    /// inside than are allowed it is one too many, and one is closed while it is still paid for.
+    #[inline]
+    pub(crate) fn put_back(mut self, allowed: usize) {
+        if self.shared.mode == Mode::Recommend {
+            return;
+        }
+        if self.shared.gate.inflight() > self.shared.allowed.load(Ordering::Acquire) {
+            return self.put_back_surplus(allowed);
+        }
+        self.exit();
+        self.shared.close_if_fewer(allowed);
+    }
+
+    #[cold]
+    fn put_back_surplus(self, allowed: usize) {
+        let shared = Arc::clone(&self.shared);
+        until_done(shared.adapter.close_idle(1), self);
+        shared.close_if_fewer(allowed);
+    }
+}
+
+impl<P: Adapter> Drop for Inside<P> {
+    #[inline]
+    fn drop(&mut self) {
+        self.exit();
     }
 }
 

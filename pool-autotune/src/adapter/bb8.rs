@@ -164,11 +164,11 @@ where
     async fn checkout(&self) -> Result<Checked<Connection<M>>, M::Error> {
         while let Some(mut connection) = self.take_idle() {
             if !self.test_on_checkout || self.manager.is_valid(&mut connection).await.is_ok() {
-                return Ok(Checked::Reused(connection));
+                return Ok(Checked::reused(connection));
             }
             connection.close();
         }
-        self.open().await.map(Checked::Opened)
+        self.open().await.map(Checked::opened)
     }
 
     fn discard(&self, connection: Connection<M>, _before: Instant) -> PutBack {

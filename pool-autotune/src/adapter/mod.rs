@@ -60,9 +60,21 @@ pub trait Adapter: Send + Sync + 'static {
         &self,
     ) -> impl Future<Output = Result<Checked<Self::Connection>, Self::Error>> + Send;
 
+    /// When this idle connection was checked out, if the pool has just read the system's clock itself:
+    /// saves reading it again. Defaults to `None`.
+    #[inline]
+    fn handed_out(connection: &Self::Connection) -> Option<Instant> {
+        let _ = connection;
+        None
+    }
+
     /// Puts a connection back. The default drops it, for pools whose connections are back then.
-    fn put_back(&self, connection: Self::Connection) -> PutBack {
-        drop(connection);
+    ///
+    /// There is one; what is left of it is dropped. (Passed in place, since moving it costs more than a
+    /// lock.)
+    #[inline]
+    fn put_back(&self, connection: &mut Option<Self::Connection>) -> PutBack {
+        *connection = None;
         PutBack::Done
     }
 
@@ -111,12 +123,29 @@ pub trait Adapter: Send + Sync + 'static {
 
 /// A connection that was checked out of a pool.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Checked<C> {
+pub struct Checked<C> {
+    pub(crate) connection: C,
+    pub(crate) is_new: bool,
+}
+
+impl<C> Checked<C> {
     /// It was opened for this checkout.
-    Opened(C),
+    #[inline]
+    pub const fn opened(connection: C) -> Self {
+        Self {
+            connection,
+            is_new: true,
+        }
+    }
+
     /// It was idle.
-    Reused(C),
+    #[inline]
+    pub const fn reused(connection: C) -> Self {
+        Self {
+            connection,
+            is_new: false,
+        }
+    }
 }
 
 /// Whether connections are back, or gone.

@@ -66,13 +66,16 @@ impl<DB: Database> Adapter for Pool<DB> {
             close: false,
         };
         Ok(if opens {
-            Checked::Opened(connection)
+            Checked::opened(connection)
         } else {
-            Checked::Reused(connection)
+            Checked::reused(connection)
         })
     }
 
-    fn put_back(&self, mut connection: Connection<DB>) -> PutBack {
+    fn put_back(&self, connection: &mut Option<Connection<DB>>) -> PutBack {
+        let Some(mut connection) = connection.take() else {
+            return PutBack::Done;
+        };
         if connection.close {
             return close(connection);
         }

@@ -80,7 +80,7 @@ impl Adapter for Memory {
         };
         let idle = self.state.lock().unwrap().idle.pop();
         if let Some(id) = idle {
-            return Ok(Checked::Reused(connection(id)));
+            return Ok(Checked::reused(connection(id)));
         }
         let dial = Dial::begin(&self.state);
         tokio::time::sleep(self.dial).await;
@@ -91,7 +91,7 @@ impl Adapter for Memory {
         }
         let mut state = self.state.lock().unwrap();
         state.opened += 1;
-        Ok(Checked::Opened(connection(state.opened)))
+        Ok(Checked::opened(connection(state.opened)))
     }
 
     fn close_idle(&self, count: usize) -> PutBack {
