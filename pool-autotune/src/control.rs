@@ -1,6 +1,7 @@
 //! What the driver of the tuner changes, and snapshots read.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -55,6 +56,8 @@ pub(crate) struct Control {
     pub(crate) hanging: usize,
     /// Connections held for far longer, at the last look.
     pub(crate) held: Held,
+    /// What the last dial failed with, until one succeeds.
+    pub(crate) dial_error: Option<Arc<str>>,
     /// What had come back when the last dial failed.
     pub(crate) completed_then: u64,
     /// Connections to open although no checkout waits: those that would have had no patience for it.
@@ -90,6 +93,7 @@ impl Control {
             held_after: Duration::MAX,
             hanging: 0,
             held: Held::default(),
+            dial_error: None,
             completed_then: 0,
             ahead: 0,
             #[cfg(feature = "json")]

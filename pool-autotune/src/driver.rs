@@ -143,7 +143,10 @@ impl<P: Adapter> Shared<P> {
     }
 
     pub(crate) fn snapshot(&self) -> PoolSnapshot {
-        let (window, waits) = self.control().recent.merged();
+        let control = self.control();
+        let (window, waits) = control.recent.merged();
+        let dial_error = control.dial_error.clone();
+        drop(control);
         let gate = self.gate.snapshot();
         PoolSnapshot {
             name: Arc::clone(&self.name),
@@ -158,6 +161,7 @@ impl<P: Adapter> Shared<P> {
             wait_mean: Duration::from_secs_f64(window.mean_wait_time()),
             wait_p95: waits.quantile(0.95),
             use_mean: window.mean_use_time().map(Duration::from_secs_f64),
+            dial_error,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Connections that are being opened, with or without a checkout that waits for them.
 
+use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -9,12 +10,12 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tower_capacity::gate::Ask;
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Checked};
 use crate::shared::{Inside, Shared};
-use crate::{Error, Mode, sqlstate};
+use crate::{Error, Mode, events, sqlstate};
 impl<P: Adapter> Shared<P> {
     /// Whether a checkout that was admitted will find an idle connection, as far as is known.
     pub(crate) fn expects_idle(&self) -> bool {
@@ -81,12 +82,21 @@ impl<P: Adapter> Shared<P> {
                     dialled => dialled,
                 };
             }
-            // Whichever comes first; if there is no other, the dial may come yet.
+            // Whichever comes first; if there is no other, the dial may come yet. If it fails, another may
+            // come back as long as there is one.
             let mut another = pin!(shared.another(ask));
             let mut is_alone = false;
+            let mut failed = None;
             poll_fn(|cx| {
-                if let Poll::Ready(dialled) = dialled.as_mut().poll(cx) {
-                    return Poll::Ready(dialled.unwrap_or_else(|_| Err(too_late())));
+                if failed.is_none()
+                    && let Poll::Ready(dialled) = dialled.as_mut().poll(cx)
+                {
+                    match dialled.unwrap_or_else(|_| Err(too_late())) {
+                        Err(error @ Error::Backend(_)) if shared.holders.in_hand() > 0 => {
+                            failed = Some(error);
+                        }
+                        dialled => return Poll::Ready(dialled),
+                    }
                 }
                 if !is_alone && let Poll::Ready(another) = another.as_mut().poll(cx) {
                     match another {
@@ -94,7 +104,10 @@ impl<P: Adapter> Shared<P> {
                         None => is_alone = true,
                     }
                 }
-                Poll::Pending
+                match failed.take_if(|_| is_alone) {
+                    Some(error) => Poll::Ready(Err(error)),
+                    None => Poll::Pending,
+                }
             })
             .await
         })
@@ -110,6 +123,7 @@ impl<P: Adapter> Shared<P> {
 
     /// What a checkout fails with whose connection did not open.
     pub(crate) fn not_opened(&self, error: P::Error) -> Error<P::Error> {
+        self.remember_why(&error);
         if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
             self.dial_failed();
         }
@@ -119,12 +133,35 @@ impl<P: Adapter> Shared<P> {
         Error::Backend(error)
     }
 
+    fn remember_why(&self, error: &P::Error) {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            // Some print their source themselves.
+            let own = error.to_string();
+            if !text.ends_with(&own) {
+                text = format!("{text}: {own}");
+            }
+            source = error.source();
+        }
+        let mut control = self.control();
+        let is_news = control.dial_error.as_deref() != Some(&text);
+        control.dial_error = Some(text.as_str().into());
+        drop(control);
+        if is_news {
+            events::dial_failed(&self.name, &text);
+        }
+    }
+
     /// Waits for a connection that is being opened or checked.
-    pub(crate) async fn open<F: Future>(
+    pub(crate) async fn open<F>(
         &self,
         admitted: Instant,
         mut opening: Pin<&mut F>,
-    ) -> Result<F::Output, Elapsed> {
+    ) -> Result<F::Output, Elapsed>
+    where
+        F: Future<Output = Result<Checked<P::Connection>, P::Error>>,
+    {
         let deadline = deadline(admitted, self.open_timeout);
         if self.mode == Mode::Enforce {
             // Where an idle connection was found dead, the others may be, and are replaced within
@@ -138,7 +175,38 @@ impl<P: Adapter> Shared<P> {
             }
         }
         let _hanging = Hanging::begin(self);
-        timeout_at(deadline, opening).await
+        self.hang(deadline, opening).await
+    }
+
+    /// Waits on for a connection that does not open, and asks why.
+    async fn hang<F>(&self, end: Instant, mut opening: Pin<&mut F>) -> Result<F::Output, Elapsed>
+    where
+        F: Future<Output = Result<Checked<P::Connection>, P::Error>>,
+    {
+        let mut why_not = pin!(self.why_not());
+        let mut has_asked = false;
+        let opened = poll_fn(|cx| {
+            if let Poll::Ready(opened) = opening.as_mut().poll(cx) {
+                return Poll::Ready(opened);
+            }
+            if !has_asked && let Poll::Ready(cause) = why_not.as_mut().poll(cx) {
+                has_asked = true;
+                if let Some(cause) = cause {
+                    return Poll::Ready(Err(cause));
+                }
+            }
+            Poll::Pending
+        });
+        timeout_at(end, opened).await
+    }
+
+    /// Asks as one of the dials that may run at the same time, and no longer than one may hang.
+    async fn why_not(&self) -> Option<P::Error> {
+        if self.mode == Mode::Recommend {
+            return None;
+        }
+        let _slot = self.dials.acquire().await.ok()?;
+        timeout(HANGS, self.adapter.why_not()).await.ok()?
     }
 
     /// A connection was opened.
@@ -147,7 +215,10 @@ impl<P: Adapter> Shared<P> {
         self.recorder.opened(took);
         self.stats.opened(took);
         self.count_connections();
-        self.control().dial.succeeded();
+        let mut control = self.control();
+        control.dial.succeeded();
+        control.dial_error = None;
+        drop(control);
         self.tell_if_below_target();
     }
 }
@@ -192,7 +263,7 @@ async fn dial<P: Adapter>(
             Err(_) => {
                 drop(slot);
                 let hanging = Hanging::begin(&shared);
-                let opened = timeout_at(end, checkout).await;
+                let opened = shared.hang(end, checkout).await;
                 // In this order, or there would be one connection too many for a moment.
                 drop(opening);
                 drop(hanging);

@@ -315,6 +315,55 @@ async fn sqlx_recovers_from_a_killed_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_says_why_a_connection_does_not_open() {
+    use sqlx::postgres::PgPoolOptions;
+
+    let mut postgres = Postgres::start().await.expect("Postgres starts");
+    let admin = connect(&config(&postgres)).await.expect("it is up");
+    let roles = "CREATE ROLE intruder NOLOGIN; CREATE ROLE guest LOGIN CONNECTION LIMIT 1";
+    admin.batch_execute(roles).await.expect("it is executed");
+    let intruder = postgres.url().replace("//postgres", "//intruder");
+    let guest = postgres.url().replace("//postgres", "//guest");
+    let pool = |url: &str| {
+        let options = PgPoolOptions::new().max_connections(4);
+        Autotuned::new(options.connect_lazy(url).expect("a valid url")).expect("valid settings")
+    };
+    let why = async |pool: &Autotuned<sqlx::PgPool>| {
+        let start = Instant::now();
+        let error = pool.get().await.map(drop).expect_err("it does not open");
+        assert!(matches!(error, Error::Backend(_)), "{error:?}");
+        println!(
+            "{:?} after {:?}",
+            pool.snapshot().dial_error(),
+            start.elapsed()
+        );
+        assert!(start.elapsed() < Duration::from_secs(3));
+        pool.report().to_string()
+    };
+    assert!(
+        why(&pool(&intruder))
+            .await
+            .contains("not permitted to log in")
+    );
+
+    let guests = pool(&guest);
+    let other = connect(&guest.parse().expect("a valid url")).await;
+    let other = other.expect("the only one");
+    assert!(why(&guests).await.contains("too many connections for role"));
+    drop(other);
+
+    let owners = pool(&postgres.url());
+    postgres.kill();
+    assert!(why(&owners).await.contains("refused"));
+    postgres.restart().await.expect("it starts again");
+    let back = timeout(Duration::from_secs(10), async {
+        while owners.get().await.is_err() {}
+    });
+    back.await.expect("it opens again");
+    assert_eq!(owners.snapshot().dial_error(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlx_closes_on_drop_what_it_was_told_to() {
     use sqlx::Executor;
     use sqlx::postgres::PgPoolOptions;

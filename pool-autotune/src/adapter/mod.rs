@@ -102,6 +102,13 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
+    /// Finds out why a connection does not open, by opening and closing one, for a pool that tries again
+    /// by itself and does not say why. Called while a checkout waits for long; returns `None` if
+    /// there is nothing wrong. Defaults to `None`.
+    fn why_not(&self) -> impl Future<Output = Option<Self::Error>> + Send {
+        std::future::ready(None)
+    }
+
     /// Closes up to `count` idle connections, best the longest idle.
     fn close_idle(&self, count: usize) -> PutBack;
 

@@ -34,7 +34,7 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::pool::{Pool, PoolConnection};
-use sqlx::{Database, Error};
+use sqlx::{ConnectOptions, Connection as _, Database, Error};
 use tokio::time::Instant;
 
 use super::{Adapter, Checked, PutBack};
@@ -94,6 +94,19 @@ impl<DB: Database> Adapter for Pool<DB> {
                 "min_connections is {min}: sqlx would reopen what the tuner closes; set it to 0, and \
                  the smallest size with `Builder::bounds`"
             )),
+        }
+    }
+
+    /// sqlx goes on dialling where it is refused, where the server is full or starting.
+    async fn why_not(&self) -> Option<Error> {
+        let options = self.connect_options();
+        match options.connect().await {
+            Ok(connection) => {
+                // A connection that cannot be closed in good order is closed by its drop.
+                let _ = connection.close().await;
+                None
+            }
+            Err(error) => Some(error),
         }
     }
 
