@@ -3,7 +3,6 @@ use std::fmt;
 use std::future::Future;
 use std::ops::RangeInclusive;
 use std::panic::Location;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use tower_capacity::gate::Ask;
 
 use crate::adapter::{Adapter, PutBack};
 use crate::opening::deadline;
-use crate::shared::{DONE_WITHIN, Inside, Shared};
+use crate::shared::{DONE_WITHIN, Shared};
 use crate::tuner::{Decision, Recording, Verdict};
 use crate::{
     Bounds, BoundsError, BuildError, Builder, Checkout, Error, Mode, PoolSnapshot, Report,
@@ -146,27 +145,7 @@ impl<P: Adapter> Autotuned<P> {
     /// What was begun goes on.
     pub async fn prewarm(&self, connections: usize) -> Result<(), Error<P::Error>> {
         let target = self.shared.target.load(Ordering::Relaxed);
-        let opening: Vec<_> = (0..connections.min(target))
-            .map(|_| {
-                let shared = Arc::clone(&self.shared);
-                tokio::spawn(async move {
-                    let ask = Ask::new();
-                    let mut entry = pin!(shared.gate.acquire_with(ask));
-                    let permit = shared.enter(entry.as_mut()).await;
-                    let permit = permit.map_err(|refused| Error::refused(&refused))?;
-                    let inside = Inside::new(Arc::clone(&shared), permit.into_entered());
-                    shared.dial(inside, Instant::now(), ask, false).await
-                })
-            })
-            .collect();
-        // All are kept until the last is open: one that goes back would be the next to be found.
-        let mut open = Vec::new();
-        for opening in opening {
-            if let Ok(opened) = opening.await {
-                open.push(opened?);
-            }
-        }
-        Ok(())
+        self.shared.warm(connections.min(target)).await
     }
 
     /// The state of the pool now.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tower_capacity::gate::{Codel, Gate, GateConfig};
 
 use crate::adapter::Adapter;
+use crate::aging::Aging;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::driver;
@@ -64,6 +65,9 @@ pub struct Builder<P> {
     /// Outer `None`: follows the wait timeout.
     codel: Option<Option<Codel>>,
     reserved: usize,
+    max_lifetime: Option<Duration>,
+    idle_timeout: Option<Duration>,
+    keep_open: usize,
     tuner: TunerConfig,
     clock: Clock,
     #[cfg(feature = "json")]
@@ -93,6 +97,9 @@ impl<P: Adapter> Builder<P> {
             max_waiting: None,
             codel: None,
             reserved: 0,
+            max_lifetime: None,
+            idle_timeout: None,
+            keep_open: 0,
             tuner: TunerConfig::default(),
             clock: Clock::tokio(),
             #[cfg(feature = "json")]
@@ -102,7 +109,8 @@ impl<P: Adapter> Builder<P> {
 
     /// Sets the smallest and the largest size the pool may be given.
     ///
-    /// The minimum is a size to keep, not connections opened in advance. Two leaves room for a
+    /// The minimum is a size to keep, not connections opened in advance: see
+    /// [`keep_open`](Self::keep_open). Two leaves room for a
     /// task that holds one connection and asks for a second.
     ///
     /// Defaults to 2 up to what the pool was built with; in [`Mode::Recommend`], where nothing is
@@ -175,6 +183,41 @@ impl<P: Adapter> Builder<P> {
         self
     }
 
+    /// Sets how old a connection may get. One that is in use longer is closed when it comes back.
+    ///
+    /// Connections that were opened together are not closed together: one after the other, within the
+    /// last third of that time, when others are idle or another has taken the place of one. Use it
+    /// instead of a setting of the pool behind, which knows nothing of the dial budget. Nothing is closed
+    /// in [`Mode::Recommend`]. sqlx tells no ages: there, its own `max_lifetime` has to do.
+    ///
+    /// Defaults to no bound.
+    #[must_use]
+    pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
+        self.max_lifetime = Some(lifetime);
+        self
+    }
+
+    /// Closes as many connections as were not needed for that time, or up to half as long again: those
+    /// beyond the most that were in use at once. Use it instead of a setting of the pool behind, which
+    /// does nothing where connections are handed out in turn.
+    ///
+    /// Nothing is closed in [`Mode::Recommend`]. Defaults to keeping what is within the target.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Opens as many connections in advance, and again when some were closed, as far as the target
+    /// goes. Use it instead of a minimum of the pool behind. Nothing is opened in [`Mode::Recommend`].
+    ///
+    /// Defaults to none. See [`Autotuned::prewarm`] to wait until they are open.
+    #[must_use]
+    pub fn keep_open(mut self, connections: usize) -> Self {
+        self.keep_open = connections;
+        self
+    }
+
     /// Sets the constants of the tuner. Defaults to [`TunerConfig::default`].
     #[must_use]
     pub fn tuner(mut self, config: TunerConfig) -> Self {
@@ -240,6 +283,7 @@ impl<P: Adapter> Builder<P> {
             )));
         }
         let max_waiting = self.max_waiting.unwrap_or(usize::MAX);
+        self.check_aging(bounds)?;
 
         let now = Instant::now();
         /// Enough to begin with for most services, and little to dial at once for the rest.
@@ -285,6 +329,7 @@ impl<P: Adapter> Builder<P> {
         let shared = Arc::new(Shared {
             adapter: self.pool,
             gate,
+            aging: Aging::new(self.max_lifetime, self.idle_timeout, self.keep_open),
             recorder: Recorder::new(&name),
             mode: self.mode,
             name,
@@ -308,6 +353,36 @@ impl<P: Adapter> Builder<P> {
         let driver = runtime.spawn(driver::run(Arc::downgrade(&shared), news, 0));
         shared.control().driver = Some(driver.abort_handle());
         Ok(Autotuned::from_shared(shared))
+    }
+
+    fn check_aging(&self, bounds: Bounds) -> Result<(), BuildError> {
+        /// Four windows of the driver.
+        const SHORTEST: Duration = Duration::from_secs(1);
+        if self.max_lifetime.is_some() && !self.pool.knows_ages() {
+            return Err(setting(
+                "max_lifetime is set: the pool behind does not tell how old its connections are; use a \
+                 setting of its own",
+            ));
+        }
+        let times = [
+            ("max_lifetime", self.max_lifetime),
+            ("idle_timeout", self.idle_timeout),
+        ];
+        for (name, time) in times {
+            if let Some(time) = time.filter(|&time| time < SHORTEST) {
+                return Err(setting(format!(
+                    "{name} is {time:?}: expected at least {SHORTEST:?}"
+                )));
+            }
+        }
+        if self.keep_open > bounds.max() {
+            return Err(setting(format!(
+                "keep_open is {}: above the largest size of {}",
+                self.keep_open,
+                bounds.max()
+            )));
+        }
+        Ok(())
     }
 
     fn checked_bounds(&self, pool_max: usize) -> Result<Bounds, BuildError> {

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::aging::AgingState;
 use crate::driver::TICK;
 #[cfg(feature = "json")]
 use crate::events;
@@ -56,6 +57,7 @@ pub(crate) struct Control {
     pub(crate) hanging: usize,
     /// Connections held for far longer, at the last look.
     pub(crate) held: Held,
+    pub(crate) aging: AgingState,
     /// What the last dial failed with, until one succeeds.
     pub(crate) dial_error: Option<Arc<str>>,
     /// What had come back when the last dial failed.
@@ -93,6 +95,7 @@ impl Control {
             held_after: Duration::MAX,
             hanging: 0,
             held: Held::default(),
+            aging: AgingState::new(now),
             dial_error: None,
             completed_then: 0,
             ahead: 0,

@@ -55,6 +55,7 @@ impl<P: Adapter> Shared<P> {
             self.close_window(&mut control, now);
             self.stats.clock().compare();
             control.next_window = now + TICK;
+            self.age(&mut control, now);
         }
         if self.gate.queued() > 0 && control.tuner.may_grow() {
             control.next_window = control.next_window.min(now + SOON);
@@ -329,14 +330,16 @@ impl<P: Adapter> Shared<P> {
         let admitted = with_held(control.tuner.admitted());
         // A dial that hangs holds no place: another may be made beside it.
         let hanging = control.hanging;
-        let target = (target + hanging).min(max);
+        // Nor does a connection that is replaced.
+        let replacing = usize::from(control.aging.is_replacing);
+        let target = (target + hanging + replacing).min(max);
         self.allowed.store(target, Release);
         let size = self.count_connections() + hanging;
         let wanted = gate.queued().max(control.ahead);
         let is_alone = self.holders.completions() == control.completed_then;
         let state = DialState::new(ceiling, target, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
-        let limit = raised.min(admitted + hanging);
+        let limit = raised.min(admitted + hanging + replacing);
         if limit != gate.limit() || raised != ceiling {
             control.count_capacity(now, gate.limit());
         }

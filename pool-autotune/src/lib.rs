@@ -98,6 +98,7 @@
 struct Readme;
 
 pub mod adapter;
+mod aging;
 mod autotuned;
 mod bounds;
 mod builder;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tower_capacity::gate::{Codel, Entered, Gate, Permit};
 
 use crate::adapter::{Adapter, PutBack};
+use crate::aging::Aging;
 use crate::control::Control;
 use crate::holders::Holders;
 use crate::metrics::Recorder;
@@ -23,6 +24,7 @@ pub(crate) struct Shared<P> {
     pub(crate) gate: Gate,
     pub(crate) stats: Stats,
     pub(crate) holders: Holders,
+    pub(crate) aging: Aging,
     pub(crate) recorder: Recorder,
     pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
@@ -91,7 +93,13 @@ impl<P: Adapter> Shared<P> {
 
     /// Closes the idle connections whose permits are free.
     pub(crate) fn close_all_idle(&self) {
-        let cover: Vec<Permit> = iter::from_fn(|| self.gate.try_acquire().ok()).collect();
+        self.close_free(usize::MAX);
+    }
+
+    /// Closes up to `count` idle connections whose permits are free.
+    pub(crate) fn close_free(&self, count: usize) {
+        let free = iter::from_fn(|| self.gate.try_acquire().ok());
+        let cover: Vec<Permit> = free.take(count).collect();
         self.close_idle(cover.len(), cover);
     }
 
@@ -150,6 +158,13 @@ pub(crate) struct Inside<P: Adapter> {
 impl<P: Adapter> Inside<P> {
     #[inline]
     pub(crate) fn new(shared: Arc<Shared<P>>, entered: Entered) -> Self {
+        shared.aging.entered(entered.inflight());
+        Self::uncounted(shared, entered)
+    }
+
+    /// One that is no sign that its connection is needed.
+    #[inline]
+    pub(crate) fn uncounted(shared: Arc<Shared<P>>, entered: Entered) -> Self {
         Self {
             shared,
             entered: Some(entered),
@@ -176,8 +191,21 @@ impl<P: Adapter> Inside<P> {
         if self.shared.gate.inflight() > self.shared.allowed.load(Ordering::Acquire) {
             return self.put_back_surplus(allowed);
         }
+        if self.shared.aging.has_lifetime() {
+            return self.retire_and_put_back(allowed);
+        }
         self.exit();
         self.shared.close_if_fewer(allowed);
+    }
+
+    #[cold]
+    fn retire_and_put_back(mut self, allowed: usize) {
+        let shared = Arc::clone(&self.shared);
+        match shared.retire_returned() {
+            PutBack::Done => self.exit(),
+            closing => until_done(closing, self),
+        }
+        shared.close_if_fewer(allowed);
     }
 
     #[cold]

@@ -92,6 +92,15 @@ where
         PutBack::Done
     }
 
+    fn knows_ages(&self) -> bool {
+        true
+    }
+
+    fn close_aged(&self, is_due: &mut dyn FnMut(Instant) -> bool) -> PutBack {
+        self.retain(|_, metrics| !is_due(Instant::from_std(metrics.created)));
+        PutBack::Done
+    }
+
     fn is_multiplexed(&self) -> bool {
         // The wrapper of deadpool-redis hides what it wraps.
         std::any::type_name::<M::Type>().contains("Multiplexed")

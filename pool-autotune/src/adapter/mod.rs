@@ -112,6 +112,18 @@ pub trait Adapter: Send + Sync + 'static {
     /// Closes up to `count` idle connections, best the longest idle.
     fn close_idle(&self, count: usize) -> PutBack;
 
+    /// Whether [`close_aged`](Self::close_aged) knows how old connections are. Defaults to `false`.
+    fn knows_ages(&self) -> bool {
+        false
+    }
+
+    /// Closes the idle connections for which `is_due` returns `true` when called with the time at which
+    /// they were opened. Defaults to none.
+    fn close_aged(&self, is_due: &mut dyn FnMut(Instant) -> bool) -> PutBack {
+        let _ = is_due;
+        PutBack::Done
+    }
+
     /// Whether one connection serves many tasks at once, so that handing each out to a single task
     /// wastes it: as redis-rs' multiplexed connections, which pools of Redis hand out nevertheless.
     ///

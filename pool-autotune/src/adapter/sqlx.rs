@@ -3,8 +3,9 @@
 //! Hand the pool itself to [`Autotuned::new`](crate::Autotuned::new), and check connections out
 //! through it only. `max_connections` is the most connections it may ever have; the wait timeout of
 //! the gate is its `acquire_timeout`. `min_connections` has to be 0, or the tuned pool is not built:
-//! sqlx would reopen in a task of its own what the tuner closes. Switch `idle_timeout` and
-//! `max_lifetime` off where one connection more than the limit would hurt.
+//! sqlx would reopen in a task of its own what the tuner closes. Switch its `idle_timeout` off for
+//! [`Builder::idle_timeout`](crate::Builder::idle_timeout). Its `max_lifetime` stays, since it tells no
+//! ages.
 //!
 //! ```no_run
 //! use pool_autotune::Autotuned;
@@ -92,7 +93,7 @@ impl<DB: Database> Adapter for Pool<DB> {
             0 => Ok(()),
             min => Err(format!(
                 "min_connections is {min}: sqlx would reopen what the tuner closes; set it to 0, and \
-                 the smallest size with `Builder::bounds`"
+                 use `Builder::keep_open`"
             )),
         }
     }

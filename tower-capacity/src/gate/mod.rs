@@ -325,8 +325,8 @@ impl Gate {
     #[inline]
     #[must_use = "dropping it leaves the request inside: return it with `exit`"]
     pub fn try_enter(&self, ask: Ask) -> Option<Entered> {
-        let entered = self.shared.try_enter(ask.priority, ask.partition);
-        entered.ok().map(|_| Entered::new(ask.partition))
+        let entered = self.shared.try_enter(ask.priority, ask.partition).ok()?;
+        Some(Entered::new(GateSnapshot(entered), ask.partition))
     }
 
     /// Returns a permit without a handle.

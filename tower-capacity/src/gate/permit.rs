@@ -46,6 +46,7 @@ impl Permit {
         let is_counted = std::mem::replace(&mut self.is_counted, false);
         Entered {
             partition: is_counted.then_some(self.partition),
+            inflight: self.entered.inflight() as u32,
         }
     }
 
@@ -65,14 +66,24 @@ impl Permit {
 pub struct Entered {
     /// `None` if the gate could not count it.
     pub(super) partition: Option<Partition>,
+    /// Requests inside when this one had entered.
+    inflight: u32,
 }
 
 impl Entered {
     #[inline]
-    pub(super) const fn new(partition: Partition) -> Self {
+    pub(super) const fn new(entered: GateSnapshot, partition: Partition) -> Self {
         Self {
             partition: Some(partition),
+            inflight: entered.inflight() as u32,
         }
+    }
+
+    /// Requests inside when this one had entered.
+    #[inline]
+    #[must_use]
+    pub const fn inflight(&self) -> usize {
+        self.inflight as usize
     }
 }
 
