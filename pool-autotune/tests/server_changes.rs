@@ -383,6 +383,35 @@ async fn sqlx_closes_on_drop_what_it_was_told_to() {
     assert_eq!(name, "");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_says_goodbye_for_each_connection_that_is_closed() {
+    use sqlx::postgres::PgPoolOptions;
+
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let admin = connect(&config(&postgres)).await.expect("it is up");
+    let options = PgPoolOptions::new().max_connections(8);
+    let inner = options.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::builder(inner).bounds(4..=8).build();
+    let pool = pool.expect("valid settings");
+    pool.prewarm(4).await.expect("they open");
+    assert_eq!(sessions(&admin).await.len(), 4);
+    // Idle ones, and one in use.
+    let in_use = pool.get().await.expect("free");
+    pool.failover();
+    drop(in_use);
+    assert!(
+        pool.drain(Duration::from_secs(5)).await,
+        "all permits are back"
+    );
+    let gone = timeout(Duration::from_secs(5), async {
+        while !sessions(&admin).await.is_empty() {}
+    });
+    gone.await.expect("no session is left");
+    let abandoned = "SELECT sessions_abandoned FROM pg_stat_database WHERE datname = 'postgres'";
+    let row = admin.query_one(abandoned, &[]).await.expect("a count");
+    assert_eq!(row.get::<_, i64>(0), 0);
+}
+
 /// Fifteen callers a second with five seconds of patience; when each came, and whether it was served.
 async fn callers<F>(lasts: Duration, query: impl Fn() -> F) -> Vec<(Instant, bool)>
 where
