@@ -20,7 +20,7 @@ use crate::shared::{Inside, Shared, until_done};
 use crate::stats::WaitEnd;
 use crate::{Error, Mode};
 
-/// A connection checked out of an [`Autotuned`] pool; derefs to what the pool behind hands out.
+/// A connection checked out of an [`Autotuned`](crate::Autotuned) pool; derefs to what the pool behind hands out.
 ///
 /// Dropping it puts the connection back and lets the next in line have it.
 #[must_use = "dropping a checkout puts the connection back"]
@@ -37,7 +37,7 @@ pub struct Checkout<P: Adapter> {
 }
 
 impl<P: Adapter> Checkout<P> {
-    /// Where [`Autotuned::get`] was called.
+    /// Where [`Autotuned::get`](crate::Autotuned::get) was called.
     #[must_use]
     pub fn call_site(&self) -> &'static Location<'static> {
         self.call_site

@@ -14,6 +14,10 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let postgres = PgPoolOptions::new().max_connections(50).connect_lazy("postgres:///orders")?;
 //! let pool = Autotuned::new(postgres)?;
+//! sqlx::query("SELECT 1").execute(&pool).await?;
+//! let mut transaction = pool.begin().await?;
+//! sqlx::query("UPDATE orders SET paid = true").execute(&mut *transaction).await?;
+//! transaction.commit().await?;
 //! let mut connection = pool.get().await?;
 //! sqlx::query("SELECT 1").execute(&mut **connection).await?;
 //! # Ok(())
@@ -29,6 +33,9 @@
 //! next checkout finds it idle. [`Connection::close_on_drop`] closes it instead, and its permit is
 //! returned when the socket is closed.
 
+mod executor;
+mod transaction;
+
 use std::fmt;
 use std::iter;
 use std::ops::{Deref, DerefMut};
@@ -39,6 +46,8 @@ use sqlx::{ConnectOptions, Connection as _, Database, Error};
 use tokio::time::Instant;
 
 use super::{Adapter, Checked, PutBack};
+
+pub use self::transaction::Transaction;
 
 impl<DB: Database> Adapter for Pool<DB> {
     type Connection = Connection<DB>;
