@@ -19,7 +19,9 @@ use crate::{Error, Mode, events, sqlstate};
 impl<P: Adapter> Shared<P> {
     /// Whether a checkout that was admitted will find an idle connection, as far as is known.
     pub(crate) fn expects_idle(&self) -> bool {
-        self.mode == Mode::Recommend || self.finds_idle()
+        // A pool may count those that are being opened, so there is none if none is idle.
+        let finds_idle = || self.finds_idle() && self.adapter.idle() != Some(0);
+        self.mode == Mode::Recommend || finds_idle()
     }
 
     /// Whether there are as many connections as checkouts that hold one or are to have one.

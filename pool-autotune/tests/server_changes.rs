@@ -4,6 +4,7 @@ mod support;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, Pool};
@@ -266,6 +267,56 @@ async fn a_black_hole_costs_each_checkout_its_deadline_and_no_more() {
     for _ in 0..pool.snapshot().limit() {
         drop(pool.get().await.expect("no permit was lost"));
     }
+}
+
+/// A server that takes connections and says nothing; when each came.
+async fn silence() -> (SocketAddr, Arc<Mutex<Vec<Instant>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let came = Arc::<Mutex<Vec<Instant>>>::default();
+    let seen = Arc::clone(&came);
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            seen.lock().unwrap().push(Instant::now());
+            open.push(socket);
+        }
+    });
+    (address, came)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_does_not_dial_a_silent_server_in_a_storm() {
+    use pool_autotune::tuner::Verdict;
+    use sqlx::postgres::PgPoolOptions;
+
+    let (address, came) = silence().await;
+    // sqlx counts a connection that is being opened among those that exist.
+    let inner = PgPoolOptions::new()
+        .max_connections(25)
+        .connect_lazy(&format!("postgres://postgres@{address}/postgres"))
+        .expect("a valid url");
+    let pool = Autotuned::builder(inner)
+        .wait_timeout(Duration::from_secs(8))
+        .open_timeout(Duration::from_secs(8))
+        .build()
+        .expect("valid settings");
+    let start = Instant::now();
+    let callers = join_all((0..25).map(|_| timeout(Duration::from_secs(7), pool.get())));
+    let verdict = async {
+        sleep(Duration::from_millis(6_500)).await;
+        pool.verdict()
+    };
+    let (served, verdict) = tokio::join!(callers, verdict);
+    assert!(served.iter().all(|served| !matches!(served, Ok(Ok(_)))));
+    assert_eq!(verdict, Verdict::ConnectBound);
+    let came = came.lock().unwrap().clone();
+    let before = |time: Duration| came.iter().filter(|&&at| at - start < time).count();
+    println!("{} dials in 7 s", came.len());
+    assert!(before(Duration::from_millis(400)) <= 2);
+    // One that hangs for half a second makes room for another, or for one that asks why.
+    let most = before(Duration::from_secs(7));
+    assert!(most <= 2 * 15, "{most} dials in 7 s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
