@@ -332,7 +332,7 @@ impl Gate {
     /// Returns a permit without a handle.
     #[inline]
     pub fn exit(&self, entered: Entered) {
-        if let Some(partition) = entered.partition {
+        if let Some(partition) = entered.partition() {
             self.shared.leave(partition);
         }
     }
