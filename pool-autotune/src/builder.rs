@@ -11,6 +11,7 @@ use tower_capacity::gate::{Codel, Gate, GateConfig};
 
 use crate::adapter::Adapter;
 use crate::aging::Aging;
+use crate::check::check_tuner;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::driver;
@@ -270,9 +271,7 @@ impl<P: Adapter> Builder<P> {
             Duration::MAX
         });
         if open_timeout.is_zero() {
-            return Err(setting(
-                "open_timeout is 0 s: no connection opens in no time",
-            ));
+            return Err(setting("open_timeout is 0 s: expected above 0 s"));
         }
         if self.reserved >= bounds.min().max(1) && self.reserved > 0 {
             return Err(setting(format!(
@@ -408,8 +407,8 @@ impl<P: Adapter> Builder<P> {
         let timeout = self.wait_timeout.or(own).unwrap_or(default);
         if timeout.is_zero() {
             return Err(setting(
-                "wait_timeout is 0 s: allow some wait, or use max_waiting(0) to refuse those that \
-                 would have to",
+                "wait_timeout is 0 s (the wait timeout of the pool behind, if none is set): expected above 0 s; \
+                 max_waiting(0) refuses checkouts that would have to wait",
             ));
         }
         Ok(timeout)
@@ -422,38 +421,6 @@ fn patient(wait_timeout: Duration) -> Codel {
     let target = wait_timeout / 4;
     let interval = target.saturating_mul(10).min(LONGEST_INTERVAL.max(target));
     Codel::new(target, interval)
-}
-
-fn check_tuner(config: &TunerConfig) -> Result<(), BuildError> {
-    let part = |name: &str, value: f64| {
-        if (0.0..=1.0).contains(&value) {
-            return Ok(());
-        }
-        Err(setting(format!(
-            "tuner.{name} is {value}: it is a part, from 0 to 1"
-        )))
-    };
-    let positive = |name: &str, value: f64| {
-        if value.is_finite() && value > 0.0 {
-            return Ok(());
-        }
-        Err(setting(format!(
-            "tuner.{name} is {value}: it has to be above 0"
-        )))
-    };
-    part("shrink_step", config.shrink_step)?;
-    part("dead_band", config.dead_band)?;
-    positive("inflated", config.inflated)?;
-    positive("drain_backlog_in", config.drain_backlog_in.as_secs_f64())?;
-    positive("dial.per_second", config.dial.per_second)?;
-    positive("dial.at_once", config.dial.at_once as f64)?;
-    if config.dial.burst.is_nan() || config.dial.burst < 1.0 {
-        let burst = config.dial.burst;
-        return Err(setting(format!(
-            "tuner.dial.burst is {burst}: it has to be at least 1"
-        )));
-    }
-    Ok(())
 }
 
 fn setting(message: impl Into<String>) -> BuildError {

@@ -102,6 +102,7 @@ mod aging;
 mod autotuned;
 mod bounds;
 mod builder;
+mod check;
 mod checkout;
 mod clock;
 mod control;

@@ -346,7 +346,7 @@ async fn settings_that_cannot_be_are_refused_with_their_value() {
         tuner.shrink_step = 2.0;
         b.tuner(tuner)
     });
-    assert_eq!(tuner, "tuner.shrink_step is 2: it is a part, from 0 to 1");
+    assert_eq!(tuner, "tuner.shrink_step is 2: expected from 0 to 1");
     let none = Autotuned::new(Memory::new(0, DIAL))
         .map(drop)
         .expect_err("there is no room");
