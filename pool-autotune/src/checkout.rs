@@ -208,22 +208,28 @@ impl<P: Adapter> Shared<P> {
         let generation = self.generation.load(Ordering::Acquire);
         let mut opening = pin!(self.adapter.checkout());
         // Most are there at once, and need no timer.
-        let (connection, since, arrival) = match PollOnce(opening.as_mut()).await {
-            Poll::Ready(Ok(Checked {
-                connection,
-                is_new: false,
-            })) => {
-                let since = self.stats.clock().now_or(P::handed_out(&connection));
-                (connection, since, Arrival::Now)
-            }
-            polled => {
-                self.holders.arrived();
-                let checked = Box::pin(self.check(Instant::now(), polled, opening));
-                let (connection, since) = checked.await?;
-                (connection, since, Arrival::Before)
-            }
-        };
-        let slot = self.holders.enter(call_site, since, arrival);
+        let polled = PollOnce(opening.as_mut()).await;
+        if let Poll::Ready(Ok(Checked {
+            connection,
+            is_new: false,
+        })) = polled
+        {
+            // Here and not below, which saves moving it once more.
+            let since = self.stats.clock().now_or(P::handed_out(&connection));
+            let slot = self.holders.enter(call_site, since, Arrival::Now);
+            return Ok(Checkout {
+                connection: Some(connection),
+                inside: Some(inside),
+                since,
+                call_site,
+                slot,
+                generation,
+            });
+        }
+        self.holders.arrived();
+        let checked = Box::pin(self.check(Instant::now(), polled, opening));
+        let (connection, since) = checked.await?;
+        let slot = self.holders.enter(call_site, since, Arrival::Before);
         Ok(Checkout {
             connection: Some(connection),
             inside: Some(inside),
