@@ -3,8 +3,9 @@
 //! `cargo bench -p overload-benches --bench checkout`
 //!
 //! Checkout and return of an idle object that costs nothing to check, on one thread. Rounds of all
-//! contenders are interleaved, since a shared machine drifts by more than they differ; medians, and
-//! the median of the ratios to bare deadpool in the same round, are reported.
+//! contenders are interleaved, since a shared machine drifts by more than they differ, and shorter
+//! than the slice of a scheduler; medians, and the median of the ratios to bare deadpool in the same
+//! round, are reported.
 
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -13,8 +14,8 @@ use pool_autotune::adapter::bb8::Bb8;
 use pool_autotune::{Autotuned, adapter::Adapter};
 use tokio::time::Instant;
 
-const CHECKOUTS: u32 = 20_000;
-const ROUNDS: usize = 31;
+const CHECKOUTS: u32 = 1_000;
+const ROUNDS: usize = 1_001;
 
 struct Nothing;
 
@@ -60,20 +61,27 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bare_deadpool = deadpool()?;
     let bare_bb8 = bb8::Pool::builder().max_size(10).build(Nothing).await?;
     let tuned_deadpool = Autotuned::new(deadpool()?)?;
-    let tuned_bb8 = Autotuned::new(Bb8::new(bb8::Pool::builder().max_size(10), Nothing))?;
+    let counter_deadpool = Autotuned::builder(deadpool()?).counter_clock().build()?;
+    let bb8 = || Bb8::new(bb8::Pool::builder().max_size(10), Nothing);
+    let tuned_bb8 = Autotuned::new(bb8())?;
+    let counter_bb8 = Autotuned::builder(bb8()).counter_clock().build()?;
 
-    let mut nanos: [Vec<f64>; 4] = Default::default();
+    let mut nanos: [Vec<f64>; 6] = Default::default();
     for _ in 0..ROUNDS {
         nanos[0].push(round(async || drop(black_box(bare_deadpool.get().await))).await);
         nanos[1].push(round(async || drop(black_box(bare_bb8.get().await))).await);
         nanos[2].push(tuned(&tuned_deadpool).await);
-        nanos[3].push(tuned(&tuned_bb8).await);
+        nanos[3].push(tuned(&counter_deadpool).await);
+        nanos[4].push(tuned(&tuned_bb8).await);
+        nanos[5].push(tuned(&counter_bb8).await);
     }
     let names = [
         "deadpool",
         "bb8",
         "pool-autotune over deadpool",
+        "the same, counter clock",
         "pool-autotune over bb8",
+        "the same, counter clock",
     ];
     for (name, own) in names.iter().zip(&nanos) {
         let ratios = own

@@ -4,7 +4,6 @@
 //! weakly. It wakes every 250 ms to close a window, and in between when a checkout lines up, or a
 //! connection was opened, while the limit is below its target. It ends with the last handle.
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,19 +12,16 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-
-use crate::adapter::Adapter;
-use crate::autotuned::{Shared, keep_decision};
-use crate::holders::Held;
-use crate::metrics::Levels;
-use crate::stats::{Stats, Waits, WindowReader};
 use tower_capacity::gate::Ask;
 
-use crate::tuner::{
-    Decision, DialBudget, DialState, NestedAcquire, PoolWindow, Reason, Recording, Tuner, Verdict,
-};
+use crate::adapter::Adapter;
+use crate::control::{Control, keep_decision};
+use crate::holders::Held;
+use crate::metrics::Levels;
+use crate::shared::{Inside, Shared};
 #[cfg(feature = "json")]
-use crate::tuner::{Given, LogWriter};
+use crate::tuner::Given;
+use crate::tuner::{Decision, DialState, PoolWindow, Verdict};
 use crate::{Bounds, Mode, PoolSnapshot, events};
 
 /// How often a window is closed: the fast path acts within this time.
@@ -45,189 +41,6 @@ pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>, tu
     }
 }
 
-/// What the driver of the tuner changes, and snapshots read.
-#[derive(Debug)]
-pub(crate) struct Control {
-    pub(crate) tuner: Tuner,
-    pub(crate) dial: DialBudget,
-    pub(crate) decisions: VecDeque<Decision>,
-    pub(crate) recording: Recording,
-    reader: WindowReader,
-    next_window: Instant,
-    /// Time integral of the limit since the last window.
-    capacity: Duration,
-    limit_since: Instant,
-    recent: Recent,
-    /// The last time that all connections were held by tasks waiting for another, and none came
-    /// back.
-    nested: Option<(Instant, NestedAcquire)>,
-    /// All were held by such tasks, when so many had come back. One task that checks out several at
-    /// once looks like that, too, until one of them is returned.
-    suspected: Option<(NestedAcquire, u64)>,
-    /// Connections opened before are from before the last failover.
-    pub(crate) generation_since: Instant,
-    failed_over: Option<Instant>,
-    /// When the last connection was told to be lost.
-    lost: Option<Instant>,
-    /// The task that drives the pool, which of several it is, and when it last did.
-    pub(crate) driver: Option<AbortHandle>,
-    turn: u64,
-    stepped: Instant,
-    /// Since when checkouts wait for connections that are allowed and do not open.
-    opening_since: Option<Instant>,
-    app: AppClock,
-    /// Whether the line is shed from, because more connections would not serve it faster.
-    sheds: bool,
-    /// The last usual use time that was seen.
-    usual: Option<Duration>,
-    held_after: Duration,
-    /// Checkouts whose connection does not open.
-    pub(crate) hanging: usize,
-    /// Connections held for far longer, at the last look.
-    held: Held,
-    /// What had come back when the last dial failed.
-    completed_then: u64,
-    /// Connections to open although no checkout waits: those that would have had no patience for it.
-    ahead: usize,
-    #[cfg(feature = "json")]
-    log: Option<LogWriter>,
-}
-
-impl Control {
-    pub(crate) fn new(tuner: Tuner, dial: DialBudget, stats: &Stats, now: Instant) -> Self {
-        Self {
-            recording: Recording::new(tuner.clone()),
-            tuner,
-            dial,
-            decisions: VecDeque::new(),
-            reader: WindowReader::new(stats, now),
-            next_window: now + TICK,
-            capacity: Duration::ZERO,
-            limit_since: now,
-            recent: Recent::default(),
-            nested: None,
-            suspected: None,
-            generation_since: now,
-            failed_over: None,
-            lost: None,
-            driver: None,
-            turn: 0,
-            stepped: now,
-            opening_since: None,
-            app: AppClock::start(),
-            sheds: false,
-            usual: None,
-            held_after: Duration::MAX,
-            hanging: 0,
-            held: Held::default(),
-            completed_then: 0,
-            ahead: 0,
-            #[cfg(feature = "json")]
-            log: None,
-        }
-    }
-
-    pub(crate) fn suspect(&mut self, nested: NestedAcquire, completed: u64) {
-        match self.suspected {
-            Some((_, before)) if before == completed => {}
-            _ => self.suspected = Some((nested, completed)),
-        }
-    }
-
-    /// Whether nothing came back since all connections were held by tasks that wait for another.
-    fn confirm(&self, completed: u64) -> Option<NestedAcquire> {
-        self.suspected
-            .and_then(|(nested, before)| (before == completed).then_some(nested))
-    }
-
-    /// Connections given back per second, in the last five to ten seconds.
-    pub(crate) fn recent_throughput(&self) -> f64 {
-        let Recent { earlier, current } = &self.recent;
-        let seconds = (earlier.0.duration + current.0.duration).as_secs_f64();
-        let completions = earlier.0.completions + current.0.completions;
-        if seconds > 0.0 {
-            completions as f64 / seconds
-        } else {
-            0.0
-        }
-    }
-
-    fn count_capacity(&mut self, now: Instant, limit: usize) {
-        let for_how_long = now.saturating_duration_since(self.limit_since);
-        let limit = limit.try_into().unwrap_or(u32::MAX);
-        self.capacity = self
-            .capacity
-            .saturating_add(for_how_long.saturating_mul(limit));
-        self.limit_since = now;
-    }
-
-    #[cfg(feature = "json")]
-    pub(crate) fn with_log(self, log: Option<LogWriter>) -> Self {
-        Self { log, ..self }
-    }
-
-    /// Writes a step down; a log that cannot be written ends.
-    #[cfg(feature = "json")]
-    fn log(&mut self, decision: &Decision, given: impl FnOnce() -> Given) {
-        if let Some(log) = &mut self.log
-            && let Err(error) = log.step(given(), decision)
-        {
-            self.log = None;
-            events::log_failed(&error);
-        }
-    }
-
-    /// Whether a decision says something that the last one did not.
-    fn is_news(&self, decision: &Decision) -> bool {
-        if decision.is_resize() {
-            return true;
-        }
-        let last = self.decisions.back().map(Decision::reason);
-        // Between two resizes `Settling` and `Gathering` come and go, and mean nothing to a reader.
-        !matches!(decision.reason(), Reason::Gathering | Reason::Settling)
-            && last != Some(decision.reason())
-    }
-}
-
-/// How long the workers of this runtime have been busy.
-#[derive(Debug)]
-struct AppClock {
-    total: Duration,
-}
-
-impl AppClock {
-    fn start() -> Self {
-        Self {
-            total: Self::total(),
-        }
-    }
-
-    /// On average over them, since the last call.
-    fn busy(&mut self) -> Duration {
-        let last = std::mem::replace(&mut self.total, Self::total());
-        self.total.saturating_sub(last)
-    }
-
-    #[cfg(target_has_atomic = "64")]
-    fn total() -> Duration {
-        let Ok(runtime) = Handle::try_current() else {
-            return Duration::ZERO;
-        };
-        let runtime = runtime.metrics();
-        let workers = runtime.num_workers();
-        let total: Duration = (0..workers)
-            .map(|worker| runtime.worker_total_busy_duration(worker))
-            .sum();
-        total / workers.max(1) as u32
-    }
-
-    /// Not told by tokio there: an application that never looks busy.
-    #[cfg(not(target_has_atomic = "64"))]
-    const fn total() -> Duration {
-        Duration::ZERO
-    }
-}
-
 impl<P: Adapter> Shared<P> {
     /// Closes a window if it is time, moves the limit towards its target, and says when to look
     /// again.
@@ -240,7 +53,9 @@ impl<P: Adapter> Shared<P> {
         control.stepped = now;
         if now >= control.next_window {
             self.close_window(&mut control, now);
+            self.stats.clock().compare();
             control.next_window = now + TICK;
+            self.age(&mut control, now);
         }
         if self.gate.queued() > 0 && control.tuner.may_grow() {
             control.next_window = control.next_window.min(now + SOON);
@@ -262,12 +77,13 @@ impl<P: Adapter> Shared<P> {
     /// Opens connections that no checkout waits for.
     fn open_ahead(self: &Arc<Self>, control: &mut Control, now: Instant) {
         while control.ahead > 0 {
-            let Ok(permit) = self.gate.try_acquire() else {
+            let Some(entered) = self.gate.try_enter(Ask::new()) else {
                 return;
             };
+            let inside = Inside::new(Arc::clone(self), entered);
             control.ahead -= 1;
             if !self.expects_idle() {
-                drop(Handle::current().spawn(self.dial(permit, now, Ask::new(), true)));
+                drop(Handle::current().spawn(self.dial(inside, now, Ask::new(), true)));
             }
         }
     }
@@ -328,7 +144,10 @@ impl<P: Adapter> Shared<P> {
     }
 
     pub(crate) fn snapshot(&self) -> PoolSnapshot {
-        let (window, waits) = self.control().recent.merged();
+        let control = self.control();
+        let (window, waits) = control.recent.merged();
+        let dial_error = control.dial_error.clone();
+        drop(control);
         let gate = self.gate.snapshot();
         PoolSnapshot {
             name: Arc::clone(&self.name),
@@ -343,6 +162,7 @@ impl<P: Adapter> Shared<P> {
             wait_mean: Duration::from_secs_f64(window.mean_wait_time()),
             wait_p95: waits.quantile(0.95),
             use_mean: window.mean_use_time().map(Duration::from_secs_f64),
+            dial_error,
         }
     }
 
@@ -374,7 +194,7 @@ impl<P: Adapter> Shared<P> {
         let now = Instant::now();
         let mut control = self.control();
         control.dial.failed(now);
-        control.completed_then = self.stats.completed();
+        control.completed_then = self.holders.completions();
         self.apply(&mut control, now);
     }
 
@@ -384,7 +204,7 @@ impl<P: Adapter> Shared<P> {
         /// A pool that waits so long for connections to open waits for nothing else.
         const OPENING_FOR: Duration = Duration::from_secs(5);
         let control = self.control();
-        if let Some(nested) = control.confirm(self.stats.completed()) {
+        if let Some(nested) = control.confirm(self.holders.completions()) {
             return Verdict::NestedAcquire(nested);
         }
         if let Some((at, nested)) = control.nested
@@ -408,7 +228,7 @@ impl<P: Adapter> Shared<P> {
             return Verdict::UseMultiplexed { n };
         }
         match control.tuner.verdict() {
-            Verdict::Healthy => match self.held(&control, now, Duration::ZERO).leak() {
+            Verdict::Healthy => match self.held(&control, Duration::ZERO).leak() {
                 Some(leak) => Verdict::Leaking(leak),
                 None => Verdict::Healthy,
             },
@@ -418,7 +238,7 @@ impl<P: Adapter> Shared<P> {
 
     /// Finds the connections that are held for far longer than usual, and takes them out of what
     /// the tuner looks at: they are no sign of demand, and serve nothing.
-    fn set_held_apart(&self, control: &mut Control, now: Instant, window: &mut PoolWindow) {
+    fn set_held_apart(&self, control: &mut Control, window: &mut PoolWindow) {
         /// No use time below this is far longer than usual.
         const LEAST: Duration = Duration::from_secs(10);
         /// Nor one below this many times the usual.
@@ -430,7 +250,7 @@ impl<P: Adapter> Shared<P> {
             .map(|usual| LEAST.max(usual.saturating_mul(TIMES)));
         self.stats.hold_after(after.unwrap_or(Duration::MAX));
         control.held_after = after.unwrap_or(LEAST);
-        let held = self.held(control, now, window.duration);
+        let held = self.held(control, window.duration);
         window.busy = window.busy.saturating_sub(held.busy);
         window.capacity = window.capacity.saturating_sub(held.busy);
         window.limit = window.limit.saturating_sub(held.count);
@@ -438,9 +258,9 @@ impl<P: Adapter> Shared<P> {
         control.held = held;
     }
 
-    fn held(&self, control: &Control, now: Instant, window: Duration) -> Held {
+    fn held(&self, control: &Control, window: Duration) -> Held {
         self.holders
-            .held(self.stats.at(now), window, control.held_after)
+            .held(self.stats.now(), window, control.held_after)
     }
 
     fn close_window(&self, control: &mut Control, now: Instant) {
@@ -449,11 +269,11 @@ impl<P: Adapter> Shared<P> {
         let (mut window, waits) =
             control
                 .reader
-                .next(&self.stats, now, gate.limit(), gate.queued());
+                .next(&self.stats, &self.holders, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
-        self.set_held_apart(control, now, &mut window);
+        self.set_held_apart(control, &mut window);
         window.app_busy = control.app.busy();
-        if let Some(nested) = control.confirm(self.stats.completed()) {
+        if let Some(nested) = control.confirm(self.holders.completions()) {
             if control.nested.is_none() {
                 events::nested(&self.name, &nested);
             }
@@ -510,14 +330,16 @@ impl<P: Adapter> Shared<P> {
         let admitted = with_held(control.tuner.admitted());
         // A dial that hangs holds no place: another may be made beside it.
         let hanging = control.hanging;
-        let target = (target + hanging).min(max);
+        // Nor does a connection that is replaced.
+        let replacing = usize::from(control.aging.is_replacing);
+        let target = (target + hanging + replacing).min(max);
         self.allowed.store(target, Release);
         let size = self.count_connections() + hanging;
         let wanted = gate.queued().max(control.ahead);
-        let is_alone = self.stats.completed() == control.completed_then;
+        let is_alone = self.holders.completions() == control.completed_then;
         let state = DialState::new(ceiling, target, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
-        let limit = raised.min(admitted + hanging);
+        let limit = raised.min(admitted + hanging + replacing);
         if limit != gate.limit() || raised != ceiling {
             control.count_capacity(now, gate.limit());
         }
@@ -537,7 +359,7 @@ impl<P: Adapter> Shared<P> {
         let size = self.adapter.size();
         // A checkout that was just admitted has not taken its idle connection yet.
         let all = match self.adapter.idle() {
-            Some(idle) => size.min(idle + self.stats.in_hand()),
+            Some(idle) => size.min(idle + self.holders.in_hand()),
             None => size,
         };
         let surplus = all.saturating_sub(target.max(inside));
@@ -561,32 +383,6 @@ fn worth_sharing(window: &PoolWindow) -> Option<usize> {
     (in_use > 1.0 && !blocks).then(|| (window.throughput() / EACH).ceil().max(1.0) as usize)
 }
 
-/// Windows of the last five to ten seconds, for snapshots.
-#[derive(Debug, Default)]
-struct Recent {
-    earlier: (PoolWindow, Waits),
-    current: (PoolWindow, Waits),
-}
-
-impl Recent {
-    const SPAN: Duration = Duration::from_secs(5);
-
-    fn push(&mut self, window: &PoolWindow, waits: &Waits) {
-        if self.current.0.duration >= Self::SPAN {
-            self.earlier = std::mem::take(&mut self.current);
-        }
-        self.current.0.merge(window);
-        self.current.1.merge(waits);
-    }
-
-    fn merged(&self) -> (PoolWindow, Waits) {
-        let (mut window, mut waits) = self.earlier.clone();
-        window.merge(&self.current.0);
-        waits.merge(&self.current.1);
-        (window, waits)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -606,24 +402,5 @@ mod tests {
         assert_eq!(worth_sharing(&window(120_000, short)), Some(2));
         let blocking = Duration::from_millis(100);
         assert_eq!(worth_sharing(&window(480, blocking)), None);
-    }
-
-    #[test]
-    fn the_work_of_the_runtime_is_counted_once() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
-            let mut clock = AppClock::start();
-            let start = Instant::now();
-            while start.elapsed() < Duration::from_millis(100) {
-                std::hint::spin_loop();
-            }
-            // It counts when it looks for something else to do.
-            tokio::task::yield_now().await;
-            let busy = clock.busy();
-            assert!(busy >= Duration::from_millis(90), "{busy:?}");
-            assert_eq!(clock.busy(), Duration::ZERO);
-        });
     }
 }

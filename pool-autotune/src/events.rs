@@ -55,6 +55,14 @@ pub(crate) fn log_failed(error: &std::io::Error) {
 pub(crate) fn log_failed(_error: &std::io::Error) {}
 
 #[cfg(feature = "tracing")]
+pub(crate) fn dial_failed(pool: &str, error: &str) {
+    tracing::warn!(pool, error, "a connection does not open");
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) fn dial_failed(_pool: &str, _error: &str) {}
+
+#[cfg(feature = "tracing")]
 pub(crate) fn revived(pool: &str) {
     tracing::warn!(
         pool,

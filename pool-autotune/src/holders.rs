@@ -9,83 +9,221 @@ use tokio::task::Id;
 
 use crate::tuner::{Leak, NestedAcquire};
 
-/// The checkouts that are out, each in a slot of its own, so that two of them hardly ever touch the
-/// same lock.
+/// The checkouts that are out, and counts of those that came and went.
+///
+/// Each thread enters checkouts in a lane of its own as long as there are enough lanes, so its lock
+/// is free unless a connection is given back from another thread at the same moment: entering and
+/// leaving take it once each, for all that there is to record.
 #[derive(Debug)]
 pub(crate) struct Holders {
-    slots: Box<[Mutex<Option<Holder>>]>,
-    /// Where to look for a free slot first.
-    next: AtomicUsize,
+    lanes: Box<[Lane]>,
     /// Tasks that hold a connection and wait for another. Touched only by those.
     nested: Mutex<Vec<(Id, &'static Location<'static>)>>,
+}
+
+const LANES: usize = 32;
+
+/// On a pair of cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Lane(Mutex<Checkouts>);
+
+#[derive(Debug, Default)]
+struct Checkouts {
+    out: Vec<Option<Holder>>,
+    free: Vec<u32>,
+    counts: Counts,
+}
+
+/// Totals since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) arrivals: u64,
+    pub(crate) completions: u64,
+    pub(crate) use_ns: u64,
+    pub(crate) use_us_squared: u64,
+    /// Checkouts that have their connection. (Of one lane it may be negative.)
+    in_hand: i64,
+    /// Σ(time of each return) − Σ(time of each checkout), so that ∫`in_hand` dt up to t is this plus
+    /// `in_hand`·t at any moment.
+    balance_ns: i64,
+}
+
+impl Counts {
+    #[inline]
+    fn taken(&mut self, since: u64) {
+        self.in_hand += 1;
+        self.balance_ns = self.balance_ns.wrapping_sub(since as i64);
+    }
+
+    #[inline]
+    fn returned(&mut self, used: Used) {
+        let Used { since, ns, counts } = used;
+        self.in_hand -= 1;
+        self.balance_ns = self.balance_ns.wrapping_add((since + ns) as i64);
+        if counts {
+            self.completed(ns);
+        }
+    }
+
+    /// ∫`in_hand` dt up to now, wrapping.
+    pub(crate) fn busy_ns(&self, now: u64) -> i64 {
+        let inside = self.in_hand.wrapping_mul(now as i64);
+        self.balance_ns.wrapping_add(inside)
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            arrivals: self.arrivals + other.arrivals,
+            completions: self.completions + other.completions,
+            use_ns: self.use_ns.wrapping_add(other.use_ns),
+            use_us_squared: self.use_us_squared.wrapping_add(other.use_us_squared),
+            in_hand: self.in_hand + other.in_hand,
+            balance_ns: self.balance_ns.wrapping_add(other.balance_ns),
+        }
+    }
+
+    #[inline]
+    fn completed(&mut self, ns: u64) {
+        /// Longer use times count as this long in the variance, so that its sum cannot overflow.
+        const LONGEST_US: u64 = 1 << 26;
+        let us = (ns / 1_000).min(LONGEST_US);
+        self.completions += 1;
+        self.use_ns = self.use_ns.wrapping_add(ns);
+        self.use_us_squared = self.use_us_squared.wrapping_add(us * us);
+    }
+}
+
+/// A use that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Used {
+    pub(crate) since: u64,
+    /// For how long.
+    pub(crate) ns: u64,
+    /// Whether it says something of others.
+    pub(crate) counts: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Holder {
     task: Option<Id>,
     call_site: &'static Location<'static>,
-    /// Microseconds since the epoch of the statistics.
-    since_us: u64,
+    /// As the clock of the pool has it.
+    since: u64,
     /// Taken for good, and so no leak.
     kept: bool,
 }
 
-/// Where a checkout is kept. None if there was no free slot to be found at once.
-pub(crate) type Slot = Option<usize>;
+/// Where a checkout is kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Slot(u32);
+
+/// Whether a checkout is counted as it enters, or was when it began to wait.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Arrival {
+    Now,
+    Before,
+}
 
 impl Holders {
-    /// For at most `max` checkouts; half of the slots stay empty, so one is soon found.
-    pub(crate) fn new(max: usize) -> Self {
-        let slots = max.saturating_mul(2).clamp(2, 8192).next_power_of_two();
+    pub(crate) fn new() -> Self {
         Self {
-            slots: (0..slots).map(|_| Mutex::default()).collect(),
-            next: AtomicUsize::new(0),
+            lanes: (0..LANES).map(|_| Lane::default()).collect(),
             nested: Mutex::default(),
         }
     }
 
-    /// `since_us`: microseconds since the epoch of the statistics.
-    pub(crate) fn enter(&self, call_site: &'static Location<'static>, since_us: u64) -> Slot {
-        let holder = Holder {
-            task: tokio::task::try_id(),
-            call_site,
-            since_us,
-            kept: false,
-        };
-        // A hint, no count: of two that read the same, one finds the slot taken.
-        let start = self.next.load(Relaxed);
-        let slot = (0..self.slots.len())
-            .map(|step| start.wrapping_add(step) & (self.slots.len() - 1))
-            .find(|&slot| match self.slots[slot].try_lock() {
-                Ok(mut free) if free.is_none() => {
-                    *free = Some(holder);
-                    true
-                }
-                _ => false,
-            })?;
-        self.next.store(slot + 1, Relaxed);
-        Some(slot)
+    /// A checkout came that is not served at once.
+    pub(crate) fn arrived(&self) {
+        lock(&self.lanes[lane()].0).counts.arrivals += 1;
     }
 
-    pub(crate) fn leave(&self, slot: Slot) {
-        if let Some(slot) = slot {
-            *lock(&self.slots[slot]) = None;
-        }
+    #[inline]
+    pub(crate) fn enter(
+        &self,
+        call_site: &'static Location<'static>,
+        since: u64,
+        arrival: Arrival,
+    ) -> Slot {
+        let holder = Some(Holder {
+            task: tokio::task::try_id(),
+            call_site,
+            since,
+            kept: false,
+        });
+        let lane = lane();
+        let mut checkouts = lock(&self.lanes[lane].0);
+        checkouts.counts.arrivals += u64::from(arrival == Arrival::Now);
+        checkouts.counts.taken(since);
+        let index = match checkouts.free.pop() {
+            Some(index) => {
+                checkouts.out[index as usize] = holder;
+                index
+            }
+            None => {
+                checkouts.out.push(holder);
+                (checkouts.out.len() - 1) as u32
+            }
+        };
+        // As many as a gate holds fit.
+        Slot(index * LANES as u32 + lane as u32)
+    }
+
+    /// A checkout is over, and its connection is back.
+    #[inline]
+    pub(crate) fn leave(&self, slot: Slot, used: Used) {
+        let (mut checkouts, index) = self.at(slot);
+        checkouts.out[index as usize] = None;
+        checkouts.free.push(index);
+        checkouts.counts.returned(used);
+    }
+
+    /// A checkout is over whose connection is on its way back until [`returned`](Self::returned).
+    pub(crate) fn part(&self, slot: Slot) {
+        let (mut checkouts, index) = self.at(slot);
+        checkouts.out[index as usize] = None;
+        checkouts.free.push(index);
+    }
+
+    pub(crate) fn returned(&self, used: Used) {
+        lock(&self.lanes[lane()].0).counts.returned(used);
+    }
+
+    #[inline]
+    fn at(&self, Slot(slot): Slot) -> (MutexGuard<'_, Checkouts>, u32) {
+        let lane = slot as usize % LANES;
+        (lock(&self.lanes[lane].0), slot / LANES as u32)
     }
 
     /// The connection of this checkout is kept for good.
     pub(crate) fn keep(&self, slot: Slot) {
-        if let Some(slot) = slot
-            && let Some(holder) = &mut *lock(&self.slots[slot])
-        {
+        let (mut checkouts, index) = self.at(slot);
+        if let Some(holder) = &mut checkouts.out[index as usize] {
             holder.kept = true;
             // Its task may check out another without waiting for this one.
             holder.task = None;
         }
     }
 
-    fn each(&self) -> impl Iterator<Item = Holder> {
-        self.slots.iter().filter_map(|slot| *lock(slot))
+    pub(crate) fn counts(&self) -> Counts {
+        let counts = self.lanes.iter().map(|lane| lock(&lane.0).counts);
+        counts.fold(Counts::default(), Counts::plus)
+    }
+
+    /// Checkouts that have their connection.
+    pub(crate) fn in_hand(&self) -> usize {
+        self.counts().in_hand.try_into().unwrap_or(0)
+    }
+
+    /// Connections given back.
+    pub(crate) fn completions(&self) -> u64 {
+        self.counts().completions
+    }
+
+    fn each(&self, mut of: impl FnMut(&Holder)) {
+        for lane in &self.lanes {
+            lock(&lane.0).out.iter().flatten().for_each(&mut of);
+        }
     }
 
     /// Whether this task holds one connection and does not wait for another yet: served before tasks
@@ -95,8 +233,9 @@ impl Holders {
         let Some(task) = tokio::task::try_id() else {
             return false;
         };
-        let holds = self.each().filter(|holder| holder.task == Some(task));
-        holds.take(2).count() == 1 && lock(&self.nested).iter().all(|&(other, _)| other != task)
+        let mut holds = 0;
+        self.each(|holder| holds += usize::from(holder.task == Some(task)));
+        holds == 1 && lock(&self.nested).iter().all(|&(other, _)| other != task)
     }
 
     /// This task is about to wait at `call_site`. The guard is for a task that holds a connection
@@ -107,23 +246,27 @@ impl Holders {
         limit: usize,
     ) -> Option<(NestedWait<'_>, Option<NestedAcquire>)> {
         let task = tokio::task::try_id()?;
-        let holds = self
-            .each()
-            .find(|holder| holder.task == Some(task))?
-            .call_site;
+        let mut holds = None;
+        self.each(|holder| {
+            if holder.task == Some(task) {
+                holds.get_or_insert(holder.call_site);
+            }
+        });
+        let holds = holds?;
         lock(&self.nested).push((task, call_site));
         let wait = NestedWait {
             holders: self,
             task,
         };
         let nested = lock(&self.nested);
-        let mut out = 0;
-        let all = self.each().all(|holder| {
+        let (mut out, mut waiting) = (0, 0);
+        self.each(|holder| {
+            let waits = nested.iter().any(|&(task, _)| holder.task == Some(task));
             out += 1;
-            nested.iter().any(|&(task, _)| holder.task == Some(task))
+            waiting += usize::from(waits);
         });
         drop(nested);
-        let deadlock = (all && out >= limit).then_some(NestedAcquire {
+        let deadlock = (waiting == out && out >= limit).then_some(NestedAcquire {
             holds,
             asks: call_site,
         });
@@ -131,10 +274,11 @@ impl Holders {
     }
 
     /// The connections that have been out for longer than `after`, up to now, and those kept for good.
-    pub(crate) fn held(&self, now_us: u64, window: Duration, after: Duration) -> Held {
+    pub(crate) fn held(&self, now: u64, window: Duration, after: Duration) -> Held {
         let mut held = Held::default();
-        for holder in self.each() {
-            let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
+        let age = |holder: &Holder| Duration::from_nanos(now.saturating_sub(holder.since));
+        self.each(|holder| {
+            let age = age(holder);
             if age > after || holder.kept {
                 held.count += 1;
                 held.busy += age.min(window);
@@ -142,20 +286,25 @@ impl Holders {
                     held.oldest = Some((age, holder.call_site));
                 }
             }
+        });
+        if let Some((_, site)) = held.oldest {
+            let is_there =
+                |holder: &Holder| age(holder) > after && !holder.kept && holder.call_site == site;
+            self.each(|holder| held.there += usize::from(is_there(holder)));
         }
-        held.there = self
-            .each()
-            .filter(|holder| {
-                let age = Duration::from_micros(now_us.saturating_sub(holder.since_us));
-                age > after
-                    && !holder.kept
-                    && held
-                        .oldest
-                        .is_some_and(|(_, site)| holder.call_site == site)
-            })
-            .count();
         held
     }
+}
+
+/// The lane of this thread.
+#[inline]
+fn lane() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static LANE: usize = THREADS.fetch_add(1, Relaxed) % LANES;
+    }
+    // A thread that has lost its own at its end shares the first.
+    LANE.try_with(|lane| *lane).unwrap_or(0)
 }
 
 /// Connections held for far longer than usual.
@@ -196,6 +345,7 @@ impl Drop for NestedWait<'_> {
     }
 }
 
+#[inline]
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that could panic runs under these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -204,6 +354,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -215,58 +367,124 @@ mod tests {
         caller()
     }
 
+    fn used(ns: u64) -> Used {
+        Used {
+            since: 0,
+            ns,
+            counts: true,
+        }
+    }
+
+    fn all(holders: &Holders) -> Vec<Holder> {
+        let mut all = Vec::new();
+        holders.each(|&holder| all.push(holder));
+        all
+    }
+
     #[tokio::test]
     async fn a_checkout_is_kept_with_its_task_and_its_call_site_until_it_leaves() {
-        let holders = Holders::new(2);
+        let holders = Holders::new();
         let site = here();
         let task = tokio::spawn(async move {
-            let slot = holders.enter(site, 123);
-            assert!(slot.is_some());
-            let held: Vec<Holder> = holders.each().collect();
+            let slot = holders.enter(site, 123, Arrival::Now);
+            let held = all(&holders);
             assert_eq!(held.len(), 1);
             assert_eq!(held[0].call_site, site);
             assert_eq!(held[0].task, tokio::task::try_id());
             assert!(held[0].task.is_some(), "inside of a task");
-            assert_eq!(held[0].since_us, 123);
-            holders.leave(slot);
-            assert_eq!(holders.each().count(), 0);
+            assert_eq!(held[0].since, 123);
+            holders.leave(slot, used(1_000));
+            assert_eq!(all(&holders).len(), 0);
         });
         task.await.expect("no panic");
     }
 
     #[test]
-    fn as_many_are_kept_as_there_are_slots_and_no_slot_twice() {
-        let holders = Holders::new(3);
+    fn any_number_is_kept_and_a_slot_is_used_again() {
+        let holders = Holders::new();
         let site = here();
-        let mut slots: Vec<Slot> = (0..8).map(|_| holders.enter(site, 0)).collect();
-        assert_eq!(holders.enter(site, 0), None, "all eight are taken");
+        let enter = || holders.enter(site, 0, Arrival::Before);
+        let mut slots: Vec<u32> = (0..10_000).map(|_| enter().0).collect();
         slots.sort_unstable();
         slots.dedup();
-        assert_eq!(slots.len(), 8);
-        holders.leave(slots[5]);
-        assert_eq!(holders.enter(site, 0), slots[5]);
+        assert_eq!(slots.len(), 10_000);
+        holders.leave(Slot(slots[5]), used(1));
+        assert_eq!(enter(), Slot(slots[5]));
+        assert_eq!(all(&holders).len(), 10_000);
     }
 
     #[test]
-    fn threads_that_come_and_go_never_share_a_slot() {
-        let holders = Holders::new(4);
-        let taken: [AtomicBool; 8] = Default::default();
+    fn threads_that_come_and_go_never_share_a_slot_and_lose_no_count() {
+        let holders = Holders::new();
+        let taken: Vec<AtomicBool> = (0..4 * LANES).map(|_| AtomicBool::new(false)).collect();
         let site = here();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        let slot = holders.enter(site, 0);
-                        if let Some(slot) = slot {
-                            assert!(!taken[slot].swap(true, Relaxed), "slot {slot}");
-                            taken[slot].store(false, Relaxed);
-                        }
-                        holders.leave(slot);
+                        let slot = holders.enter(site, 0, Arrival::Now);
+                        let taken = &taken[slot.0 as usize];
+                        assert!(!taken.swap(true, Relaxed), "{slot:?}");
+                        taken.store(false, Relaxed);
+                        holders.leave(slot, used(2_000));
                     }
                 });
             }
         });
-        assert_eq!(holders.each().count(), 0);
-        assert!(holders.enter(site, 0).is_some());
+        assert_eq!(all(&holders).len(), 0);
+        let counts = holders.counts();
+        assert_eq!((counts.arrivals, counts.completions), (80_000, 80_000));
+        assert_eq!(
+            (counts.use_ns, counts.use_us_squared),
+            (160_000_000, 320_000)
+        );
+    }
+
+    #[test]
+    fn a_connection_may_come_back_on_another_thread() {
+        let holders = Holders::new();
+        let slot = holders.enter(here(), 0, Arrival::Now);
+        std::thread::scope(|scope| {
+            scope.spawn(|| holders.leave(slot, used(1)));
+        });
+        assert_eq!(all(&holders).len(), 0);
+        assert_eq!(holders.completions(), 1);
+    }
+
+    #[test]
+    fn a_connection_still_held_is_busy_up_to_now() {
+        let holders = Holders::new();
+        let busy = |now| holders.counts().busy_ns(now);
+        let slot = holders.enter(here(), 1_000, Arrival::Now);
+        assert_eq!(busy(2_500) - busy(1_500), 1_000);
+        assert_eq!(holders.in_hand(), 1);
+        holders.part(slot);
+        assert_eq!(busy(2_500), 1_500, "until it is back");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (since, ns, counts) = (1_000, 2_000, false);
+                holders.returned(Used { since, ns, counts });
+            });
+        });
+        assert_eq!((holders.in_hand(), holders.completions()), (0, 0));
+        assert_eq!(busy(9_000), 2_000);
+    }
+
+    proptest! {
+        #[test]
+        fn busy_time_is_the_sum_of_uses(
+            uses in prop::collection::vec((0..1u64 << 60, 0..1u64 << 40), 1..50),
+        ) {
+            let holders = Holders::new();
+            let slots: Vec<Slot> = uses
+                .iter()
+                .map(|&(since, _)| holders.enter(here(), since, Arrival::Now))
+                .collect();
+            for (&(since, ns), slot) in uses.iter().zip(slots) {
+                holders.leave(slot, Used { since, ns, counts: true });
+            }
+            let sum: u64 = uses.iter().map(|&(_, ns)| ns).sum();
+            prop_assert_eq!(holders.counts().busy_ns(1 << 61), sum as i64);
+        }
     }
 }

@@ -86,6 +86,7 @@
 //!   reads those of sqlx.)
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
+//! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
 //! - `tracing`: an event for every decision.
 //!
 //! The minimum supported Rust version is 1.88.
@@ -97,23 +98,31 @@
 struct Readme;
 
 pub mod adapter;
+mod aging;
 mod autotuned;
 mod bounds;
 mod builder;
+mod check;
+mod checkout;
+mod clock;
+mod control;
 mod driver;
 mod error;
 mod events;
 mod holders;
 pub mod metrics;
+mod opening;
 mod report;
+mod shared;
 mod snapshot;
 mod sqlstate;
 mod stats;
 pub mod tuner;
 
-pub use crate::autotuned::{Autotuned, Checkout, Place};
+pub use crate::autotuned::Autotuned;
 pub use crate::bounds::{Bounds, BoundsError, Plan, PlanError};
 pub use crate::builder::{Builder, Mode};
+pub use crate::checkout::{Checkout, Place};
 pub use crate::error::{BuildError, Error, Overload};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;

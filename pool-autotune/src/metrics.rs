@@ -24,7 +24,7 @@
 
 /// Connections that exist, by state.
 pub const COUNT: &str = "db.client.connection.count";
-/// Connections allowed out.
+/// Connections allowed out now: the limit in force.
 pub const MAX: &str = "db.client.connection.max";
 /// Checkouts that wait.
 pub const PENDING_REQUESTS: &str = "db.client.connection.pending_requests";
@@ -65,7 +65,11 @@ pub const BUCKETS: [f64; 16] = [
 pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 3] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_gauge!(COUNT, Unit::Count, "connections that exist, by state");
-    describe_gauge!(MAX, Unit::Count, "connections allowed out");
+    describe_gauge!(
+        MAX,
+        Unit::Count,
+        "connections allowed out now: the limit in force"
+    );
     describe_gauge!(PENDING_REQUESTS, Unit::Count, "checkouts that wait");
     describe_counter!(
         TIMEOUTS,

@@ -52,9 +52,13 @@ impl Report {
                 target - limit
             ),
         };
+        let dials = now
+            .dial_error()
+            .map(|error| format!(" The last connection did not open: {error}."));
         let text = format!(
-            "Pool {} {size}. Why: {demand}; {waits}. {cost}. Verdict: {verdict}.",
-            now.name()
+            "Pool {} {size}. Why: {demand}; {waits}. {cost}. Verdict: {verdict}.{}",
+            now.name(),
+            dials.unwrap_or_default()
         );
         Self { text, target }
     }

@@ -19,6 +19,7 @@ pub struct PoolSnapshot {
     pub(crate) wait_mean: Duration,
     pub(crate) wait_p95: Duration,
     pub(crate) use_mean: Option<Duration>,
+    pub(crate) dial_error: Option<Arc<str>>,
 }
 
 impl PoolSnapshot {
@@ -86,6 +87,12 @@ impl PoolSnapshot {
     #[must_use]
     pub fn wait_p95(&self) -> Duration {
         self.wait_p95
+    }
+
+    /// Why the last connection did not open, until one does.
+    #[must_use]
+    pub fn dial_error(&self) -> Option<&str> {
+        self.dial_error.as_deref()
     }
 
     /// Mean use time of the checkouts returned, if there were any.

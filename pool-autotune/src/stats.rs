@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
+use crate::clock::Clock;
+use crate::holders::{Counts, Holders};
 use crate::tuner::PoolWindow;
 
 /// Running totals of one pool.
@@ -13,20 +13,15 @@ use crate::tuner::PoolWindow;
 /// nothing is lost, and sums are off by at most what is going on at that moment.
 #[derive(Debug)]
 pub(crate) struct Stats {
-    epoch: Instant,
+    clock: Clock,
     slow_wait: Duration,
-    arrivals: AtomicU64,
-    completions: AtomicU64,
     timeouts: AtomicU64,
     shed: AtomicU64,
     cancelled: AtomicU64,
     slow_waits: AtomicU64,
     wait_us: AtomicU64,
-    use_ns: AtomicU64,
-    use_us_squared: AtomicU64,
     dials: AtomicU64,
     dial_us: AtomicU64,
-    busy: TimeIntegral,
     queueing: TimeIntegral,
     waits: WaitHistogram,
     /// Microseconds after which a use says nothing of the usual ones.
@@ -34,22 +29,17 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn new(slow_wait: Duration) -> Self {
+    pub(crate) fn new(clock: Clock, slow_wait: Duration) -> Self {
         Self {
-            epoch: Instant::now(),
+            clock,
             slow_wait,
-            arrivals: AtomicU64::new(0),
-            completions: AtomicU64::new(0),
             timeouts: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             slow_waits: AtomicU64::new(0),
             wait_us: AtomicU64::new(0),
-            use_ns: AtomicU64::new(0),
-            use_us_squared: AtomicU64::new(0),
             dials: AtomicU64::new(0),
             dial_us: AtomicU64::new(0),
-            busy: TimeIntegral::default(),
             queueing: TimeIntegral::default(),
             waits: WaitHistogram::default(),
             held_after_us: AtomicU64::new(u64::MAX),
@@ -61,12 +51,18 @@ impl Stats {
         self.held_after_us.store(after.as_micros() as u64, Relaxed);
     }
 
-    pub(crate) fn arrived(&self) {
-        self.arrivals.fetch_add(1, Relaxed);
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
-    pub(crate) fn queued(&self, now: Instant) {
-        self.queueing.enter(self.at(now));
+    /// Now, as the clock has it.
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    pub(crate) fn queued(&self, now: u64) {
+        self.queueing.enter(micros(now));
     }
 
     /// A checkout that was refused before it waited.
@@ -75,8 +71,8 @@ impl Stats {
     }
 
     /// The end of a wait, whatever came of it.
-    pub(crate) fn waited(&self, since: Instant, now: Instant, end: WaitEnd) {
-        let (since, now) = (self.at(since), self.at(now));
+    pub(crate) fn waited(&self, since: u64, now: u64, end: WaitEnd) {
+        let (since, now) = (micros(since), micros(now));
         self.queueing.leave(now, since);
         // As the integral has it, so that the difference of both is the wait of those still queued.
         let us = now.saturating_sub(since);
@@ -99,67 +95,37 @@ impl Stats {
         self.dials.fetch_add(1, Relaxed);
     }
 
-    /// `since`: as [`at`](Self::at) has it.
-    pub(crate) fn taken(&self, since: u64) {
-        self.busy.enter(since);
+    /// Whether a use that lasted as long says something of others.
+    #[inline]
+    pub(crate) fn is_usual(&self, ns: u64) -> bool {
+        micros(ns) <= self.held_after_us.load(Relaxed)
     }
 
-    /// The end of a use that says nothing of others.
-    pub(crate) fn left(&self, since: u64, now: Instant) {
-        self.busy.leave(self.at(now), since);
-    }
-
-    /// The end of a use that began `since`, as [`at`](Self::at) has it, and lasted as long.
-    pub(crate) fn returned(&self, since: u64, used: Duration) {
-        /// Longer use times count as this long in the variance, so that its sum cannot overflow.
-        const LONGEST_US: u64 = 1 << 26;
-        let ns = used.as_nanos() as u64;
-        let us = ns / 1_000;
-        self.busy.leave(since + us, since);
-        if us > self.held_after_us.load(Relaxed) {
-            return;
-        }
-        self.use_ns.fetch_add(ns, Relaxed);
-        let us = us.min(LONGEST_US);
-        self.use_us_squared.fetch_add(us * us, Relaxed);
-        self.completions.fetch_add(1, Relaxed);
-    }
-
-    /// Checkouts that have their connection.
-    pub(crate) fn in_hand(&self) -> usize {
-        self.busy.count()
-    }
-
-    /// Connections given back.
-    pub(crate) fn completed(&self) -> u64 {
-        self.completions.load(Relaxed)
-    }
-
-    /// Microseconds since the epoch.
-    pub(crate) fn at(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.epoch).as_micros() as u64
-    }
-
-    fn totals(&self, now: Instant) -> Totals {
-        let at = self.at(now);
+    fn totals(&self, holders: &Holders) -> Totals {
+        let now = self.now();
+        let at = micros(now);
+        let counts = holders.counts();
         Totals {
             at,
-            arrivals: self.arrivals.load(Relaxed),
-            completions: self.completions.load(Relaxed),
+            counts,
+            busy_ns: counts.busy_ns(now),
             timeouts: self.timeouts.load(Relaxed),
             shed: self.shed.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
             slow_waits: self.slow_waits.load(Relaxed),
             wait_us: self.wait_us.load(Relaxed),
-            use_ns: self.use_ns.load(Relaxed),
-            use_us_squared: self.use_us_squared.load(Relaxed),
             dials: self.dials.load(Relaxed),
             dial_us: self.dial_us.load(Relaxed),
-            busy_us: self.busy.read(at),
             queueing_us: self.queueing.read(at),
             waits: self.waits.read(),
         }
     }
+}
+
+/// What the integrals count in.
+#[inline]
+const fn micros(nanos: u64) -> u64 {
+    nanos / 1_000
 }
 
 /// What ended a wait.
@@ -176,18 +142,15 @@ pub(crate) enum WaitEnd {
 #[derive(Clone, Debug)]
 struct Totals {
     at: u64,
-    arrivals: u64,
-    completions: u64,
+    counts: Counts,
     timeouts: u64,
     shed: u64,
     cancelled: u64,
     slow_waits: u64,
     wait_us: u64,
-    use_ns: u64,
-    use_us_squared: u64,
     dials: u64,
     dial_us: u64,
-    busy_us: u64,
+    busy_ns: i64,
     queueing_us: u64,
     waits: [u64; BUCKETS],
 }
@@ -199,9 +162,9 @@ pub(crate) struct WindowReader {
 }
 
 impl WindowReader {
-    pub(crate) fn new(stats: &Stats, now: Instant) -> Self {
+    pub(crate) fn new(stats: &Stats, holders: &Holders) -> Self {
         Self {
-            last: stats.totals(now),
+            last: stats.totals(holders),
         }
     }
 
@@ -209,30 +172,36 @@ impl WindowReader {
     pub(crate) fn next(
         &mut self,
         stats: &Stats,
-        now: Instant,
+        holders: &Holders,
         limit: usize,
         queued: usize,
     ) -> (PoolWindow, Waits) {
-        let totals = stats.totals(now);
+        let totals = stats.totals(holders);
         let last = std::mem::replace(&mut self.last, totals);
         let totals = &self.last;
         let us = |now: u64, then: u64| Duration::from_micros(now.wrapping_sub(then));
         let duration = us(totals.at, last.at);
         let window = PoolWindow {
             duration,
-            arrivals: totals.arrivals - last.arrivals,
-            completions: totals.completions - last.completions,
+            arrivals: totals.counts.arrivals - last.counts.arrivals,
+            completions: totals.counts.completions - last.counts.completions,
             timeouts: totals.timeouts - last.timeouts,
             shed: totals.shed - last.shed,
             cancelled: totals.cancelled - last.cancelled,
             slow_waits: totals.slow_waits - last.slow_waits,
             wait_time: us(totals.wait_us, last.wait_us),
-            use_time: Duration::from_nanos(totals.use_ns.wrapping_sub(last.use_ns)),
-            use_time_squared: totals.use_us_squared.wrapping_sub(last.use_us_squared) as f64
+            use_time: Duration::from_nanos((totals.counts.use_ns).wrapping_sub(last.counts.use_ns)),
+            use_time_squared: (totals.counts.use_us_squared)
+                .wrapping_sub(last.counts.use_us_squared) as f64
                 * 1e-12,
             dials: totals.dials - last.dials,
             dial_time: us(totals.dial_us, last.dial_us),
-            busy: TimeIntegral::between(last.busy_us, totals.busy_us),
+            // A checkout of a moment ago may begin after the clock was read.
+            busy: Duration::from_nanos(
+                (totals.busy_ns.wrapping_sub(last.busy_ns))
+                    .try_into()
+                    .unwrap_or(0),
+            ),
             queueing: TimeIntegral::between(last.queueing_us, totals.queueing_us),
             capacity: duration.saturating_mul(limit.try_into().unwrap_or(u32::MAX)),
             limit,
@@ -267,19 +236,17 @@ struct TimeIntegral(AtomicU64);
 impl TimeIntegral {
     const COUNT_BITS: u32 = 21;
 
+    #[inline]
     fn enter(&self, at: u64) {
         let added = 1u64.wrapping_sub(at << Self::COUNT_BITS);
         self.0.fetch_add(added, Relaxed);
     }
 
     /// `since` is when it entered: a leave cannot lie before that.
+    #[inline]
     fn leave(&self, at: u64, since: u64) {
         let added = (at.max(since) << Self::COUNT_BITS).wrapping_sub(1);
         self.0.fetch_add(added, Relaxed);
-    }
-
-    fn count(&self) -> usize {
-        (self.0.load(Relaxed) & ((1 << Self::COUNT_BITS) - 1)) as usize
     }
 
     /// ∫n dt up to `at`, in microseconds modulo 2⁴³.

@@ -346,7 +346,7 @@ async fn settings_that_cannot_be_are_refused_with_their_value() {
         tuner.shrink_step = 2.0;
         b.tuner(tuner)
     });
-    assert_eq!(tuner, "tuner.shrink_step is 2: it is a part, from 0 to 1");
+    assert_eq!(tuner, "tuner.shrink_step is 2: expected from 0 to 1");
     let none = Autotuned::new(Memory::new(0, DIAL))
         .map(drop)
         .expect_err("there is no room");
@@ -541,11 +541,9 @@ async fn a_server_that_changed_is_told_by_its_errors_once() {
     assert_eq!(resizes(&pool), 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn at_the_knee_the_queue_is_shed_from_as_configured() {
-    let pool = Autotuned::builder(Memory::new(32, ms(1))).codel(Some(Codel::POOLS));
-    let pool = pool.bounds(2..=32).build().expect("valid settings");
-    // One row that all update: 200 a second, however many connections.
+/// Eighty users update one row, which serves 200 a second, however many connections; how many were
+/// shed, and for how many seconds the verdict was the knee.
+async fn one_row(pool: &Autotuned<Memory>) -> (usize, usize) {
     let row = std::sync::Arc::new(tokio::sync::Mutex::new(()));
     let users = (0..80).map(|_| {
         let (pool, row) = (pool.clone(), std::sync::Arc::clone(&row));
@@ -575,10 +573,31 @@ async fn at_the_knee_the_queue_is_shed_from_as_configured() {
         }
         seen
     });
-    let shed: usize = shed.into_iter().sum();
+    (shed.into_iter().sum(), at_knee)
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_knee_the_queue_is_shed_from_as_configured() {
+    let pool = Autotuned::builder(Memory::new(32, ms(1))).codel(Some(Codel::POOLS));
+    let pool = pool.bounds(2..=32).build().expect("valid settings");
+    let (shed, at_knee) = one_row(&pool).await;
     assert!(at_knee > 0, "{}", pool.verdict());
     assert!(shed > 100, "{shed} shed in {at_knee} seconds at the knee");
     assert!(pool.snapshot().target() <= 8, "{:?}", pool.snapshot());
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_with_patience_are_not_shed_at_the_knee_by_default_nor_any_where_that_is_off() {
+    let builder = || Autotuned::builder(Memory::new(32, ms(1))).bounds(2..=32);
+    let patient = builder().wait_timeout(Duration::from_secs(60)).build();
+    let patient = patient.expect("valid settings");
+    let (shed, at_knee) = one_row(&patient).await;
+    assert!(at_knee > 0, "{}", patient.verdict());
+    assert_eq!(shed, 0);
+    let off = builder().codel(None).build().expect("valid settings");
+    let (shed, at_knee) = one_row(&off).await;
+    assert!(at_knee > 0, "{}", off.verdict());
+    assert_eq!(shed, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ mod support;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, Pool};
@@ -268,6 +269,56 @@ async fn a_black_hole_costs_each_checkout_its_deadline_and_no_more() {
     }
 }
 
+/// A server that takes connections and says nothing; when each came.
+async fn silence() -> (SocketAddr, Arc<Mutex<Vec<Instant>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let came = Arc::<Mutex<Vec<Instant>>>::default();
+    let seen = Arc::clone(&came);
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            seen.lock().unwrap().push(Instant::now());
+            open.push(socket);
+        }
+    });
+    (address, came)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_does_not_dial_a_silent_server_in_a_storm() {
+    use pool_autotune::tuner::Verdict;
+    use sqlx::postgres::PgPoolOptions;
+
+    let (address, came) = silence().await;
+    // sqlx counts a connection that is being opened among those that exist.
+    let inner = PgPoolOptions::new()
+        .max_connections(25)
+        .connect_lazy(&format!("postgres://postgres@{address}/postgres"))
+        .expect("a valid url");
+    let pool = Autotuned::builder(inner)
+        .wait_timeout(Duration::from_secs(8))
+        .open_timeout(Duration::from_secs(8))
+        .build()
+        .expect("valid settings");
+    let start = Instant::now();
+    let callers = join_all((0..25).map(|_| timeout(Duration::from_secs(7), pool.get())));
+    let verdict = async {
+        sleep(Duration::from_millis(6_500)).await;
+        pool.verdict()
+    };
+    let (served, verdict) = tokio::join!(callers, verdict);
+    assert!(served.iter().all(|served| !matches!(served, Ok(Ok(_)))));
+    assert_eq!(verdict, Verdict::ConnectBound);
+    let came = came.lock().unwrap().clone();
+    let before = |time: Duration| came.iter().filter(|&&at| at - start < time).count();
+    println!("{} dials in 7 s", came.len());
+    assert!(before(Duration::from_millis(400)) <= 2);
+    // One that hangs for half a second makes room for another, or for one that asks why.
+    let most = before(Duration::from_secs(7));
+    assert!(most <= 2 * 15, "{most} dials in 7 s");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlx_recovers_from_a_killed_postgres() {
     use sqlx::Executor;
@@ -315,6 +366,55 @@ async fn sqlx_recovers_from_a_killed_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_says_why_a_connection_does_not_open() {
+    use sqlx::postgres::PgPoolOptions;
+
+    let mut postgres = Postgres::start().await.expect("Postgres starts");
+    let admin = connect(&config(&postgres)).await.expect("it is up");
+    let roles = "CREATE ROLE intruder NOLOGIN; CREATE ROLE guest LOGIN CONNECTION LIMIT 1";
+    admin.batch_execute(roles).await.expect("it is executed");
+    let intruder = postgres.url().replace("//postgres", "//intruder");
+    let guest = postgres.url().replace("//postgres", "//guest");
+    let pool = |url: &str| {
+        let options = PgPoolOptions::new().max_connections(4);
+        Autotuned::new(options.connect_lazy(url).expect("a valid url")).expect("valid settings")
+    };
+    let why = async |pool: &Autotuned<sqlx::PgPool>| {
+        let start = Instant::now();
+        let error = pool.get().await.map(drop).expect_err("it does not open");
+        assert!(matches!(error, Error::Backend(_)), "{error:?}");
+        println!(
+            "{:?} after {:?}",
+            pool.snapshot().dial_error(),
+            start.elapsed()
+        );
+        assert!(start.elapsed() < Duration::from_secs(3));
+        pool.report().to_string()
+    };
+    assert!(
+        why(&pool(&intruder))
+            .await
+            .contains("not permitted to log in")
+    );
+
+    let guests = pool(&guest);
+    let other = connect(&guest.parse().expect("a valid url")).await;
+    let other = other.expect("the only one");
+    assert!(why(&guests).await.contains("too many connections for role"));
+    drop(other);
+
+    let owners = pool(&postgres.url());
+    postgres.kill();
+    assert!(why(&owners).await.contains("refused"));
+    postgres.restart().await.expect("it starts again");
+    let back = timeout(Duration::from_secs(10), async {
+        while owners.get().await.is_err() {}
+    });
+    back.await.expect("it opens again");
+    assert_eq!(owners.snapshot().dial_error(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlx_closes_on_drop_what_it_was_told_to() {
     use sqlx::Executor;
     use sqlx::postgres::PgPoolOptions;
@@ -332,6 +432,35 @@ async fn sqlx_closes_on_drop_what_it_was_told_to() {
     let name = sqlx::query_scalar("SHOW application_name");
     let name: String = name.fetch_one(&mut **next).await.expect("it answers");
     assert_eq!(name, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlx_says_goodbye_for_each_connection_that_is_closed() {
+    use sqlx::postgres::PgPoolOptions;
+
+    let postgres = Postgres::start().await.expect("Postgres starts");
+    let admin = connect(&config(&postgres)).await.expect("it is up");
+    let options = PgPoolOptions::new().max_connections(8);
+    let inner = options.connect_lazy(&postgres.url()).expect("a valid url");
+    let pool = Autotuned::builder(inner).bounds(4..=8).build();
+    let pool = pool.expect("valid settings");
+    pool.prewarm(4).await.expect("they open");
+    assert_eq!(sessions(&admin).await.len(), 4);
+    // Idle ones, and one in use.
+    let in_use = pool.get().await.expect("free");
+    pool.failover();
+    drop(in_use);
+    assert!(
+        pool.drain(Duration::from_secs(5)).await,
+        "all permits are back"
+    );
+    let gone = timeout(Duration::from_secs(5), async {
+        while !sessions(&admin).await.is_empty() {}
+    });
+    gone.await.expect("no session is left");
+    let abandoned = "SELECT sessions_abandoned FROM pg_stat_database WHERE datname = 'postgres'";
+    let row = admin.query_one(abandoned, &[]).await.expect("a count");
+    assert_eq!(row.get::<_, i64>(0), 0);
 }
 
 /// Fifteen callers a second with five seconds of patience; when each came, and whether it was served.

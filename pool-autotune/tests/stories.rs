@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use pool_autotune::adapter::Adapter;
-use pool_autotune::adapter::bb8::Bb8;
+use pool_autotune::adapter::bb8::{Bb8, DialError, Member};
 use pool_autotune::tuner::{Reason, Verdict};
 use pool_autotune::{Autotuned, Error, Mode};
 use support::{Dice, Memory};
@@ -468,6 +470,53 @@ async fn callers_without_the_patience_for_a_dial_are_served_by_those_that_others
     let served: usize = join_all(callers).await.into_iter().sum();
     assert!(served > 4_000, "{served}");
     assert!(dials.load(Relaxed) <= 12, "{dials:?}");
+}
+
+/// Sets something on each connection.
+#[derive(Debug)]
+struct Mark(Arc<AtomicUsize>);
+
+impl bb8::CustomizeConnection<Member<usize>, DialError<std::io::Error>> for Mark {
+    fn on_acquire<'a>(
+        &'a self,
+        connection: &'a mut Member<usize>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), DialError<std::io::Error>>> + Send + 'a>> {
+        **connection = self.0.fetch_add(1, Relaxed) + 100;
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+struct Numbers;
+
+impl bb8::ManageConnection for Numbers {
+    type Connection = usize;
+    type Error = std::io::Error;
+
+    async fn connect(&self) -> Result<usize, std::io::Error> {
+        Ok(0)
+    }
+
+    async fn is_valid(&self, _: &mut usize) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut usize) -> bool {
+        false
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_customizer_of_bb8_reaches_each_connection_once() {
+    let marks = Arc::new(AtomicUsize::new(0));
+    let mark = Box::new(Mark(Arc::clone(&marks)));
+    let inner = bb8::Pool::builder().max_size(4).connection_customizer(mark);
+    let pool = Autotuned::new(Bb8::new(inner, Numbers)).expect("a runtime");
+    for _ in 0..10 {
+        let first = pool.get().await.expect("it opens");
+        let second = pool.get().await.expect("it opens");
+        assert_eq!(**first + **second, 201);
+    }
+    assert_eq!(marks.load(Relaxed), 2);
 }
 
 /// Connections that all die at once.

@@ -5,7 +5,7 @@ use std::{sync::Arc, task::Poll, time::Duration};
 
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
-use tower_capacity::gate::{Ask, Codel, Gate, GateConfig, Priority, RefusedReason};
+use tower_capacity::gate::{Ask, Codel, Gate, GateConfig, Partition, Priority, RefusedReason};
 
 const WAIT: Duration = Duration::from_millis(200);
 
@@ -34,6 +34,36 @@ async fn a_call_may_bound_its_own_wait() {
         .await
         .unwrap_err();
     assert_eq!(start.elapsed(), Duration::from_millis(30));
+}
+
+#[tokio::test]
+async fn a_permit_without_a_handle_is_inside_until_it_is_returned() {
+    let gate = gate(1, 4);
+    let entered = gate.try_enter(Ask::new()).unwrap();
+    assert!(gate.try_enter(Ask::new()).is_none());
+    let mut next = task::spawn(gate.acquire());
+    assert_pending!(next.poll());
+    gate.exit(entered);
+    let permit = assert_ready_ok!(next.poll());
+    let entered = permit.into_entered();
+    assert_eq!((gate.inflight(), entered.inflight()), (1, 1));
+    gate.exit(entered);
+    assert_eq!(gate.inflight(), 0);
+}
+
+#[test]
+fn a_permit_without_a_handle_is_of_its_partition() {
+    let gate = gate(4, 4);
+    for partition in [0, 1, 700, Partition::MAX].map(Partition::new) {
+        let ask = Ask::new().partition(partition);
+        let _other = gate.try_acquire().unwrap();
+        let before = gate.inflight_of(partition);
+        let entered = gate.try_enter(ask).unwrap();
+        assert_eq!((entered.inflight(), gate.inflight()), (2, 2));
+        assert_eq!(gate.inflight_of(partition), before + 1);
+        gate.exit(entered);
+        assert_eq!(gate.inflight_of(partition), before);
+    }
 }
 
 #[tokio::test(start_paused = true)]

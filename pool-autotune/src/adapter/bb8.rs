@@ -52,8 +52,8 @@ pub struct Bb8<M: ManageConnection> {
 
 impl<M: ManageConnection> Bb8<M> {
     /// Builds the pool. `max_size` is the most connections it may ever have; the wait timeout of
-    /// the gate is its `connection_timeout`. Lifetime, idle timeout, order and customizer are
-    /// bb8's; `min_idle`, `retry_connection` and `test_on_check_out` are switched off, the last in
+    /// the gate is its `connection_timeout`. Lifetime and idle timeout had better be those of the
+    /// [`Builder`](crate::Builder), and `min_idle` has to be. Order and customizer are bb8's; `retry_connection` and `test_on_check_out` are switched off, the last in
     /// favour of [`test_on_checkout`](Self::test_on_checkout).
     ///
     /// # Panics
@@ -63,7 +63,6 @@ impl<M: ManageConnection> Bb8<M> {
     pub fn new(builder: Builder<Managed<M>>, manager: M) -> Self {
         let manager = Arc::new(manager);
         let pool = builder
-            .min_idle(None)
             .retry_connection(false)
             .test_on_check_out(false)
             .build_unchecked(Managed(Arc::clone(&manager)));
@@ -164,11 +163,11 @@ where
     async fn checkout(&self) -> Result<Checked<Connection<M>>, M::Error> {
         while let Some(mut connection) = self.take_idle() {
             if !self.test_on_checkout || self.manager.is_valid(&mut connection).await.is_ok() {
-                return Ok(Checked::Reused(connection));
+                return Ok(Checked::reused(connection));
             }
             connection.close();
         }
-        self.open().await.map(Checked::Opened)
+        self.open().await.map(Checked::opened)
     }
 
     fn discard(&self, connection: Connection<M>, _before: Instant) -> PutBack {
@@ -183,6 +182,36 @@ where
             surplus.for_each(Connection::close);
         }
         PutBack::Done
+    }
+
+    fn knows_ages(&self) -> bool {
+        true
+    }
+
+    fn close_aged(&self, is_due: &mut dyn FnMut(Instant) -> bool) -> PutBack {
+        if Handle::try_current().is_err() {
+            return PutBack::Done;
+        }
+        // All are taken before the first goes back, and no checkout looks meanwhile.
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let take_next = || (self.count_idle() > 0).then(|| take(&self.pool)).flatten();
+        let idle: Vec<_> = iter::from_fn(take_next).collect();
+        for mut connection in idle {
+            if is_due(connection.member().born) {
+                connection.close();
+            }
+        }
+        PutBack::Done
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self.pool.config().min_idle {
+            None | Some(0) => Ok(()),
+            Some(min) => Err(format!(
+                "min_idle is {min}: bb8 would reopen what the tuner closes; leave it out, and use \
+                 `Builder::keep_open`"
+            )),
+        }
     }
 
     fn is_multiplexed(&self) -> bool {
@@ -285,6 +314,7 @@ impl<M: ManageConnection> ManageConnection for Managed<M> {
         Ok(Member {
             connection,
             surplus: false,
+            born: Instant::now(),
         })
     }
 
@@ -305,6 +335,7 @@ impl<M: ManageConnection> ManageConnection for Managed<M> {
 pub struct Member<C> {
     connection: C,
     surplus: bool,
+    born: Instant,
 }
 
 impl<C> Deref for Member<C> {

@@ -46,14 +46,27 @@ where
     async fn checkout(&self) -> Result<Checked<W>, Self::Error> {
         // Where nothing is wrapped, the object can be looked at as it is.
         if TypeId::of::<W>() == TypeId::of::<Object<M>>() {
-            let connection = get(self).await?;
-            let object = (&connection as &dyn Any).downcast_ref::<Object<M>>();
-            let opened = object.is_some_and(is_new);
-            return Ok(checked(opened, connection));
+            // Zero asks deadpool's semaphore and does not stand in its line, which costs less.
+            let at_once = waiting(self, Some(Duration::ZERO));
+            return match self.timeout_get(&at_once).await {
+                Ok(connection) => Ok(checked::<M, W>(connection)),
+                Err(PoolError::Timeout(TimeoutType::Wait)) => wait(self).await.map(checked::<M, W>),
+                Err(error) => Err(error),
+            };
         }
         let pool: Pool<M> = self.weak().upgrade().ok_or(PoolError::Closed)?;
-        let object = get(&pool).await?;
-        Ok(checked(is_new(&object), W::from(object)))
+        // Boxed, so that the case above does not carry the room for it.
+        let object = Box::pin(get(&pool)).await?;
+        Ok(Checked {
+            is_new: is_new(&object),
+            connection: W::from(object),
+        })
+    }
+
+    #[inline]
+    fn handed_out(connection: &W) -> Option<Instant> {
+        let metrics = Object::metrics(object::<M, W>(connection)?);
+        metrics.recycled.map(Instant::from_std)
     }
 
     fn is_closed(&self) -> bool {
@@ -79,6 +92,15 @@ where
         PutBack::Done
     }
 
+    fn knows_ages(&self) -> bool {
+        true
+    }
+
+    fn close_aged(&self, is_due: &mut dyn FnMut(Instant) -> bool) -> PutBack {
+        self.retain(|_, metrics| !is_due(Instant::from_std(metrics.created)));
+        PutBack::Done
+    }
+
     fn is_multiplexed(&self) -> bool {
         // The wrapper of deadpool-redis hides what it wraps.
         std::any::type_name::<M::Type>().contains("Multiplexed")
@@ -90,33 +112,46 @@ where
 }
 
 /// Takes an object without waiting in deadpool's own line.
-///
-/// The gate has done the waiting. That there is no place nevertheless means that others use
-/// the pool too, and deadpool without a timeout waits for them.
-async fn get<M, W>(pool: &Pool<M, W>) -> Result<W, PoolError<M::Error>>
-where
-    M: Manager,
-    W: From<Object<M>>,
-{
-    let within = |wait| Timeouts {
-        wait,
-        ..pool.timeouts()
-    };
-    // Zero asks deadpool's semaphore and does not stand in its line, which costs less.
-    match pool.timeout_get(&within(Some(Duration::ZERO))).await {
-        Err(PoolError::Timeout(TimeoutType::Wait)) => pool.timeout_get(&within(None)).await,
+async fn get<M: Manager>(pool: &Pool<M>) -> Result<Object<M>, PoolError<M::Error>> {
+    match pool.timeout_get(&waiting(pool, Some(Duration::ZERO))).await {
+        Err(PoolError::Timeout(TimeoutType::Wait)) => wait(pool).await,
         got => got,
     }
 }
 
+/// The gate has done the waiting. That there is no place nevertheless means that others use the pool
+/// too, and deadpool without a timeout waits for them.
+async fn wait<M, W>(pool: &Pool<M, W>) -> Result<W, PoolError<M::Error>>
+where
+    M: Manager,
+    W: From<Object<M>>,
+{
+    Box::pin(pool.timeout_get(&waiting(pool, None))).await
+}
+
+fn waiting<M, W>(pool: &Pool<M, W>, wait: Option<Duration>) -> Timeouts
+where
+    M: Manager,
+    W: From<Object<M>>,
+{
+    Timeouts {
+        wait,
+        ..pool.timeouts()
+    }
+}
+
+#[inline]
+fn object<M: Manager + 'static, W: 'static>(connection: &W) -> Option<&Object<M>> {
+    (connection as &dyn Any).downcast_ref()
+}
+
+#[inline]
 fn is_new<M: Manager>(object: &Object<M>) -> bool {
     Object::metrics(object).recycle_count == 0
 }
 
-fn checked<W>(opened: bool, connection: W) -> Checked<W> {
-    if opened {
-        Checked::Opened(connection)
-    } else {
-        Checked::Reused(connection)
-    }
+#[inline]
+fn checked<M: Manager + 'static, W: 'static>(connection: W) -> Checked<W> {
+    let is_new = object::<M, W>(&connection).is_some_and(is_new);
+    Checked { connection, is_new }
 }

@@ -60,9 +60,21 @@ pub trait Adapter: Send + Sync + 'static {
         &self,
     ) -> impl Future<Output = Result<Checked<Self::Connection>, Self::Error>> + Send;
 
+    /// When this idle connection was checked out, if the pool has just read the system's clock itself:
+    /// saves reading it again. Defaults to `None`.
+    #[inline]
+    fn handed_out(connection: &Self::Connection) -> Option<Instant> {
+        let _ = connection;
+        None
+    }
+
     /// Puts a connection back. The default drops it, for pools whose connections are back then.
-    fn put_back(&self, connection: Self::Connection) -> PutBack {
-        drop(connection);
+    ///
+    /// There is one; what is left of it is dropped. (Passed in place, since moving it costs more than a
+    /// lock.)
+    #[inline]
+    fn put_back(&self, connection: &mut Option<Self::Connection>) -> PutBack {
+        *connection = None;
         PutBack::Done
     }
 
@@ -90,8 +102,27 @@ pub trait Adapter: Send + Sync + 'static {
         false
     }
 
+    /// Finds out why a connection does not open, by opening and closing one, for a pool that tries again
+    /// by itself and does not say why. Called while a checkout waits for long; returns `None` if
+    /// there is nothing wrong. Defaults to `None`.
+    fn why_not(&self) -> impl Future<Output = Option<Self::Error>> + Send {
+        std::future::ready(None)
+    }
+
     /// Closes up to `count` idle connections, best the longest idle.
     fn close_idle(&self, count: usize) -> PutBack;
+
+    /// Whether [`close_aged`](Self::close_aged) knows how old connections are. Defaults to `false`.
+    fn knows_ages(&self) -> bool {
+        false
+    }
+
+    /// Closes the idle connections for which `is_due` returns `true` when called with the time at which
+    /// they were opened. Defaults to none.
+    fn close_aged(&self, is_due: &mut dyn FnMut(Instant) -> bool) -> PutBack {
+        let _ = is_due;
+        PutBack::Done
+    }
 
     /// Whether one connection serves many tasks at once, so that handing each out to a single task
     /// wastes it: as redis-rs' multiplexed connections, which pools of Redis hand out nevertheless.
@@ -111,12 +142,29 @@ pub trait Adapter: Send + Sync + 'static {
 
 /// A connection that was checked out of a pool.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Checked<C> {
+pub struct Checked<C> {
+    pub(crate) connection: C,
+    pub(crate) is_new: bool,
+}
+
+impl<C> Checked<C> {
     /// It was opened for this checkout.
-    Opened(C),
+    #[inline]
+    pub const fn opened(connection: C) -> Self {
+        Self {
+            connection,
+            is_new: true,
+        }
+    }
+
     /// It was idle.
-    Reused(C),
+    #[inline]
+    pub const fn reused(connection: C) -> Self {
+        Self {
+            connection,
+            is_new: false,
+        }
+    }
 }
 
 /// Whether connections are back, or gone.

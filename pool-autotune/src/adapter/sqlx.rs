@@ -3,8 +3,9 @@
 //! Hand the pool itself to [`Autotuned::new`](crate::Autotuned::new), and check connections out
 //! through it only. `max_connections` is the most connections it may ever have; the wait timeout of
 //! the gate is its `acquire_timeout`. `min_connections` has to be 0, or the tuned pool is not built:
-//! sqlx would reopen in a task of its own what the tuner closes. Switch `idle_timeout` and
-//! `max_lifetime` off where one connection more than the limit would hurt.
+//! sqlx would reopen in a task of its own what the tuner closes. Switch its `idle_timeout` off for
+//! [`Builder::idle_timeout`](crate::Builder::idle_timeout). Its `max_lifetime` stays, since it tells no
+//! ages.
 //!
 //! ```no_run
 //! use pool_autotune::Autotuned;
@@ -13,6 +14,10 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let postgres = PgPoolOptions::new().max_connections(50).connect_lazy("postgres:///orders")?;
 //! let pool = Autotuned::new(postgres)?;
+//! sqlx::query("SELECT 1").execute(&pool).await?;
+//! let mut transaction = pool.begin().await?;
+//! sqlx::query("UPDATE orders SET paid = true").execute(&mut *transaction).await?;
+//! transaction.commit().await?;
 //! let mut connection = pool.get().await?;
 //! sqlx::query("SELECT 1").execute(&mut **connection).await?;
 //! # Ok(())
@@ -28,16 +33,21 @@
 //! next checkout finds it idle. [`Connection::close_on_drop`] closes it instead, and its permit is
 //! returned when the socket is closed.
 
+mod executor;
+mod transaction;
+
 use std::fmt;
 use std::iter;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::pool::{Pool, PoolConnection};
-use sqlx::{Database, Error};
+use sqlx::{ConnectOptions, Connection as _, Database, Error};
 use tokio::time::Instant;
 
 use super::{Adapter, Checked, PutBack};
+
+pub use self::transaction::Transaction;
 
 impl<DB: Database> Adapter for Pool<DB> {
     type Connection = Connection<DB>;
@@ -66,13 +76,16 @@ impl<DB: Database> Adapter for Pool<DB> {
             close: false,
         };
         Ok(if opens {
-            Checked::Opened(connection)
+            Checked::opened(connection)
         } else {
-            Checked::Reused(connection)
+            Checked::reused(connection)
         })
     }
 
-    fn put_back(&self, mut connection: Connection<DB>) -> PutBack {
+    fn put_back(&self, connection: &mut Option<Connection<DB>>) -> PutBack {
+        let Some(mut connection) = connection.take() else {
+            return PutBack::Done;
+        };
         if connection.close {
             return close(connection);
         }
@@ -89,8 +102,21 @@ impl<DB: Database> Adapter for Pool<DB> {
             0 => Ok(()),
             min => Err(format!(
                 "min_connections is {min}: sqlx would reopen what the tuner closes; set it to 0, and \
-                 the smallest size with `Builder::bounds`"
+                 use `Builder::keep_open`"
             )),
+        }
+    }
+
+    /// sqlx goes on dialling where it is refused, where the server is full or starting.
+    async fn why_not(&self) -> Option<Error> {
+        let options = self.connect_options();
+        match options.connect().await {
+            Ok(connection) => {
+                // A connection that cannot be closed in good order is closed by its drop.
+                let _ = connection.close().await;
+                None
+            }
+            Err(error) => Some(error),
         }
     }
 

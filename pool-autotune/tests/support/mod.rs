@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pool_autotune::Autotuned;
 use pool_autotune::adapter::{Adapter, Checked, PutBack};
+use tokio::time::Instant;
 
 /// A pool in memory: opening a connection takes `dial`.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct Memory {
 #[derive(Debug, Default)]
 struct MemoryState {
     idle: Vec<usize>,
+    /// When each was opened.
+    born: Vec<Instant>,
     opened: usize,
     closed: usize,
     dialing: usize,
@@ -39,6 +42,11 @@ impl Memory {
             refused: Arc::default(),
             state: Arc::default(),
         }
+    }
+
+    /// How old a connection is.
+    pub(crate) fn age(&self, id: usize) -> Duration {
+        self.state.lock().unwrap().born[id - 1].elapsed()
     }
 
     pub(crate) fn opened(&self) -> usize {
@@ -80,7 +88,7 @@ impl Adapter for Memory {
         };
         let idle = self.state.lock().unwrap().idle.pop();
         if let Some(id) = idle {
-            return Ok(Checked::Reused(connection(id)));
+            return Ok(Checked::reused(connection(id)));
         }
         let dial = Dial::begin(&self.state);
         tokio::time::sleep(self.dial).await;
@@ -91,7 +99,8 @@ impl Adapter for Memory {
         }
         let mut state = self.state.lock().unwrap();
         state.opened += 1;
-        Ok(Checked::Opened(connection(state.opened)))
+        state.born.push(Instant::now());
+        Ok(Checked::opened(connection(state.opened)))
     }
 
     fn close_idle(&self, count: usize) -> PutBack {
@@ -99,6 +108,20 @@ impl Adapter for Memory {
         let surplus = state.idle.len().min(count);
         state.idle.drain(..surplus);
         state.closed += surplus;
+        PutBack::Done
+    }
+
+    fn knows_ages(&self) -> bool {
+        true
+    }
+
+    fn close_aged(&self, is_due: &mut dyn FnMut(Instant) -> bool) -> PutBack {
+        let mut state = self.state.lock().unwrap();
+        let MemoryState { idle, born, .. } = &mut *state;
+        let before = idle.len();
+        idle.retain(|&id| !is_due(born[id - 1]));
+        let closed = before - idle.len();
+        state.closed += closed;
         PutBack::Done
     }
 }
@@ -202,9 +225,9 @@ impl Census {
         if let Some(allowed) = self.0.allowed.get() {
             // Another thread may have lowered the limit a moment ago and be closing what is too
             // many. An opening that should not be is still one when it has finished.
-            let patience = tokio::time::Instant::now() + Duration::from_millis(100);
+            let patience = Instant::now() + Duration::from_millis(100);
             let excess = || self.open() > allowed();
-            while excess() && tokio::time::Instant::now() < patience {
+            while excess() && Instant::now() < patience {
                 std::thread::yield_now();
             }
             if excess() {

@@ -64,7 +64,11 @@ use tokio::{sync::Notify, time::Instant};
 pub(crate) use self::acquire::Enter;
 pub(crate) use self::word::MAX;
 pub use self::{
-    acquire::Acquire, codel::Codel, partition::Partition, permit::Permit, priority::Priority,
+    acquire::Acquire,
+    codel::Codel,
+    partition::Partition,
+    permit::{Entered, Permit},
+    priority::Priority,
 };
 
 use self::{
@@ -313,6 +317,23 @@ impl Gate {
         match self.shared.try_enter(ask.priority, ask.partition) {
             Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word), ask.partition)),
             Err(word) => Err(Refused::now(word, RefusedReason::Full)),
+        }
+    }
+
+    /// Enters now or not at all, for a caller that holds the gate itself and returns what it got to
+    /// [`exit`](Self::exit). `None` where [`try_acquire_with`](Self::try_acquire_with) would have refused.
+    #[inline]
+    #[must_use = "dropping it leaves the request inside: return it with `exit`"]
+    pub fn try_enter(&self, ask: Ask) -> Option<Entered> {
+        let entered = self.shared.try_enter(ask.priority, ask.partition).ok()?;
+        Some(Entered::new(GateSnapshot(entered), ask.partition))
+    }
+
+    /// Returns a permit without a handle.
+    #[inline]
+    pub fn exit(&self, entered: Entered) {
+        if let Some(partition) = entered.partition() {
+            self.shared.leave(partition);
         }
     }
 

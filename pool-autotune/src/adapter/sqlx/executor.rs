@@ -1,0 +1,148 @@
+//! Queries on the pool itself.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use sqlx::pool::Pool;
+use sqlx::{Database, Describe, Either, Error, Execute, Executor};
+
+use crate::Autotuned;
+
+/// Runs a query on a connection that is checked out for it, like `&Pool` does. A stream of rows keeps
+/// its connection until it ends or is dropped.
+///
+/// `sqlx::Acquire` is not implemented, because a `sqlx::Transaction` has no room for the permit: call
+/// [`Autotuned::begin`](Autotuned::begin), or give what asks for it, such as a migrator,
+/// `&mut **checkout`.
+impl<'p, DB: Database> Executor<'p> for &'_ Autotuned<Pool<DB>>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
+    type Database = DB;
+
+    fn fetch_many<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxStream<'e, Result<Either<DB::QueryResult, DB::Row>, Error>>
+    where
+        E: 'q + Execute<'q, DB>,
+    {
+        let pool = self.clone();
+        Box::pin(Yielding::new(|yielder| async move {
+            let mut connection = pool.get().await?;
+            let mut rows = (**connection).fetch_many(query);
+            while let Some(row) = poll_fn(|cx| rows.as_mut().poll_next(cx)).await {
+                yielder.send(row?).await;
+            }
+            Ok(())
+        }))
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxFuture<'e, Result<Option<DB::Row>, Error>>
+    where
+        E: 'q + Execute<'q, DB>,
+    {
+        let pool = self.clone();
+        Box::pin(async move { (**pool.get().await?).fetch_optional(query).await })
+    }
+
+    fn prepare_with<'e, 'q: 'e>(
+        self,
+        sql: &'q str,
+        parameters: &'e [DB::TypeInfo],
+    ) -> BoxFuture<'e, Result<DB::Statement<'q>, Error>> {
+        let pool = self.clone();
+        Box::pin(async move { (**pool.get().await?).prepare_with(sql, parameters).await })
+    }
+
+    fn describe<'e, 'q: 'e>(self, sql: &'q str) -> BoxFuture<'e, Result<Describe<DB>, Error>> {
+        let pool = self.clone();
+        Box::pin(async move { (**pool.get().await?).describe(sql).await })
+    }
+}
+
+/// As bare sqlx would have said it. [`crate::Error`] says more.
+impl From<crate::Error<Self>> for Error {
+    fn from(error: crate::Error<Self>) -> Self {
+        match error {
+            crate::Error::Backend(error) => error,
+            crate::Error::Closed => Self::PoolClosed,
+            _ => Self::PoolTimedOut,
+        }
+    }
+}
+
+/// A stream of what a future sends, which so can hold a connection and what borrows it.
+struct Yielding<'e, T> {
+    /// `None` after the end.
+    run: Option<BoxFuture<'e, Result<(), Error>>>,
+    item: Yielder<T>,
+}
+
+struct Yielder<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Yielder<T> {
+    fn take(&self) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Returns when the stream is polled for the next item.
+    async fn send(&self, item: T) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(item);
+        let mut is_sent = false;
+        poll_fn(|_| match std::mem::replace(&mut is_sent, true) {
+            // The stream returns the item, and is polled again without a wake-up.
+            false => Poll::Pending,
+            true => Poll::Ready(()),
+        })
+        .await;
+    }
+}
+
+impl<'e, T> Yielding<'e, T> {
+    fn new<F>(run: impl FnOnce(Yielder<T>) -> F) -> Self
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'e,
+    {
+        let item = Arc::new(Mutex::new(None));
+        Self {
+            run: Some(Box::pin(run(Yielder(Arc::clone(&item))))),
+            item: Yielder(item),
+        }
+    }
+}
+
+impl<T> Stream for Yielding<'_, T> {
+    type Item = Result<T, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(run) = &mut self.run else {
+            return Poll::Ready(None);
+        };
+        let polled = run.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.run = None;
+        }
+        match (self.item.take(), polled) {
+            (Some(item), _) => Poll::Ready(Some(Ok(item))),
+            (None, Poll::Ready(Ok(()))) => Poll::Ready(None),
+            (None, Poll::Ready(Err(error))) => Poll::Ready(Some(Err(error))),
+            (None, Poll::Pending) => Poll::Pending,
+        }
+    }
+}
+
+impl<T> fmt::Debug for Yielding<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Yielding").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,290 @@
+//! Connections that are closed for their age or because they are not needed, and those kept open.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tower_capacity::gate::Ask;
+
+use crate::adapter::{Adapter, PutBack};
+use crate::control::Control;
+use crate::driver::TICK;
+use crate::opening::Unused;
+use crate::shared::{Inside, Shared, until_done};
+use crate::{Error, Mode};
+
+#[derive(Debug)]
+pub(crate) struct Aging {
+    lifetime: Option<Lifetime>,
+    idle_timeout: Option<Duration>,
+    keep_open: usize,
+    /// The most checkouts inside at once since the last look.
+    peak: AtomicUsize,
+    /// Before, no connection is closed for its age; as the clock of the pool has it.
+    next: AtomicU64,
+    /// Returns that pass without a look.
+    skip: AtomicUsize,
+    looks: AtomicUsize,
+    is_warming: AtomicBool,
+}
+
+/// Connections that were opened together are not closed together: from a point in their last
+/// third on, which differs from pool to pool, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Lifetime {
+    most: Duration,
+    /// The age from which a connection is closed when that costs nothing.
+    due: Duration,
+    /// The age from which it is closed in any case.
+    overdue: Duration,
+}
+
+impl Lifetime {
+    fn new(most: Duration) -> Self {
+        let random = RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64;
+        Self {
+            most,
+            due: most.mul_f64(0.7 + 0.05 * random),
+            overdue: most.mul_f64(0.85),
+        }
+    }
+
+    /// The time from one closing to the next, so that all are closed within an eighth of a lifetime.
+    fn spacing(&self, connections: usize) -> Duration {
+        /// The pace at which the dial budget replaces them.
+        const LEAST: Duration = Duration::from_millis(20);
+        let all: u32 = connections.clamp(1, 1 << 20) as u32;
+        LEAST.max(self.most / 8 / all)
+    }
+}
+
+/// What the driver keeps about ages.
+#[derive(Debug)]
+pub(crate) struct AgingState {
+    /// One more may be opened, to take the place of one that is due.
+    pub(crate) is_replacing: bool,
+    /// The most that were inside in the half of the idle timeout before this.
+    needed: usize,
+    needed_since: Instant,
+}
+
+impl AgingState {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            is_replacing: false,
+            needed: usize::MAX,
+            needed_since: now,
+        }
+    }
+}
+
+impl Aging {
+    pub(crate) fn new(
+        max_lifetime: Option<Duration>,
+        idle_timeout: Option<Duration>,
+        keep_open: usize,
+    ) -> Self {
+        Self {
+            lifetime: max_lifetime.map(Lifetime::new),
+            idle_timeout,
+            keep_open,
+            peak: AtomicUsize::new(0),
+            next: AtomicU64::new(0),
+            skip: AtomicUsize::new(0),
+            looks: AtomicUsize::new(0),
+            is_warming: AtomicBool::new(false),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn entered(&self, inflight: usize) {
+        if inflight > self.peak.load(Relaxed) {
+            self.peak.fetch_max(inflight, Relaxed);
+        }
+    }
+
+    /// A look at many connections is paid for by as many returns, at random: callers that work in step
+    /// would otherwise have the same one passed over each time.
+    fn skip_some(&self, seen: usize) {
+        let mut random = self.looks.fetch_add(1, Relaxed) as u64;
+        random = (random ^ random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        random = (random ^ random >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let most = 2 * seen.max(1) - 1;
+        self.skip.store((random >> 33) as usize % most, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn has_lifetime(&self) -> bool {
+        self.lifetime.is_some()
+    }
+}
+
+impl<P: Adapter> Shared<P> {
+    pub(crate) fn age(self: &Arc<Self>, control: &mut Control, now: Instant) {
+        if self.mode == Mode::Recommend {
+            return;
+        }
+        for _ in 0..control.dial.at_once() {
+            if !self.is_time_to_retire() {
+                break;
+            }
+            // With its permit, so that it is neither handed out nor counted twice meanwhile.
+            let Some(entered) = self.gate.try_enter(Ask::new()) else {
+                break;
+            };
+            let cover = Inside::uncounted(Arc::clone(self), entered);
+            let Some(closing) = self.retire(control, now) else {
+                break;
+            };
+            until_done(closing, cover);
+        }
+        self.close_unneeded(control, now);
+        self.keep_open();
+    }
+
+    /// Closes a connection that is due, after one has been given back.
+    #[cold]
+    pub(crate) fn retire_returned(&self) -> PutBack {
+        let Some(lifetime) = self.aging.lifetime.filter(|_| self.is_time_to_retire()) else {
+            return PutBack::Done;
+        };
+        let skip = self.aging.skip.load(Relaxed);
+        if skip > 0 {
+            self.aging.skip.store(skip - 1, Relaxed);
+            return PutBack::Done;
+        }
+        let now = Instant::now();
+        let due = now.checked_sub(lifetime.due);
+        let (mut seen, mut is_any_due) = (0, false);
+        // Closes none.
+        let _ = self.adapter.close_aged(&mut |born| {
+            seen += 1;
+            is_any_due |= due.is_some_and(|due| born <= due);
+            false
+        });
+        if !is_any_due {
+            self.aging.skip_some(seen);
+            return PutBack::Done;
+        }
+        let closing = self.retire(&mut self.control(), now);
+        closing.unwrap_or(PutBack::Done)
+    }
+
+    fn is_time_to_retire(&self) -> bool {
+        self.aging.has_lifetime() && self.stats.now() >= self.aging.next.load(Relaxed)
+    }
+
+    /// Closes an idle connection that is due, unless it is needed until another has taken its place.
+    fn retire(&self, control: &mut Control, now: Instant) -> Option<PutBack> {
+        let lifetime = self.aging.lifetime?;
+        let due = now.checked_sub(lifetime.due)?;
+        let overdue = now.checked_sub(lifetime.overdue);
+        let max = control.tuner.bounds().max();
+        let target = self.target.load(Relaxed) + control.held.count + control.hanging;
+        let target = target.min(max);
+        let size = self.adapter.size();
+        let idle = self.adapter.idle();
+        let idle = idle.unwrap_or_else(|| size.saturating_sub(self.holders.in_hand()));
+        // At the maximum none can be opened before.
+        let is_full = size >= target && target >= max;
+        let is_spare = idle >= 2 || size > target || is_full;
+        let (mut closed, mut waits) = (0, 0);
+        let closing = self.adapter.close_aged(&mut |born| {
+            let closes = is_spare || overdue.is_some_and(|overdue| born <= overdue);
+            let is_due = born <= due && closed == 0;
+            waits += usize::from(is_due && !closes);
+            closed += usize::from(is_due && closes);
+            is_due && closes
+        });
+        if closed > 0 {
+            // What a tick comes too late is made up for.
+            let last = self.stats.now().saturating_sub(TICK.as_nanos() as u64);
+            let from = self.aging.next.load(Relaxed).max(last);
+            let next = from + lifetime.spacing(size).as_nanos() as u64;
+            self.aging.next.store(next, Relaxed);
+            control.aging.is_replacing = false;
+        } else if waits > 0 {
+            control.aging.is_replacing = true;
+            control.ahead = control.ahead.max(1);
+        }
+        (closed > 0).then_some(closing)
+    }
+
+    /// Closes the connections that were not needed for as long as the idle timeout.
+    ///
+    /// A timer for each would close none where the pool behind hands them out in turn.
+    fn close_unneeded(&self, control: &mut Control, now: Instant) {
+        let Some(idle_timeout) = self.aging.idle_timeout else {
+            return;
+        };
+        let half = idle_timeout / 2;
+        if now.saturating_duration_since(control.aging.needed_since) < half {
+            return;
+        }
+        let peak = self.aging.peak.swap(self.gate.inflight(), Relaxed);
+        let needed = peak.max(control.aging.needed);
+        control.aging.needed = peak;
+        control.aging.needed_since = now;
+        let surplus = self
+            .adapter
+            .size()
+            .saturating_sub(needed.max(self.aging.keep_open));
+        self.close_free(surplus);
+    }
+
+    /// Opens what is missing of the connections to be kept open.
+    fn keep_open(self: &Arc<Self>) {
+        let target = self.target.load(Relaxed);
+        let keep = self.aging.keep_open.min(target);
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        if self.adapter.size() >= keep || self.aging.is_warming.swap(true, Relaxed) {
+            return;
+        }
+        let warming = Warming(Arc::clone(self));
+        let opening = async move {
+            // Tried again at the next look.
+            let _ = warming.0.warm(keep).await;
+            drop(warming);
+        };
+        drop(runtime.spawn(opening));
+    }
+
+    /// Opens connections within the dial budget until there are as many, and none that is idle.
+    pub(crate) async fn warm(self: &Arc<Self>, connections: usize) -> Result<(), Error<P::Error>> {
+        let opening: Vec<_> = (0..connections)
+            .map(|_| {
+                let shared = Arc::clone(self);
+                tokio::spawn(async move {
+                    let ask = Ask::new();
+                    let mut entry = pin!(shared.gate.acquire_with(ask));
+                    let permit = shared.enter(entry.as_mut()).await;
+                    let permit = permit.map_err(|refused| Error::refused(&refused))?;
+                    let inside = Inside::uncounted(Arc::clone(&shared), permit.into_entered());
+                    shared.dial(inside, Instant::now(), ask, false).await
+                })
+            })
+            .collect();
+        // All are kept until the last is open: one that goes back would be the next to be found.
+        let mut open: Vec<Unused<P>> = Vec::new();
+        for opening in opening {
+            if let Ok(opened) = opening.await {
+                open.push(opened?);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Warming<P: Adapter>(Arc<Shared<P>>);
+
+impl<P: Adapter> Drop for Warming<P> {
+    fn drop(&mut self) {
+        self.0.aging.is_warming.store(false, Relaxed);
+    }
+}
