@@ -260,6 +260,11 @@ impl<P: Adapter> Builder<P> {
     pub fn build(self) -> Result<Autotuned<P>, BuildError> {
         let runtime = Handle::try_current().map_err(|_| BuildError::NoRuntime)?;
         check_tuner(&self.tuner)?;
+        if self.name.as_deref() == Some("") {
+            return Err(setting(
+                "the name of the pool is empty: expected one that tells it from others in metrics",
+            ));
+        }
         self.pool.check().map_err(BuildError::Setting)?;
         let pool_max = self.pool.max_size();
         let bounds = self.checked_bounds(pool_max)?;

@@ -341,6 +341,7 @@ async fn settings_that_cannot_be_are_refused_with_their_value() {
     );
     assert!(build(|b| b.wait_timeout(Duration::ZERO)).starts_with("wait_timeout is 0 s"));
     assert!(build(|b| b.open_timeout(Duration::ZERO)).starts_with("open_timeout is 0 s"));
+    assert!(build(|b| b.name("")).starts_with("the name of the pool is empty"));
     let tuner = build(|b| {
         let mut tuner = TunerConfig::default();
         tuner.shrink_step = 2.0;

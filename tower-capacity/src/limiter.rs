@@ -565,7 +565,8 @@ impl LimiterBuilder {
         self
     }
 
-    /// Sets how long a request waits at most. Defaults to one second.
+    /// Sets how long a request waits at most; zero sheds at once, as a queue of zero does. Defaults to
+    /// one second.
     pub const fn max_wait(mut self, wait: Duration) -> Self {
         self.settings.max_wait = wait;
         self
@@ -671,11 +672,14 @@ impl LimiterBuilder {
     /// # Errors
     ///
     /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`], if a law that
-    /// was set starts outside them or is to start warm, or if shares are not possible. The default law starts at the
-    /// nearest bound instead.
+    /// was set starts outside them or is to start warm, if shares are not possible, or if the name is
+    /// empty. The default law starts at the nearest bound instead.
     pub fn build(mut self) -> Result<Limiter, ConfigError> {
         check_bounds(&self.settings.bounds)?;
         check_shares(&self.shares)?;
+        if self.name.is_empty() {
+            return Err(ConfigError::Name);
+        }
         let law = match self.law.take() {
             Some(law) if !self.settings.bounds.contains(&law.initial()) => {
                 return Err(ConfigError::InitialOutOfBounds {
@@ -717,16 +721,26 @@ fn check_bounds(bounds: &RangeInclusive<usize>) -> Result<(), ConfigError> {
 fn check_shares(shares: &[(Box<str>, f64)]) -> Result<(), ConfigError> {
     let mut sum = 0.0;
     for (index, (key, share)) in shares.iter().enumerate() {
-        let is_again = shares[..index].iter().any(|(other, _)| other == key);
-        sum += share;
-        // A sum of decimal fractions may miss 1 by a little.
-        let fits = *share > 0.0 && sum <= 1.0 + 1e-9;
-        if is_again || !fits || index >= Partition::MAX {
+        let key = || key.to_string();
+        // Not a number is in no range.
+        if !(*share > 0.0 && *share <= 1.0) {
             return Err(ConfigError::Share {
-                key: key.to_string(),
+                key: key(),
                 share: *share,
             });
         }
+        if shares[..index].iter().any(|(other, _)| **other == *key()) {
+            return Err(ConfigError::ShareTwice { key: key() });
+        }
+        sum += share;
+        // A sum of decimal fractions may miss 1 by a little.
+        if sum > 1.0 + 1e-9 {
+            return Err(ConfigError::ShareSum { key: key(), sum });
+        }
+    }
+    if shares.len() > Partition::MAX {
+        let keys = shares.len();
+        return Err(ConfigError::ShareCount { keys });
     }
     Ok(())
 }
@@ -786,14 +800,36 @@ pub enum ConfigError {
         /// Name of the law that was set.
         law: &'static str,
     },
-    /// A share of the limit cannot be guaranteed.
+    /// A share of the limit is not above 0 and at most 1.
     #[non_exhaustive]
     Share {
-        /// Whose share.
+        /// The key that was to have it.
         key: String,
         /// The share asked for.
         share: f64,
     },
+    /// A key was given two shares.
+    #[non_exhaustive]
+    ShareTwice {
+        /// The key.
+        key: String,
+    },
+    /// The shares are more than the limit.
+    #[non_exhaustive]
+    ShareSum {
+        /// The first key whose share no longer fits.
+        key: String,
+        /// Of the shares up to that one.
+        sum: f64,
+    },
+    /// More keys have shares than there are partitions.
+    #[non_exhaustive]
+    ShareCount {
+        /// Keys with a share.
+        keys: usize,
+    },
+    /// The name is empty, so that metrics would carry an empty label.
+    Name,
 }
 
 impl fmt::Display for ConfigError {
@@ -814,9 +850,21 @@ impl fmt::Display for ConfigError {
             ),
             Self::Share { key, share } => write!(
                 f,
-                "a share of {share} for {key:?} is not possible: expected shares above 0, each \
-                 key once, a sum of at most 1, and at most {} keys",
+                "the share of {key:?} is {share}: expected one above 0 and at most 1"
+            ),
+            Self::ShareTwice { key } => write!(f, "{key:?} has two shares: expected one"),
+            Self::ShareSum { key, sum } => write!(
+                f,
+                "with that of {key:?} the shares add up to {sum:.3}: expected at most 1, since they \
+                 are parts of one limit"
+            ),
+            Self::ShareCount { keys } => write!(
+                f,
+                "{keys} keys have a share: expected at most {}",
                 Partition::MAX
+            ),
+            Self::Name => f.write_str(
+                "the name of the limiter is empty: expected one that tells it from others in metrics",
             ),
         }
     }

@@ -623,21 +623,28 @@ fn impossible_shares_are_refused_with_the_key_that_does_not_fit() {
         let add = |builder: LimiterBuilder, (key, share): &(&str, f64)| builder.share(key, *share);
         shares.iter().fold(builder, add).build().unwrap_err()
     };
-    for shares in [
-        &[("checkout", 0.0)][..],
-        &[("checkout", -0.1)],
-        &[("checkout", f64::NAN)],
-        &[("search", 0.7), ("checkout", 0.4)],
-        &[("checkout", 0.1), ("checkout", 0.2)],
+    for (shares, why) in [
+        (&[("checkout", 0.0)][..], "is 0"),
+        (&[("checkout", -0.1)], "is -0.1"),
+        (&[("checkout", f64::NAN)], "is NaN"),
+        (&[("search", 0.7), ("checkout", 0.4)], "add up to 1.1"),
+        (&[("checkout", 0.1), ("checkout", 0.2)], "has two shares"),
     ] {
         let error = refused(shares).to_string();
         assert!(error.contains("\"checkout\""), "{error}");
+        assert!(error.contains(why), "{error}");
     }
     let tenths = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
     let builder = tenths
         .iter()
         .fold(Limiter::builder(), |builder, key| builder.share(key, 0.1));
     builder.build().expect("ten tenths are a whole");
+}
+
+#[test]
+fn an_empty_name_is_refused() {
+    let error = Limiter::builder().name("").build().unwrap_err();
+    assert_eq!(error, ConfigError::Name);
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl ShaperBuilder {
         self
     }
 
-    /// Sets how long a request may wait.
+    /// Sets how long a request may wait; with zero, one that cannot be sent at once is refused.
     ///
     /// Defaults to 30 seconds.
     pub fn max_wait(mut self, wait: Duration) -> Self {
