@@ -229,15 +229,7 @@ impl<P: Adapter> Shared<P> {
         self.holders.arrived();
         let checked = Box::pin(self.check(Instant::now(), polled, opening));
         let (connection, since) = checked.await?;
-        let slot = self.holders.enter(call_site, since, Arrival::Before);
-        Ok(Checkout {
-            connection: Some(connection),
-            inside: Some(inside),
-            since,
-            call_site,
-            slot,
-            generation,
-        })
+        Ok(inside.hand_out(connection, since, call_site, generation))
     }
 
     /// A checkout that has to wait.
@@ -287,15 +279,7 @@ impl<P: Adapter> Shared<P> {
                 _ => return Err(Error::OpenTimeout(self.open_timeout)),
             }
         };
-        let slot = self.holders.enter(call_site, since, Arrival::Before);
-        Ok(Checkout {
-            connection: Some(connection),
-            inside: Some(inside),
-            since,
-            call_site,
-            slot,
-            generation,
-        })
+        Ok(inside.hand_out(connection, since, call_site, generation))
     }
 
     /// Waits for a connection that was not there at once, if it is not there yet. Returns since when it
@@ -397,6 +381,25 @@ impl<P: Adapter> Shared<P> {
 }
 
 impl<P: Adapter> Inside<P> {
+    /// A checkout that was counted when it arrived has its connection.
+    fn hand_out(
+        self,
+        connection: P::Connection,
+        since: u64,
+        call_site: &'static Location<'static>,
+        generation: usize,
+    ) -> Checkout<P> {
+        let slot = self.shared.holders.enter(call_site, since, Arrival::Before);
+        Checkout {
+            connection: Some(connection),
+            inside: Some(self),
+            since,
+            call_site,
+            slot,
+            generation,
+        }
+    }
+
     /// Puts a connection back, or closes one that is from before the last failover.
     #[inline]
     pub(crate) fn take_back(

@@ -17,6 +17,7 @@ use crate::stats::{Waits, WindowReader};
 use crate::tuner::{Decision, DialBudget, NestedAcquire, PoolWindow, Reason, Recording, Tuner};
 #[cfg(feature = "json")]
 use crate::tuner::{Given, LogWriter};
+
 /// What the driver of the tuner changes, and snapshots read.
 #[derive(Debug)]
 pub(crate) struct Control {

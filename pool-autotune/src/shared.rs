@@ -18,6 +18,7 @@ use crate::holders::Holders;
 use crate::metrics::Recorder;
 use crate::stats::Stats;
 use crate::{Mode, sqlstate};
+
 /// What all handles and checkouts of one pool share.
 pub(crate) struct Shared<P> {
     pub(crate) adapter: P,

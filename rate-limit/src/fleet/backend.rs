@@ -211,8 +211,8 @@ impl FleetBackend {
         self.with_certificates()
     }
 
-    /// Proves who this node is by the first of the certificates in `pem`, followed by those that
-    /// vouch for it, and its private `key`, for servers that want that (`tls-auth-clients`).
+    /// Presents the first certificate in `pem`, followed by its issuers, and proves it with its
+    /// private `key`, to servers that ask for one (`tls-auth-clients`).
     ///
     /// # Errors
     ///
