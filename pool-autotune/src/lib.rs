@@ -81,15 +81,16 @@
 //!
 //! - `deadpool`: an [`adapter`] for deadpool's managed pools, with any manager.
 //! - `bb8`: an [`adapter`] for bb8, with any connection manager.
-//! - `sqlx`: an [`adapter`] for sqlx, with any database.
-//! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (`sqlx`
-//!   reads those of sqlx.)
+//! - `sqlx-0_8`, `sqlx-0_9`: an [`adapter`] for sqlx of that version, with any database; `sqlx` is the
+//!   newest, 0.9. Both can be on. `sqlx-0_9` needs Rust 1.94, as sqlx 0.9 does.
+//! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (The features
+//!   for sqlx read those of sqlx.)
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
 //! - `tracing`: an event for every decision.
 //!
-//! The minimum supported Rust version is 1.88.
+//! The minimum supported Rust version is 1.88, and 1.94 with `sqlx-0_9`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
