@@ -29,6 +29,9 @@
 //! `Transaction`, which has no room for the permit. What asks for it takes a connection that was
 //! checked out: `sqlx::migrate!().run(&mut **pool.get().await?)` instead of `.run(&pool)`.
 //!
+//! Sea-orm takes a pool by value and has no hook before a query, so its pool cannot be tuned; a clone of it
+//! can be [`Observed`](crate::Observed).
+//!
 //! `PgListener::connect_with` takes the pool itself: give it [`Autotuned::inner`](crate::Autotuned::inner),
 //! whose connections are told apart from those of the gate, or a pool of its own.
 //!
