@@ -54,6 +54,9 @@
 //! database the queue is shed from by [`Codel`], since no size would serve it
 //! ([`Builder::codel`]).
 //!
+//! [`guide`] has longer answers: sizing the maximum, several processes, rolling out, why there was no
+//! connection, migrating.
+//!
 //! # Words
 //!
 //! - *Wait time*, *use time*: how long a checkout waits for its turn; how long it holds its connection.
@@ -110,6 +113,7 @@ mod control;
 mod driver;
 mod error;
 mod events;
+pub mod guide;
 mod holders;
 pub mod metrics;
 mod observed;
