@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -25,13 +25,12 @@ pub(crate) fn kit() -> PathBuf {
 
 /// A program of Debian's package `prometheus`.
 pub(crate) fn program(name: &str) -> Command {
-    let program = Path::new("/usr/bin").join(name);
-    assert!(
-        program.exists(),
-        "{} is not there: install Debian's package `prometheus`, as .ci/test does",
-        program.display()
-    );
-    Command::new(program)
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|directory| directory.join(name));
+    let program = found.into_iter().find(|program| program.exists());
+    Command::new(program.unwrap_or_else(|| {
+        panic!("{name} is not in PATH: install Debian's package `prometheus`, as .ci/test does")
+    }))
 }
 
 pub(crate) fn free_port() -> u16 {
