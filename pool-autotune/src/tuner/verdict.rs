@@ -33,6 +33,36 @@ pub enum Verdict {
     NestedAcquire(NestedAcquire),
 }
 
+impl Verdict {
+    /// Every [name](Self::as_str) there is.
+    #[cfg(feature = "metrics")]
+    pub(crate) const NAMES: [&str; 8] = [
+        "healthy",
+        "underprovisioned",
+        "at_knee",
+        "budget_bound",
+        "use_multiplexed",
+        "connect_bound",
+        "leaking",
+        "nested_acquire",
+    ];
+
+    /// The verdict as it stands in metrics.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Underprovisioned => "underprovisioned",
+            Self::AtKnee(_) => "at_knee",
+            Self::BudgetBound => "budget_bound",
+            Self::UseMultiplexed { .. } => "use_multiplexed",
+            Self::ConnectBound => "connect_bound",
+            Self::Leaking(_) => "leaking",
+            Self::NestedAcquire(_) => "nested_acquire",
+        }
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
