@@ -13,23 +13,32 @@ pub(crate) fn page(report: &Report) -> String {
 }
 
 fn write_page(html: &mut String, report: &Report) -> std::fmt::Result {
+    let sentence = headline(report);
+    let (verdict, aside) = match report.outcome() {
+        Outcome::NotMeasurable => ("Not measurable on this machine now.", sentence.as_str()),
+        Outcome::Met | Outcome::NotMet => (sentence.as_str(), ""),
+    };
     writeln!(
         html,
-        "<h1>Load report: {}</h1>\n<p class=\"verdict\">{}</p>",
+        "<h1>Load report: {}</h1>\n<p class=\"verdict\">{}</p>\n<p class=\"muted\">{}</p>",
         escaped(report.title),
-        escaped(&headline(report))
+        escaped(verdict),
+        escaped(aside)
     )?;
     let failed = report.checks.iter().filter(|check| !check.pass).count();
     let (tone, outcome) = match report.outcome() {
-        Outcome::Met => ("pass", format!("all {} checks passed", report.checks.len())),
+        Outcome::Met => (
+            "pass",
+            format!("✓ all {} checks passed", report.checks.len()),
+        ),
         Outcome::NotMet => (
             "fail",
-            format!("{failed} of {} checks failed", report.checks.len()),
+            format!("✗ {failed} of {} checks failed", report.checks.len()),
         ),
         Outcome::NotMeasurable => (
             "fail",
             format!(
-                "not measurable: this machine is busy: {}",
+                "✗ this machine is busy: {}",
                 report.conditions.problems.join("; ")
             ),
         ),
