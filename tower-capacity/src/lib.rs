@@ -65,6 +65,7 @@
 //! | `client` | for clients: throttling, retry budgets, a limit that shows in readiness |
 //! | `cpu-pressure` | the CPU pressure of Linux as a brake |
 //! | `metrics` | metrics through the `metrics` facade |
+//! | `serde` | [`LimiterSettings`] and [`Mode`] from configuration |
 //! | `tracing` | events through `tracing` |
 //!
 //! # Minimum supported Rust version
@@ -102,6 +103,8 @@ mod reject;
 #[cfg(not(loom))]
 mod saved;
 mod sync;
+#[cfg(not(loom))]
+mod text;
 #[cfg(all(feature = "client", not(loom)))]
 pub mod throttle;
 #[cfg(not(loom))]
@@ -121,6 +124,7 @@ pub use crate::{
     mode::{LimiterSettings, Mode},
     pressure::Pressure,
     saved::{ParseSavedLimitError, SavedLimit},
+    text::ParseSettingsError,
 };
 #[cfg(all(feature = "layer", not(loom)))]
 pub use crate::{
