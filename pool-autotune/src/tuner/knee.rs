@@ -38,7 +38,7 @@ pub struct KneeConfig {
     /// two of the pool's windows of 250 ms, in which what was under way before is done.
     pub settle: Duration,
     /// Time to measure it for. Defaults to 1.5 s, or to three use times where those are longer, and
-    /// up to 6 s for a clear answer. At a thousand queries a second that is a standard error of 0.04
+    /// up to 6 s for a clear answer. At a thousand queries a second that is a standard error of 0.09
     /// for a growth by half.
     pub measure: Duration,
     /// A standard error of ε above this is no clear answer. Defaults to 0.15: then 0.25
@@ -53,8 +53,8 @@ pub struct KneeConfig {
     /// costs a database below its knee at most a fifth for half of a second, and shows at one above.
     pub dither: f64,
     /// How long each of the four slots of a dither lasts, the settling included. Defaults to 1 s,
-    /// and to four use times where those are longer: the shortest in which 1.5 s of a measurement are
-    /// had from two slots each way.
+    /// and to four use times where those are longer: the settling of 500 ms,
+    /// and as long to measure.
     pub slot: Duration,
     /// Shortest time between two experiments that taught nothing new. Defaults to 5 s: an
     /// experiment of four slots then takes less than half of the time.
