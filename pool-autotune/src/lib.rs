@@ -91,6 +91,7 @@
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
+//! - `serde`: [`Bounds`] and [`Mode`] from configuration.
 //! - `tracing`: an event for every decision.
 //!
 //! The minimum supported Rust version is 1.88, and 1.94 with `sqlx-0_9`.
@@ -123,6 +124,7 @@ mod shared;
 mod snapshot;
 mod sqlstate;
 mod stats;
+mod text;
 pub mod tuner;
 
 pub use crate::autotuned::Autotuned;
@@ -133,5 +135,6 @@ pub use crate::error::{BuildError, Error, Overload};
 pub use crate::observed::{Counts, Observation, Observe, Observed};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;
+pub use crate::text::ParseSettingError;
 pub use tower_capacity::Pressure;
 pub use tower_capacity::gate::{Ask, Codel, Priority};

@@ -65,6 +65,7 @@
 //! | `client` | for clients: throttling, retry budgets, a limit that shows in readiness |
 //! | `signals` | what the kernel and the runtime say, as brakes |
 //! | `metrics` | metrics through the `metrics` facade |
+//! | `serde` | [`LimiterSettings`] and [`Mode`] from configuration |
 //! | `tracing` | events through `tracing` |
 //!
 //! # Minimum supported Rust version
@@ -102,6 +103,8 @@ mod saved;
 #[cfg(all(feature = "signals", not(loom)))]
 pub mod signals;
 mod sync;
+#[cfg(not(loom))]
+mod text;
 #[cfg(all(feature = "client", not(loom)))]
 pub mod throttle;
 #[cfg(not(loom))]
@@ -121,6 +124,7 @@ pub use crate::{
     mode::{LimiterSettings, Mode},
     pressure::Pressure,
     saved::{ParseSavedLimitError, SavedLimit},
+    text::ParseSettingsError,
 };
 #[cfg(all(feature = "layer", not(loom)))]
 pub use crate::{

@@ -86,8 +86,8 @@ impl AtomicMode {
 /// [`LimiterBuilder::settings`](crate::LimiterBuilder::settings) starts with it. The control law
 /// and the shares of partitions are not part of it: what they hold was learned or is in use.
 ///
-/// It has no format of its own: a service that reads TOML or the environment has names and units
-/// of its own, and calls the setters with what it read.
+/// It is text, too, for configuration files (feature `serde`) and the environment:
+/// `limit 4..=200, queue 50, wait 250ms, mode shadow`.
 ///
 /// ```
 /// use std::time::Duration;
