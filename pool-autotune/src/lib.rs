@@ -70,7 +70,7 @@
 //!
 //! - For a single writer: SQLite's, or one behind an advisory lock. Its size is 1.
 //! - In front of a server that many processes share when together they may exceed its connection
-//!   limit: each tunes itself, so divide the limit and set each maximum to its share.
+//!   limit, unless they share a `fleet::Budget` (feature `fleet`): each tunes itself.
 //! - Behind connections kept for life (`LISTEN`, a leader's lock), beyond a few: they are counted apart
 //!   and leave the rest of the maximum to others, but each is one less. See [`Checkout::detach`].
 //! - Together with another resizer of the same pool, or with checkouts that bypass the gate.
@@ -84,6 +84,7 @@
 //! - `sqlx`: an [`adapter`] for sqlx, with any database.
 //! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (`sqlx`
 //!   reads those of sqlx.)
+//! - `fleet`: one budget of connections for all processes that share a Postgres (`fleet`).
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
@@ -109,10 +110,13 @@ mod control;
 mod driver;
 mod error;
 mod events;
+#[cfg(feature = "fleet")]
+pub mod fleet;
 mod holders;
 pub mod metrics;
 mod opening;
 mod report;
+mod rights;
 mod shared;
 mod snapshot;
 mod sqlstate;
