@@ -51,6 +51,8 @@ struct Setup {
     /// Beats whose reply is not waited for: it is lost, or late, or the beat itself is late.
     lost: u8,
     joins: u8,
+    /// Members, too, may open the connection that beats anew, at any time.
+    reopens: bool,
     mutant: Mutant,
     pod_mutant: PodMutant,
 }
@@ -67,6 +69,7 @@ const SETUP: Setup = Setup {
     shrinks: 0,
     lost: 0,
     joins: 0,
+    reopens: false,
     mutant: Mutant::None,
     pod_mutant: PodMutant::None,
 };
@@ -335,6 +338,7 @@ impl State {
         let runs = node.status == Status::Runs;
         let paused = node.status == Status::Paused;
         // The connection that beats is opened, from the reserve where need be.
+        let reopens = runs && setup.reopens;
         let returns = runs
             && node.open == 0
             && !node.is_valid()
@@ -344,7 +348,7 @@ impl State {
         let may_join = is_counted
             || self.strangers() < setup.reserve
             || setup.pod_mutant == PodMutant::JoinsFreely;
-        if self.joins > 0 && (node.status == Status::Absent || returns) && may_join {
+        if self.joins > 0 && (node.status == Status::Absent || returns || reopens) && may_join {
             add("joins", &|next| {
                 next.joins -= 1;
                 let node = &mut next.nodes[id];
@@ -851,6 +855,17 @@ mod small {
             members: 1,
             joins: 1,
             crashes: 1,
+            total: 3,
+            ..SETUP
+        });
+    }
+
+    #[test]
+    fn members_that_open_the_connection_that_beats_anew_never_exceed_the_total() {
+        assert_safe(Setup {
+            reserve: 1,
+            joins: 1,
+            reopens: true,
             total: 3,
             ..SETUP
         });
