@@ -361,7 +361,7 @@ impl<P: Adapter> Builder<P> {
             adapter: self.pool,
             gate,
             aging: Aging::new(self.max_lifetime, self.idle_timeout, self.keep_open),
-            recorder: Recorder::new(&name),
+            recorder: Recorder::new(&name, self.mode),
             mode: self.mode,
             name,
             open_timeout,

@@ -257,11 +257,14 @@ impl<P: Adapter> Shared<P> {
     }
 
     pub(crate) fn verdict(&self, now: Instant) -> Verdict {
+        self.judge(&self.control(), now)
+    }
+
+    fn judge(&self, control: &Control, now: Instant) -> Verdict {
         /// A deadlock that formed so recently is worth telling before anything else.
         const NESTED_FOR: Duration = Duration::from_secs(60);
         /// A pool that waits so long for connections to open waits for nothing else.
         const OPENING_FOR: Duration = Duration::from_secs(5);
-        let control = self.control();
         if let Some(nested) = control.confirm(self.holders.completions()) {
             return Verdict::NestedAcquire(nested);
         }
@@ -289,7 +292,7 @@ impl<P: Adapter> Shared<P> {
             return Verdict::UseMultiplexed { n };
         }
         match control.tuner.verdict() {
-            Verdict::Healthy => match self.held(&control, Duration::ZERO).leak() {
+            Verdict::Healthy => match self.held(control, Duration::ZERO).leak() {
                 Some(leak) => Verdict::Leaking(leak),
                 None => Verdict::Healthy,
             },
@@ -357,7 +360,9 @@ impl<P: Adapter> Shared<P> {
         control.recent.push(&window, &waits);
         control.recording.window(now, window);
         let size = self.adapter.size();
-        self.recorder.levels(Levels {
+        self.recorder.levels(|| Levels {
+            bounds: control.tuner.bounds(),
+            verdict: self.judge(control, now).as_str(),
             size,
             in_use: gate.inflight().min(size),
             pending: gate.queued(),

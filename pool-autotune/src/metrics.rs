@@ -16,11 +16,16 @@
 //! | `db.client.connection.wait_time`, however the wait ended | histogram | seconds |
 //! | `db.client.connection.use_time` | histogram | seconds |
 //! | `pool_autotune_target_size` | gauge | connections |
+//! | `pool_autotune_min_size`, `pool_autotune_max_size`: the bounds | gauge | connections |
+//! | `pool_autotune_verdict` (`verdict`): 1 for the one in force, 0 for the others | gauge | |
+//! | `pool_autotune_info` (`mode`, `version`): 1 | gauge | |
 //! | `pool_autotune_held`: out for far longer than usual | gauge | connections |
 //! | `pool_autotune_resizes_total` (`direction` = `up`, `down`, `reason`) | counter | resizes |
 //! | `pool_autotune_unserved_total` (`reason` = `timeout`, `shed`, `cancelled`, `closed`, `failed`) | counter | checkouts |
 //!
 //! `db.client.connection.idle.max` and `idle.min` are not reported: there are no such settings.
+
+use crate::Bounds;
 
 /// Connections that exist, by state.
 pub const COUNT: &str = "db.client.connection.count";
@@ -38,6 +43,15 @@ pub const WAIT_TIME: &str = "db.client.connection.wait_time";
 pub const USE_TIME: &str = "db.client.connection.use_time";
 /// Connections that the tuner wants there to be.
 pub const TARGET_SIZE: &str = "pool_autotune_target_size";
+/// Connections that there may be at least.
+pub const MIN_SIZE: &str = "pool_autotune_min_size";
+/// Connections that there may be at most.
+pub const MAX_SIZE: &str = "pool_autotune_max_size";
+/// 1 for the [`Verdict`](crate::Verdict) in force, by its [name](crate::Verdict::as_str), and 0 for
+/// the others.
+pub const VERDICT: &str = "pool_autotune_verdict";
+/// 1, with the mode of the pool and the version of the crate.
+pub const INFO: &str = "pool_autotune_info";
 /// Connections that are out for far longer than usual.
 pub const HELD: &str = "pool_autotune_held";
 /// Changes of the target.
@@ -92,6 +106,18 @@ pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 3] {
         Unit::Count,
         "connections that the tuner wants there to be"
     );
+    describe_gauge!(
+        MIN_SIZE,
+        Unit::Count,
+        "connections that there may be at least"
+    );
+    describe_gauge!(
+        MAX_SIZE,
+        Unit::Count,
+        "connections that there may be at most"
+    );
+    describe_gauge!(VERDICT, Unit::Count, "1 for the verdict in force");
+    describe_gauge!(INFO, Unit::Count, "1, with mode and version");
     describe_gauge!(
         HELD,
         Unit::Count,
@@ -148,6 +174,8 @@ impl Unserved {
     expect(dead_code, reason = "read by what records them")
 )]
 pub(crate) struct Levels {
+    pub(crate) bounds: Bounds,
+    pub(crate) verdict: &'static str,
     pub(crate) size: usize,
     pub(crate) in_use: usize,
     pub(crate) pending: usize,
@@ -168,7 +196,8 @@ mod on {
     use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
     use super::*;
-    use crate::tuner::Decision;
+    use crate::Mode;
+    use crate::tuner::{Decision, Verdict};
 
     const POOL_NAME: &str = "db.client.connection.pool.name";
     const STATE: &str = "db.client.connection.state";
@@ -176,6 +205,7 @@ mod on {
     /// The metrics of one pool.
     pub(crate) struct Recorder {
         pool: Arc<str>,
+        mode: Mode,
         handles: OnceLock<Handles>,
     }
 
@@ -189,15 +219,19 @@ mod on {
         wait_time: Histogram,
         use_time: Histogram,
         target: Gauge,
+        min_size: Gauge,
+        max_size: Gauge,
+        verdicts: [(&'static str, Gauge); Verdict::NAMES.len()],
         held: Gauge,
         /// In the order of [`Unserved::ALL`].
         unserved: [Counter; Unserved::ALL.len()],
     }
 
     impl Recorder {
-        pub(crate) fn new(pool: &Arc<str>) -> Self {
+        pub(crate) fn new(pool: &Arc<str>, mode: Mode) -> Self {
             Self {
                 pool: Arc::clone(pool),
+                mode,
                 handles: OnceLock::new(),
             }
         }
@@ -206,6 +240,8 @@ mod on {
             self.handles.get_or_init(|| {
                 describe_and_buckets();
                 let name = || Arc::clone(&self.pool);
+                let (mode, version) = (self.mode.as_str(), env!("CARGO_PKG_VERSION"));
+                gauge!(INFO, POOL_NAME => name(), "mode" => mode, "version" => version).set(1.0);
                 Handles {
                     idle: gauge!(COUNT, POOL_NAME => name(), STATE => "idle"),
                     used: gauge!(COUNT, POOL_NAME => name(), STATE => "used"),
@@ -216,6 +252,12 @@ mod on {
                     wait_time: histogram!(WAIT_TIME, POOL_NAME => name()),
                     use_time: histogram!(USE_TIME, POOL_NAME => name()),
                     target: gauge!(TARGET_SIZE, POOL_NAME => name()),
+                    min_size: gauge!(MIN_SIZE, POOL_NAME => name()),
+                    max_size: gauge!(MAX_SIZE, POOL_NAME => name()),
+                    verdicts: Verdict::NAMES.map(|verdict| {
+                        let gauge = gauge!(VERDICT, POOL_NAME => name(), "verdict" => verdict);
+                        (verdict, gauge)
+                    }),
                     held: gauge!(HELD, POOL_NAME => name()),
                     unserved: Unserved::ALL.map(|reason| {
                         let reason = reason.as_str();
@@ -246,10 +288,11 @@ mod on {
         }
 
         /// Before the first checkout the recorder may not be installed yet.
-        pub(crate) fn levels(&self, levels: Levels) {
+        pub(crate) fn levels(&self, levels: impl FnOnce() -> Levels) {
             let Some(handles) = self.handles.get() else {
                 return;
             };
+            let levels = levels();
             handles.used.set(levels.in_use as f64);
             handles
                 .idle
@@ -258,6 +301,11 @@ mod on {
             handles.max.set(levels.limit as f64);
             handles.target.set(levels.target as f64);
             handles.held.set(levels.held as f64);
+            handles.min_size.set(levels.bounds.min() as f64);
+            handles.max_size.set(levels.bounds.max() as f64);
+            for (verdict, gauge) in &handles.verdicts {
+                gauge.set(f64::from(u8::from(*verdict == levels.verdict)));
+            }
         }
 
         pub(crate) fn resized(&self, decision: &Decision) {
@@ -294,6 +342,7 @@ mod off {
     use std::time::Duration;
 
     use super::{Levels, Unserved};
+    use crate::Mode;
     use crate::tuner::Decision;
 
     /// Records nothing.
@@ -301,7 +350,7 @@ mod off {
     pub(crate) struct Recorder;
 
     impl Recorder {
-        pub(crate) fn new(_pool: &Arc<str>) -> Self {
+        pub(crate) fn new(_pool: &Arc<str>, _mode: Mode) -> Self {
             Self
         }
 
@@ -313,7 +362,7 @@ mod off {
 
         pub(crate) fn unserved(&self, _reason: Unserved) {}
 
-        pub(crate) fn levels(&self, _levels: Levels) {}
+        pub(crate) fn levels(&self, _levels: impl FnOnce() -> Levels) {}
 
         pub(crate) fn resized(&self, _decision: &Decision) {}
     }

@@ -86,12 +86,35 @@ async fn a_pool_reports_under_opentelemetry_names() {
         ),
         (format!("pool_autotune_target_size {name}"), gauge(3.0)),
         (format!("pool_autotune_held {name}"), gauge(0.0)),
+        (format!("pool_autotune_min_size {name}"), gauge(3.0)),
+        (format!("pool_autotune_max_size {name}"), gauge(8.0)),
+        (
+            format!(
+                "pool_autotune_info {name} mode=enforce version={}",
+                env!("CARGO_PKG_VERSION")
+            ),
+            gauge(1.0),
+        ),
     ];
+    let verdicts = [
+        "healthy",
+        "underprovisioned",
+        "at_knee",
+        "budget_bound",
+        "use_multiplexed",
+        "connect_bound",
+        "leaking",
+        "nested_acquire",
+    ];
+    let verdicts = verdicts.map(|verdict| {
+        let key = format!("pool_autotune_verdict {name} verdict={verdict}");
+        (key, gauge(f64::from(u8::from(verdict == "healthy"))))
+    });
     let unserved = ["timeout", "shed", "cancelled", "closed", "failed"].map(|reason| {
         let count = u64::from(reason == "timeout");
         let key = format!("pool_autotune_unserved_total {name} reason={reason}");
         (key, DebugValue::Counter(count))
     });
-    let expected = expected.into_iter().chain(unserved);
+    let expected = expected.into_iter().chain(unserved).chain(verdicts);
     assert_eq!(seen, expected.collect::<BTreeMap<_, _>>());
 }

@@ -157,6 +157,10 @@ impl Plan<Terms> {
                 Err(excess) => ruling.exceed(index, rule, excess),
             }
         }
+        if ruling.excess == Some(Excess::Never) {
+            // Whatever is owed, so it says nothing of the key.
+            return;
+        }
         for (index, rule) in rules().filter(|(index, _)| charge.cells(*index) > 0) {
             let scale = self.scale(table, charge, index);
             let admitted = ruling.admits() && fits[index];

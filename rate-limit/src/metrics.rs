@@ -3,6 +3,7 @@
 //! | name | type | labels |
 //! |---|---|---|
 //! | `rate_limit_requests_total` | counter | `policy`, `outcome` |
+//! | `rate_limit_info` | gauge | `policy`, `version` |
 //! | `rate_limit_keys` | gauge | `policy` |
 //! | `rate_limit_live_evictions_total` | counter | `policy` |
 //!
@@ -33,6 +34,8 @@
 
 /// Requests by `policy` and `outcome`.
 pub const REQUESTS_TOTAL: &str = "rate_limit_requests_total";
+/// 1, with the `version` of the crate.
+pub const INFO: &str = "rate_limit_info";
 /// Keys that the table remembers, with or without debt. It never falls, and stops at about twice
 /// [`max_keys`](crate::LimiterBuilder::max_keys): it shows how many there were, not the load.
 pub const KEYS: &str = "rate_limit_keys";
@@ -53,17 +56,31 @@ pub const FLEET_NODES: &str = "rate_limit_fleet_nodes";
 /// Servers that are not asked at the moment because they do not reply.
 pub const FLEET_OPEN: &str = "rate_limit_fleet_open";
 
-/// Describes every metric to the installed recorder, with its unit. Call it once, after the
-/// recorder is installed.
+/// Upper bounds of the buckets for [`FLEET_CALL_SECONDS`], in seconds: from a tenth of a millisecond
+/// to a second, three to a factor of ten.
+pub const FLEET_CALL_BUCKETS: [f64; 13] = [
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
+];
+
+/// Describes every metric to the installed recorder, with its unit, and returns the buckets that
+/// suit each histogram.
+///
+/// Call it once after the recorder is installed. A recorder that wants the buckets before, such as
+/// that of Prometheus, takes [`FLEET_CALL_BUCKETS`].
 #[cfg(feature = "metrics")]
 #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
-pub fn describe() {
+#[expect(
+    clippy::must_use_candidate,
+    reason = "called for the descriptions where the buckets are known"
+)]
+pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
     use metrics::{Unit, describe_counter, describe_gauge};
     describe_counter!(
         REQUESTS_TOTAL,
         Unit::Count,
         "requests, by policy and outcome"
     );
+    describe_gauge!(INFO, Unit::Count, "1, with the version");
     describe_gauge!(KEYS, Unit::Count, "keys that the limiter remembers");
     describe_counter!(
         LIVE_EVICTIONS_TOTAL,
@@ -88,6 +105,7 @@ pub fn describe() {
     );
     describe_gauge!(FLEET_NODES, Unit::Count, "nodes of the fleet");
     describe_gauge!(FLEET_OPEN, Unit::Count, "servers that are not asked");
+    [(FLEET_CALL_SECONDS, &FLEET_CALL_BUCKETS)]
 }
 
 /// What became of a request.
@@ -126,11 +144,12 @@ impl Meter {
 mod imp {
     use metrics::{Key, Label, Level, Metadata, with_recorder};
 
-    use super::{KEYS, LIVE_EVICTIONS_TOTAL, Meter, Outcome, REQUESTS_TOTAL};
+    use super::{INFO, KEYS, LIVE_EVICTIONS_TOTAL, Meter, Outcome, REQUESTS_TOTAL};
 
     #[derive(Debug)]
     pub(crate) struct Keys {
         outcomes: [Key; 6],
+        info: Key,
         resident: Key,
         live_evictions: Key,
     }
@@ -147,8 +166,10 @@ mod imp {
                 let labels = vec![policy.clone(), Label::from_static_parts("outcome", outcome)];
                 Key::from_parts(REQUESTS_TOTAL, labels)
             });
+            let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
             let keys = Keys {
                 outcomes,
+                info: Key::from_parts(INFO, vec![policy.clone(), version]),
                 resident: Key::from_parts(KEYS, vec![policy.clone()]),
                 live_evictions: Key::from_parts(LIVE_EVICTIONS_TOTAL, vec![policy]),
             };
@@ -162,9 +183,9 @@ mod imp {
 
         pub(crate) fn resident(&self, keys: usize) {
             with_recorder(|recorder| {
-                recorder
-                    .register_gauge(&self.keys.resident, &METADATA)
-                    .set(keys as f64);
+                let set = |key, value| recorder.register_gauge(key, &METADATA).set(value);
+                set(&self.keys.resident, keys as f64);
+                set(&self.keys.info, 1.0);
             });
         }
 

@@ -192,6 +192,11 @@ impl<T> Plans<T> {
         self.numbers.get(name).copied()
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn count(&self) -> usize {
+        self.first.len()
+    }
+
     /// What a plan enforces, by its number.
     #[inline]
     pub(crate) fn at(&self, number: usize) -> Current<'_, T> {

@@ -123,12 +123,33 @@ fn every_vector_finds_its_client() {
         ("IPv4 in brackets", "10.0.0.1", &[(XFF, "[203.0.113.7]")], "10.0.0.1"),
         ("quotes are not for this header", "10.0.0.1", &[(XFF, "\"203.0.113.7\"")], "10.0.0.1"),
         ("a host name", "10.0.0.1", &[(XFF, "example.org")], "10.0.0.1"),
+        ("a port of the client's that changes", "10.0.0.1", &[(XFF, "203.0.113.7:49152")], "203.0.113.7"),
+        ("a port on IPv6", "10.0.0.1", &[(XFF, "[2001:db8::7]:49152")], "2001:db8::7"),
+        ("the second line is the proxy's", "10.0.0.1", &[(XFF, "9.9.9.9"), (XFF, "203.0.113.7")], "203.0.113.7"),
+        ("a private address on the left", "10.0.0.1", &[(XFF, "192.168.1.1, 203.0.113.7")], "203.0.113.7"),
+        ("a whole chain on the left", "10.0.0.1", &[(XFF, "203.0.113.99, 10.0.0.5, 203.0.113.7, 10.0.0.2")], "203.0.113.7"),
+        ("unknown on the left", "10.0.0.1", &[(XFF, "unknown, 203.0.113.7")], "203.0.113.7"),
+        ("unknown from our proxy", "10.0.0.1", &[(XFF, "203.0.113.7, unknown")], "10.0.0.1"),
+        ("three proxies of ours", "10.0.0.1", &[(XFF, "203.0.113.7, 10.0.0.3, 10.1.0.2, 10.9.9.9")], "203.0.113.7"),
+        ("a leading comma", "10.0.0.1", &[(XFF, ", 203.0.113.7")], "203.0.113.7"),
+        ("port 0", "10.0.0.1", &[(XFF, "203.0.113.7:0")], "203.0.113.7"),
+        ("mapped, in brackets, with a port", "10.0.0.1", &[(XFF, "[::ffff:203.0.113.7]:443")], "203.0.113.7"),
+        ("a mapped proxy in hexadecimal", "10.0.0.1", &[(XFF, "203.0.113.7, ::ffff:a00:2")], "203.0.113.7"),
+        ("IPv6 in capitals", "10.0.0.1", &[(XFF, "2001:DB8:0:0::7")], "2001:db8::7"),
+        ("octal octets", "10.0.0.1", &[(XFF, "010.0.0.2")], "10.0.0.1"),
+        ("octal octets that look like a proxy", "10.0.0.1", &[(XFF, "6.6.6.6, 010.0.0.2")], "10.0.0.1"),
+        ("hexadecimal octets", "10.0.0.1", &[(XFF, "0xcb.0.113.7")], "10.0.0.1"),
+        ("a short form", "10.0.0.1", &[(XFF, "6.6.6.6, 127.1")], "10.0.0.1"),
+        ("the unspecified address", "10.0.0.1", &[(XFF, "0.0.0.0")], "0.0.0.0"),
+        ("semicolons make no list", "10.0.0.1", &[(XFF, "203.0.113.7; 10.0.0.2")], "10.0.0.1"),
+        ("spaces make no list", "10.0.0.1", &[(XFF, "6.6.6.6 10.0.0.2")], "10.0.0.1"),
         ("other headers are not read", "10.0.0.1", &[(FWD, "for=1.1.1.1"), ("x-real-ip", "2.2.2.2")], "10.0.0.1"),
         ("other headers do not interfere", "10.0.0.1", &[(FWD, "for=1.1.1.1"), (XFF, "203.0.113.7")], "203.0.113.7"),
     ]);
     vectors += check(&hops(1), &[
         ("one hop", "192.0.2.1", &[(XFF, "1.1.1.1, 203.0.113.7")], "203.0.113.7"),
         ("one hop, mapped", "::ffff:192.0.2.1", &[(XFF, "::ffff:203.0.113.7")], "203.0.113.7"),
+        ("one hop with ports", "192.0.2.1", &[(XFF, "6.6.6.6:1, 203.0.113.7:55555")], "203.0.113.7"),
         ("one hop, nothing reported", "192.0.2.1", &[], "192.0.2.1"),
         ("one hop, garbage", "192.0.2.1", &[(XFF, "1.1.1.1, garbage")], "192.0.2.1"),
         ("one hop, no peer", "", &[(XFF, "203.0.113.7")], ""),
@@ -138,6 +159,12 @@ fn every_vector_finds_its_client() {
         ("two hops over two lines", "192.0.2.1", &[(XFF, "1.1.1.1, 203.0.113.7"), (XFF, "192.0.2.2")], "203.0.113.7"),
         ("two hops, one missing", "192.0.2.1", &[(XFF, "203.0.113.7")], "203.0.113.7"),
         ("two hops, garbage between", "192.0.2.1", &[(XFF, "1.1.1.1, garbage, 192.0.2.2")], "192.0.2.2"),
+    ]);
+    vectors += check(&hops(3), &[
+        ("three hops over two lines", "192.0.2.1", &[(XFF, "6.6.6.6, 203.0.113.7, 192.0.2.3"), (XFF, "192.0.2.2")], "203.0.113.7"),
+    ]);
+    vectors += check(&hops(40), &[
+        ("more hops than are read", "192.0.2.1", &[(XFF, "6.6.6.6")], "6.6.6.6"),
     ]);
     vectors += check(&hops(0), &[
         ("no hops", "192.0.2.1", &[(XFF, "203.0.113.7")], "192.0.2.1"),
@@ -186,14 +213,27 @@ fn every_vector_finds_its_client() {
         ("an escaped quote", "10.0.0.1", &[(FWD, "for=1.1.1.1, for=\"\\\"2.2.2.2\"")], "10.0.0.1"),
         ("half a quote", "10.0.0.1", &[(FWD, "for=\"203.0.113.7")], "10.0.0.1"),
         ("mapped", "10.0.0.1", &[(FWD, "for=\"[::ffff:203.0.113.7]\"")], "203.0.113.7"),
+        ("IPv6 with port and capitals (RFC 7239)", "10.0.0.1", &[(FWD, "For=\"[2001:db8:cafe::17]:4711\"")], "2001:db8:cafe::17"),
+        ("with protocol and by (RFC 7239)", "10.0.0.1", &[(FWD, "for=192.0.2.60;proto=http;by=203.0.113.43")], "192.0.2.60"),
+        ("an obfuscated address with an obfuscated port", "10.0.0.1", &[(FWD, "for=6.6.6.6, for=\"_gazonk:_p\"")], "10.0.0.1"),
+        ("IPv6 without brackets", "10.0.0.1", &[(FWD, "for=\"2001:db8::7\"")], "2001:db8::7"),
+        ("brackets without quotes", "10.0.0.1", &[(FWD, "for=[2001:db8::7]")], "2001:db8::7"),
+        ("a port without quotes", "10.0.0.1", &[(FWD, "for=203.0.113.7:8080")], "203.0.113.7"),
+        ("a list without spaces", "10.0.0.1", &[(FWD, "proto=https;for=203.0.113.7,for=10.0.0.2;proto=http")], "203.0.113.7"),
+        ("an open quote in the caller's line", "10.0.0.1", &[(FWD, "for=\"6.6.6.6"), (FWD, "for=203.0.113.7")], "203.0.113.7"),
+        ("an open quote before a quoted host", "10.0.0.1", &[(FWD, "for=\"6.6.6.6, for=203.0.113.7;host=\"example.org\"")], "203.0.113.7"),
+        ("an empty for", "10.0.0.1", &[(FWD, "for=6.6.6.6, for=\"\"")], "10.0.0.1"),
         ("x-forwarded-for is not read", "10.0.0.1", &[(XFF, "1.1.1.1")], "10.0.0.1"),
     ]);
     vectors += check(&real_ip(), &[
         ("named header", "10.0.0.1", &[("x-real-ip", "203.0.113.7")], "203.0.113.7"),
         ("named header from a stranger", "203.0.113.9", &[("x-real-ip", "1.1.1.1")], "203.0.113.9"),
+        ("named header with a port", "10.0.0.1", &[("x-real-ip", "203.0.113.7:4711")], "203.0.113.7"),
+        ("named header with a list", "10.0.0.1", &[("x-real-ip", "6.6.6.6, 203.0.113.7")], "203.0.113.7"),
+        ("named header beside another", "10.0.0.1", &[(XFF, "6.6.6.6"), ("x-real-ip", "203.0.113.7")], "203.0.113.7"),
         ("named header twice", "10.0.0.1", &[("x-real-ip", "1.1.1.1"), ("x-real-ip", "203.0.113.7")], "203.0.113.7"),
     ]);
-    assert!(vectors >= 60, "{vectors} vectors");
+    assert!(vectors >= 120, "{vectors} vectors");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use private_servers::Redis;
 use rate_limit::{
     HOUR, Limiter, Quota,
@@ -30,8 +30,34 @@ impl io::Write for Log {
     }
 }
 
+/// What a recorder was told, summed over several looks at it: a look sets all to zero.
+#[derive(Debug, Default)]
+struct Seen(HashMap<String, f64>);
+
+impl Seen {
+    fn look(&mut self, recorder: &Snapshotter) {
+        for (key, _, _, value) in recorder.snapshot().into_vec() {
+            let key = key.key();
+            let labels: Vec<_> = key.labels().map(|label| label.value()).collect();
+            assert_eq!(labels[0], "default", "the policy comes first");
+            let name = format!("{}{{{}}}", key.name(), labels[1..].join(","));
+            let old = self.0.entry(name).or_default();
+            match value {
+                DebugValue::Counter(count) => *old += count as f64,
+                DebugValue::Gauge(gauge) => *old = gauge.into_inner(),
+                DebugValue::Histogram(values) => *old += values.len() as f64,
+            }
+        }
+    }
+
+    fn at(&self, name: &str) -> f64 {
+        let value = self.0.get(name);
+        *value.unwrap_or_else(|| panic!("no {name} in {self:?}"))
+    }
+}
+
 /// What happens to a node whose Redis goes and comes back twice.
-async fn two_outages(mut redis: Redis, limiter: FleetLimiter) {
+async fn two_outages(mut redis: Redis, limiter: FleetLimiter, recorder: &Snapshotter) -> Seen {
     for _ in 0..1_000 {
         assert!(limiter.check("alice@example.org").await.is_ok());
     }
@@ -42,11 +68,17 @@ async fn two_outages(mut redis: Redis, limiter: FleetLimiter) {
         redis.restart().await.unwrap();
         wait_until(|| !limiter.is_degraded(), &limiter).await;
     }
-    // The gauges are set with the next count of the nodes.
-    sleep(Duration::from_millis(1_200)).await;
+    // Gauges are set with the next count of the nodes.
+    let mut seen = Seen::default();
+    let gauges = || {
+        seen.look(recorder);
+        seen.0.get("rate_limit_fleet_nodes{}") == Some(&1.0)
+    };
+    wait_until(gauges, &limiter).await;
+    seen
 }
 
-async fn wait_until(done: impl Fn() -> bool, limiter: &FleetLimiter) {
+async fn wait_until(mut done: impl FnMut() -> bool, limiter: &FleetLimiter) {
     timeout(Duration::from_secs(10), async {
         while !done() {
             limiter.check("alice@example.org").await.unwrap();
@@ -72,7 +104,8 @@ fn one_event_for_each_transition_and_metrics_by_policy() {
         .enable_all()
         .build()
         .unwrap();
-    tracing::subscriber::with_default(subscriber, || {
+    let snapshotter = recorder.snapshotter();
+    let seen = tracing::subscriber::with_default(subscriber, || {
         metrics::with_local_recorder(&recorder, || {
             runtime.block_on(async {
                 let redis = Redis::start().await.unwrap();
@@ -82,9 +115,9 @@ fn one_event_for_each_transition_and_metrics_by_policy() {
                     .lease(Lease::adaptive());
                 let quota = Quota::count(1_000_000).per(HOUR);
                 let limiter = Limiter::builder().quota(quota).build_on(backend).unwrap();
-                two_outages(redis, limiter).await;
-            });
-        });
+                two_outages(redis, limiter, &snapshotter).await
+            })
+        })
     });
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
@@ -102,26 +135,7 @@ fn one_event_for_each_transition_and_metrics_by_policy() {
     );
     assert!(!log.contains("example.org"), "{log}");
 
-    let mut seen = HashMap::new();
-    for (key, _, _, value) in recorder.snapshotter().snapshot().into_vec() {
-        let key = key.key();
-        let labels: Vec<_> = key.labels().map(|label| label.value()).collect();
-        assert_eq!(labels[0], "default", "the policy comes first");
-        let value = match value {
-            DebugValue::Counter(count) => count as f64,
-            DebugValue::Gauge(gauge) => gauge.into_inner(),
-            DebugValue::Histogram(values) => values.len() as f64,
-        };
-        seen.insert(
-            format!("{}{{{}}}", key.name(), labels[1..].join(",")),
-            value,
-        );
-    }
-    let at = |name: &str| {
-        *seen
-            .get(name)
-            .unwrap_or_else(|| panic!("no {name} in {seen:?}"))
-    };
+    let at = |name: &str| seen.at(name);
     assert!(at("rate_limit_fleet_decisions_total{lease}") > 500.0);
     assert!(at("rate_limit_fleet_decisions_total{redis}") > 0.0);
     assert!(at("rate_limit_fleet_decisions_total{outage}") > 0.0);
@@ -130,6 +144,6 @@ fn one_event_for_each_transition_and_metrics_by_policy() {
     assert!(at("rate_limit_fleet_call_seconds{}") >= answered);
     assert_eq!(at("rate_limit_fleet_open{}"), 0.0);
     assert_eq!(at("rate_limit_fleet_nodes{}"), 1.0);
-    assert!(seen.contains_key("rate_limit_fleet_leased_requests{}"));
+    at("rate_limit_fleet_leased_requests{}");
     assert!(at("rate_limit_requests_total{allowed}") > 1_000.0);
 }

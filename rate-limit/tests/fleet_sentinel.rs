@@ -1,63 +1,17 @@
 //! A limiter on a master and a replica that a sentinel looks after.
 #![cfg(feature = "redis")]
 
-use std::{
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+#[path = "support/sentinel.rs"]
+mod sentinel;
+
+use std::time::Duration;
 
 use private_servers::Redis;
 use rate_limit::{DAY, Limiter, Quota, fleet::FleetBackend};
+use sentinel::Sentinel;
 use tokio::time::{sleep, timeout};
 
 const BOUNDED: Duration = Duration::from_secs(30);
-
-/// A sentinel of one server, which ends with it.
-struct Sentinel {
-    process: Child,
-    directory: PathBuf,
-    port: u16,
-}
-
-impl Sentinel {
-    fn start(master: &Redis) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
-        let directory = std::env::temp_dir().join(format!("rate-limit-sentinel-{port}"));
-        std::fs::create_dir_all(&directory).unwrap();
-        let file = directory.join("sentinel.conf");
-        let settings = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\n\
-             sentinel monitor mymaster 127.0.0.1 {} 1\n\
-             sentinel down-after-milliseconds mymaster 500\n\
-             sentinel failover-timeout mymaster 3000\n",
-            directory.display(),
-            master.port()
-        );
-        std::fs::write(&file, settings).unwrap();
-        let process = Command::new("redis-server")
-            .arg(&file)
-            .arg("--sentinel")
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server");
-        Self {
-            process,
-            directory,
-            port,
-        }
-    }
-}
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        // Best effort: it may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
 
 #[tokio::test]
 async fn a_limiter_follows_the_master_and_the_debts_are_there() {
@@ -68,7 +22,7 @@ async fn a_limiter_follows_the_master_and_the_debts_are_there() {
         .ask(&["REPLICAOF", "127.0.0.1", &port])
         .await
         .unwrap();
-    let sentinel = Sentinel::start(&master);
+    let sentinel = Sentinel::start(master.port(), &[]);
     let urls = [
         "redis://127.0.0.1:1".to_owned(),
         format!("redis://127.0.0.1:{}", sentinel.port),

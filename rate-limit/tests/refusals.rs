@@ -231,15 +231,18 @@ async fn no_limit_of_a_stack_is_charged_for_what_one_further_in_refuses_in_any_w
     let (all, many, each) = (limiter(100), limiter(100), limiter(1));
     let outer = RateLimitLayer::from_limiter(all.clone()).key(key::global());
     let middle = by_key(&many);
-    let inner = by_key(&each).on_limited(|_, _| {
-        let mut response = Response::new(Full::<Bytes>::default());
-        *response.status_mut() = StatusCode::SEE_OTHER;
-        response
-    });
+    let custom = |status| {
+        by_key(&each).on_limited(move |_, _| {
+            let mut response = Response::new(Full::<Bytes>::default());
+            *response.status_mut() = status;
+            response
+        })
+    };
     let ok = service_fn(async |_: Request<()>| {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
-    let elsewhere = outer.layer(middle.layer(inner.layer(ok)));
+    let answering = |status| outer.layer(middle.layer(custom(status).layer(ok)));
+    let elsewhere = answering(StatusCode::SEE_OTHER);
     let grpc = outer.layer(middle.layer(by_key(&each).layer(ok)));
     let left_of = |limit: &Limiter| (limit.peek(()), limit.peek(b"alice".as_slice()));
     elsewhere.clone().oneshot(get("/")).await.unwrap();
@@ -247,6 +250,9 @@ async fn no_limit_of_a_stack_is_charged_for_what_one_further_in_refuses_in_any_w
     assert_eq!(left, ((99, 100), (100, 99)));
     let response = elsewhere.oneshot(get("/")).await.unwrap();
     assert_eq!(response.status(), StatusCode::SEE_OTHER);
+    // Some callers can only be told in the body.
+    let response = answering(StatusCode::OK).oneshot(get("/")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
     let mut request = get("/");
     let content_type = "application/grpc".parse().unwrap();
     request.headers_mut().insert(CONTENT_TYPE, content_type);

@@ -26,7 +26,7 @@ use crate::{
         RefusedReason,
     },
     limit::{Explanation, Knee, Limit, Window},
-    metrics::Metrics,
+    metrics::{Metrics, Setup},
     mode::{AtomicMode, LimiterSettings, Mode},
     pressure::Pressure,
     saved::SavedLimit,
@@ -130,6 +130,11 @@ impl Limiter {
             config = config.codel(codel);
         }
         let accounting = Accounting::new(law.objective());
+        let setup = Setup {
+            limit: initial,
+            bounds: settings.bounds.clone(),
+            mode: settings.mode,
+        };
         let windows = Windows::new(
             law,
             settings.bounds,
@@ -143,7 +148,7 @@ impl Limiter {
                 gate: Gate::new(config),
                 windows,
                 accounting,
-                metrics: Metrics::new(&builder.name, initial),
+                metrics: Metrics::new(&builder.name, setup),
                 name: builder.name,
                 partitions: PartitionNames::new(partitions),
                 downstream: builder.downstream,
@@ -252,6 +257,7 @@ impl Limiter {
     /// Changes whether the layers act on what is decided, from the next request on.
     pub fn set_mode(&self, mode: Mode) {
         self.shared.mode.store(mode);
+        self.shared.metrics.mode(mode);
     }
 
     /// Serves a request that the limiter does not count, unless it drains.
@@ -353,6 +359,7 @@ impl Limiter {
     /// then.
     pub fn set_bounds(&self, bounds: RangeInclusive<usize>) -> Result<(), ConfigError> {
         check_bounds(&bounds)?;
+        self.shared.metrics.bounds(bounds.clone());
         self.move_bounds(bounds);
         Ok(())
     }

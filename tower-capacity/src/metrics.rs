@@ -1,15 +1,23 @@
 //! What a limiter publishes, under the names of [`names`].
 
 #[cfg(feature = "metrics")]
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{ops::RangeInclusive, time::Duration};
 
-use crate::gate::RefusedReason;
+use crate::{Mode, gate::RefusedReason};
 
 /// The names of the metrics. Those of a limiter have the label `limiter` (the name given to it).
 pub mod names {
     /// Gauge: requests allowed inside.
     pub const LIMIT: &str = "tower_capacity_limit";
+    /// Gauge: the fewest requests that may be allowed inside.
+    pub const LIMIT_MIN: &str = "tower_capacity_limit_min";
+    /// Gauge: the most requests that may be allowed inside.
+    pub const LIMIT_MAX: &str = "tower_capacity_limit_max";
+    /// Gauge: 1 for the `mode` (`enforce`, `shadow`, `off`) in force, 0 for the others.
+    pub const MODE: &str = "tower_capacity_mode";
+    /// Gauge: 1, with the `version` of the crate.
+    pub const INFO: &str = "tower_capacity_info";
     /// Gauge: requests inside.
     pub const INFLIGHT: &str = "tower_capacity_inflight";
     /// Gauge: requests inside for so long that they no longer count against the limit.
@@ -72,6 +80,18 @@ pub const WAIT_BUCKETS: [f64; 14] = [
 pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_gauge!(names::LIMIT, Unit::Count, "Requests allowed inside");
+    describe_gauge!(
+        names::LIMIT_MIN,
+        Unit::Count,
+        "The fewest requests that may be allowed inside"
+    );
+    describe_gauge!(
+        names::LIMIT_MAX,
+        Unit::Count,
+        "The most requests that may be allowed inside"
+    );
+    describe_gauge!(names::MODE, Unit::Count, "1 for the mode in force");
+    describe_gauge!(names::INFO, Unit::Count, "1, with the version");
     describe_gauge!(names::INFLIGHT, Unit::Count, "Requests inside");
     describe_gauge!(
         names::HELD,
@@ -121,15 +141,32 @@ pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
 pub(crate) struct Metrics {
     #[cfg(feature = "metrics")]
     limiter: String,
+    /// As it is now, for handles that are registered later.
     #[cfg(feature = "metrics")]
-    initial_limit: usize,
+    setup: Mutex<Setup>,
     #[cfg(feature = "metrics")]
     handles: OnceLock<Handles>,
+}
+
+/// What changes seldom, and may before the first request.
+#[derive(Clone, Debug)]
+#[cfg_attr(
+    not(feature = "metrics"),
+    expect(dead_code, reason = "read by what records it")
+)]
+pub(crate) struct Setup {
+    pub(crate) limit: usize,
+    pub(crate) bounds: RangeInclusive<usize>,
+    pub(crate) mode: Mode,
 }
 
 #[cfg(feature = "metrics")]
 struct Handles {
     limit: metrics::Gauge,
+    limit_min: metrics::Gauge,
+    limit_max: metrics::Gauge,
+    /// In the order of [`Mode::ALL`].
+    modes: [metrics::Gauge; Mode::ALL.len()],
     inflight: metrics::Gauge,
     held: metrics::Gauge,
     queued: metrics::Gauge,
@@ -147,36 +184,70 @@ impl std::fmt::Debug for Handles {
 }
 
 #[cfg(feature = "metrics")]
+impl Handles {
+    fn set_up(&self, setup: &Setup) {
+        self.limit.set(setup.limit as f64);
+        self.limit_min.set(*setup.bounds.start() as f64);
+        self.limit_max.set(*setup.bounds.end() as f64);
+        for (mode, gauge) in Mode::ALL.into_iter().zip(&self.modes) {
+            gauge.set(f64::from(u8::from(mode == setup.mode)));
+        }
+    }
+}
+
+#[cfg(feature = "metrics")]
 impl Metrics {
-    pub(crate) fn new(limiter: &str, initial_limit: usize) -> Self {
+    pub(crate) fn new(limiter: &str, setup: Setup) -> Self {
         Self {
             limiter: limiter.to_owned(),
-            initial_limit,
+            setup: Mutex::new(setup),
             handles: OnceLock::new(),
         }
     }
 
     fn handles(&self) -> &Handles {
         self.handles.get_or_init(|| {
-            let limiter = &self.limiter;
+            use metrics::gauge;
+
+            let limiter = || self.limiter.clone();
             let requests = |decision: &'static str, reason: &'static str| {
                 metrics::counter!(
                     names::REQUESTS,
-                    "limiter" => limiter.clone(), "decision" => decision, "reason" => reason
+                    "limiter" => limiter(), "decision" => decision, "reason" => reason
                 )
             };
-            let limit = metrics::gauge!(names::LIMIT, "limiter" => limiter.clone());
-            limit.set(self.initial_limit as f64);
-            Handles {
-                limit,
-                inflight: metrics::gauge!(names::INFLIGHT, "limiter" => limiter.clone()),
-                held: metrics::gauge!(names::HELD, "limiter" => limiter.clone()),
-                queued: metrics::gauge!(names::QUEUED, "limiter" => limiter.clone()),
+            let version = env!("CARGO_PKG_VERSION");
+            gauge!(names::INFO, "limiter" => limiter(), "version" => version).set(1.0);
+            let handles = Handles {
+                limit: gauge!(names::LIMIT, "limiter" => limiter()),
+                limit_min: gauge!(names::LIMIT_MIN, "limiter" => limiter()),
+                limit_max: gauge!(names::LIMIT_MAX, "limiter" => limiter()),
+                modes: Mode::ALL.map(
+                    |mode| gauge!(names::MODE, "limiter" => limiter(), "mode" => mode.as_str()),
+                ),
+                inflight: gauge!(names::INFLIGHT, "limiter" => limiter()),
+                held: gauge!(names::HELD, "limiter" => limiter()),
+                queued: gauge!(names::QUEUED, "limiter" => limiter()),
                 admitted: requests("admitted", "none"),
                 shed: RefusedReason::ALL.map(|reason| requests("shed", reason.as_str())),
-                wait: metrics::histogram!(names::WAIT, "limiter" => limiter.clone()),
-            }
+                wait: metrics::histogram!(names::WAIT, "limiter" => limiter()),
+            };
+            handles.set_up(&self.setup());
+            handles
         })
+    }
+
+    fn setup(&self) -> MutexGuard<'_, Setup> {
+        self.setup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the setup, and what is published of it once there is anything published.
+    fn change(&self, change: impl FnOnce(&mut Setup)) {
+        let mut setup = self.setup();
+        change(&mut setup);
+        if let Some(handles) = self.handles.get() {
+            handles.set_up(&setup);
+        }
     }
 
     #[inline]
@@ -213,7 +284,15 @@ impl Metrics {
     }
 
     pub(crate) fn limit(&self, limit: usize) {
-        self.handles().limit.set(limit as f64);
+        self.change(|setup| setup.limit = limit);
+    }
+
+    pub(crate) fn bounds(&self, bounds: RangeInclusive<usize>) {
+        self.change(|setup| setup.bounds = bounds);
+    }
+
+    pub(crate) fn mode(&self, mode: Mode) {
+        self.change(|setup| setup.mode = mode);
     }
 
     pub(crate) fn held(&self, held: usize) {
@@ -227,7 +306,7 @@ impl Metrics {
     reason = "the same calls, with nothing behind them"
 )]
 impl Metrics {
-    pub(crate) const fn new(_limiter: &str, _initial_limit: usize) -> Self {
+    pub(crate) fn new(_limiter: &str, _setup: Setup) -> Self {
         Self {}
     }
 
@@ -246,6 +325,10 @@ impl Metrics {
     pub(crate) const fn baseline(&self, _baseline: Option<f64>) {}
 
     pub(crate) const fn limit(&self, _limit: usize) {}
+
+    pub(crate) fn bounds(&self, _bounds: RangeInclusive<usize>) {}
+
+    pub(crate) const fn mode(&self, _mode: Mode) {}
 
     pub(crate) const fn held(&self, _held: usize) {}
 }

@@ -35,13 +35,24 @@ pub enum Mode {
     Off,
 }
 
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Mode {
+    #[cfg(feature = "metrics")]
+    pub(crate) const ALL: [Self; 3] = [Self::Enforce, Self::Shadow, Self::Off];
+
+    /// The mode as it stands in metrics and settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Enforce => "enforce",
             Self::Shadow => "shadow",
             Self::Off => "off",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

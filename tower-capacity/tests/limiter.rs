@@ -504,6 +504,8 @@ mod published {
                 .name("api")
                 .build()
                 .unwrap();
+            // Before anything is registered, and shown all the same.
+            limiter.set_mode(Mode::Shadow);
             let _held = limiter.try_admit().unwrap();
             limiter.try_admit().unwrap_err();
             limiter.try_admit().unwrap_err();
@@ -539,6 +541,14 @@ mod published {
         let gauge = |name| value(MetricKind::Gauge, name, &["api"]);
         assert_eq!(gauge(names::INFLIGHT), Some(&DebugValue::Gauge(0.0.into())));
         assert_eq!(gauge(names::LIMIT), Some(&DebugValue::Gauge(1.0.into())));
+        assert_eq!(
+            gauge(names::LIMIT_MIN),
+            Some(&DebugValue::Gauge(1.0.into()))
+        );
+        let mode = |mode| value(MetricKind::Gauge, names::MODE, &["api", mode]);
+        assert_eq!(mode("shadow"), Some(&DebugValue::Gauge(1.0.into())));
+        assert_eq!(mode("enforce"), Some(&DebugValue::Gauge(0.0.into())));
+        assert!(gauge(names::LIMIT_MAX).is_some());
     }
 }
 

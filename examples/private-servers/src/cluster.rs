@@ -21,11 +21,24 @@ impl RedisCluster {
     ///
     /// No Redis 7 on this machine, or a cluster that was not whole within 30 seconds.
     pub async fn start(masters: u16) -> Result<Self, StartError> {
+        Self::start_with(masters, |_| Vec::new()).await
+    }
+
+    /// As [`start`](Self::start), with these settings more for each server, by its number.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with(
+        masters: u16,
+        settings: impl Fn(u16) -> Vec<(&'static str, String)>,
+    ) -> Result<Self, StartError> {
         let mut servers = Vec::new();
         let mut buses = Vec::new();
-        for _ in 0..masters {
+        for server in 0..masters {
             let bus = free_port()?.to_string();
-            let settings = [
+            let more = settings(server);
+            let mut settings = vec![
                 ("cluster-enabled", "yes"),
                 ("cluster-config-file", "nodes.conf"),
                 ("cluster-node-timeout", "2000"),
@@ -33,6 +46,7 @@ impl RedisCluster {
                 ("cluster-require-full-coverage", "no"),
                 ("cluster-port", &bus),
             ];
+            settings.extend(more.iter().map(|(name, value)| (*name, value.as_str())));
             servers.push(Redis::start_with(&settings).await?);
             buses.push(bus);
         }

@@ -46,6 +46,40 @@ pub enum Verdict {
     NestedAcquire(NestedAcquire),
 }
 
+impl Verdict {
+    /// Every [name](Self::as_str) there is.
+    #[cfg(feature = "metrics")]
+    pub(crate) const NAMES: [&str; 10] = [
+        "healthy",
+        "underprovisioned",
+        "at_knee",
+        "budget_bound",
+        "budget_too_small",
+        "budget_lost",
+        "use_multiplexed",
+        "connect_bound",
+        "leaking",
+        "nested_acquire",
+    ];
+
+    /// The verdict as it stands in metrics.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Underprovisioned => "underprovisioned",
+            Self::AtKnee(_) => "at_knee",
+            Self::BudgetBound => "budget_bound",
+            Self::BudgetTooSmall { .. } => "budget_too_small",
+            Self::BudgetLost(_) => "budget_lost",
+            Self::UseMultiplexed { .. } => "use_multiplexed",
+            Self::ConnectBound => "connect_bound",
+            Self::Leaking(_) => "leaking",
+            Self::NestedAcquire(_) => "nested_acquire",
+        }
+    }
+}
+
 #[cfg(feature = "fleet")]
 impl Verdict {
     pub(crate) fn of_budget(error: &crate::fleet::BudgetError) -> Self {

@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use redis::Client;
+use redis::{Client, ConnectionAddr};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::script;
@@ -202,8 +202,8 @@ impl FleetBackend {
     ///
     /// # Errors
     ///
-    /// Fails if `pem` has a certificate that cannot be read, or none, or if a URL is not
-    /// `rediss://`.
+    /// Fails if `pem` has a certificate that cannot be read, or none, or if the URL of a server is
+    /// not `rediss://`.
     #[cfg(feature = "redis-tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Result<Self, FleetError> {
@@ -216,7 +216,7 @@ impl FleetBackend {
     ///
     /// # Errors
     ///
-    /// Fails if `pem` or `key` cannot be read, or if a URL is not `rediss://`.
+    /// Fails if `pem` or `key` cannot be read, or if the URL of a server is not `rediss://`.
     #[cfg(feature = "redis-tls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
     pub fn client_certificate(
@@ -234,7 +234,13 @@ impl FleetBackend {
     #[cfg(feature = "redis-tls")]
     fn with_certificates(mut self) -> Result<Self, FleetError> {
         let settings = &mut self.settings;
-        for client in settings.servers.iter_mut().chain(&mut settings.sentinels) {
+        let sentinels = settings.sentinels.iter_mut();
+        // Sentinels are often asked in the clear for a master that is not.
+        let sentinels = sentinels.filter(|sentinel| {
+            let info = sentinel.get_connection_info();
+            matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+        });
+        for client in settings.servers.iter_mut().chain(sentinels) {
             let info = client.get_connection_info().clone();
             *client = Client::build_with_tls(info, settings.certificates.clone())
                 .map_err(|error| FleetError(Problem::Certificates(error.to_string())))?;

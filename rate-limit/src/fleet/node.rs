@@ -214,10 +214,14 @@ impl Node {
         if terms.iter().all(|term| term.cells == 0) {
             return;
         }
-        if action == Action::Refund
-            && let Some(account) = self.shard(id).get_mut(&id)
-        {
-            account.forget_refusal();
+        if action == Action::Refund {
+            // Plans share the policies, and so what is given back.
+            for plan in 0..self.plans.count() {
+                let id = AccountId { plan, ..id };
+                if let Some(account) = self.shard(id).get_mut(&id) {
+                    account.forget_refusal();
+                }
+            }
         }
         self.send(self.forget(id.key, action, terms));
     }

@@ -63,6 +63,7 @@ impl Refund {
         let status = response.status();
         self.when.is_some()
             || !status.is_success()
+            || response.extensions().get::<Refused>().is_some()
             || (status == StatusCode::OK && is_grpc(response.headers()))
     }
 
