@@ -29,6 +29,7 @@ pub(super) async fn run(inner: Weak<Inner>, connect: Connect, config: Config) {
         untagged: 0,
         unanswered: 0,
         granted: None,
+        needed: (0, false),
     };
     loop {
         let Some(budget) = inner.upgrade() else {
@@ -74,6 +75,9 @@ struct Beats {
     unanswered: u32,
     /// When the last reply came.
     granted: Option<Instant>,
+    /// What the last beat said is needed, and whether that was news: shares may not have been made anew
+    /// for it yet.
+    needed: (usize, bool),
 }
 
 /// The connection that beats.
@@ -129,6 +133,8 @@ impl Beats {
         let now = Instant::now();
         let demand = budget.demand(now);
         budget.asked(false);
+        let (before, need) = (self.needed.0, demand.need);
+        self.needed = (need, need * 4 < before * 3 || before * 4 < need * 3);
         let (beat, terms, old) = {
             let mut state = budget.state();
             state.fed();
@@ -265,7 +271,8 @@ impl Beats {
             }
             _ => {}
         }
-        result.is_err() || error.is_some() || budget.demand(Instant::now()).is_hungry
+        let is_news = self.needed.1;
+        result.is_err() || error.is_some() || is_news || budget.demand(Instant::now()).is_hungry
     }
 
     /// Opens the connection that beats: within the rights, or else from the reserve for those that join.

@@ -126,7 +126,9 @@ impl Config {
     }
 
     /// Sets how many of the total are kept for processes that join: each opens one connection to ask for
-    /// rights. Defaults to two, or 3 % if that is more.
+    /// rights, and again where it loses that one. More that start at the same moment exceed the total by as
+    /// many, though not the limit of the role or the server. Where processes differ, the highest counts.
+    /// Defaults to two, or 3 % if that is more; an eighth of a total below 16.
     pub fn reserve(mut self, connections: usize) -> Self {
         self.reserve = Some(connections);
         self

@@ -417,3 +417,91 @@ async fn on_a_snapshot_older_than_the_lock_twenty_clients_at_once_are_granted_mo
     let most = most_granted(&server, &mutant, 60).await;
     assert!(most > 60, "{most}");
 }
+
+#[tokio::test]
+async fn a_beat_on_a_snapshot_that_does_not_move_is_refused() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    client.batch_execute(MIGRATION).await.expect("valid SQL");
+    let session = "set default_transaction_isolation = 'repeatable read';
+        select set_config('pool_autotune.pod', '1', false)";
+    client.batch_execute(session).await.expect("it is set");
+    let beat =
+        "select pool_autotune.beat_v1(1, 1, 0, 1, 0, 15000, 2, 5000, true, '', 1000, 1, 1, 1,
+        null, null)";
+    let error = client.query(beat, &[]).await.expect_err("it is refused");
+    assert_eq!(error.code().map(|code| code.code()), Some("PA003"));
+}
+
+/// The CPU time of a server process in seconds.
+fn cpu_seconds(pid: i32) -> f64 {
+    /// Ticks of Linux's clock for users.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux");
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |field: usize| fields[field].parse::<f64>().expect("ticks");
+    (ticks(11) + ticks(12)) / TICKS
+}
+
+/// `cargo test -p pool-autotune --features fleet the_cost_of_a_beat -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn the_cost_of_a_beat() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    client.batch_execute(MIGRATION).await.expect("valid SQL");
+    client
+        .batch_execute("update pool_autotune.installed set at = '-infinity'")
+        .await
+        .expect("updated");
+    let pid: i32 = client
+        .query_one("select pg_backend_pid()", &[])
+        .await
+        .expect("a row")
+        .get(0);
+    let beat = "select set_config('pool_autotune.pod', $1::bigint::text, false), b.o_grant
+        from pool_autotune.beat_v1($1, $2, $3, $3, 0, 60000, 2, 5000, $4, 'web', 1000, 1, $5, $5,
+          5000, 0) b";
+    let beat = client.prepare(beat).await.expect("valid SQL");
+    for rows in [10_i64, 100, 1000] {
+        client
+            .batch_execute("delete from pool_autotune.lease; update pool_autotune.budget set swept = '-infinity'")
+            .await
+            .expect("deleted");
+        let mut caps = vec![0_i32; rows as usize];
+        let mut seq = 0_i64;
+        let mut round = async |asks: bool, need: i32| {
+            let before = cpu_seconds(pid);
+            let mut beats = 0;
+            while beats < 2_000 {
+                seq += 1;
+                for pod in 0..rows {
+                    client
+                        .query_one(
+                            "select set_config('pool_autotune.pod', $1, false)",
+                            &[&pod.to_string()],
+                        )
+                        .await
+                        .expect("it is set");
+                    let cap = caps[pod as usize];
+                    let row = client
+                        .query_one(&beat, &[&pod, &seq, &cap, &asks, &need])
+                        .await;
+                    caps[pod as usize] = row.expect("a beat").get(1);
+                    beats += 1;
+                }
+            }
+            (cpu_seconds(pid) - before) * 1000.0 / f64::from(beats)
+        };
+        round(false, 4).await;
+        let (plain, asking) = (round(false, 4).await, round(true, 4).await);
+        let shares = "select count(*) from pool_autotune.shares(90)";
+        let before = cpu_seconds(pid);
+        for _ in 0..100 {
+            client.query_one(shares, &[]).await.expect("a row");
+        }
+        let refresh = (cpu_seconds(pid) - before) * 10.0;
+        println!("{rows} rows: {plain:.3} ms, asking {asking:.3} ms, shares {refresh:.2} ms");
+    }
+}
