@@ -135,6 +135,9 @@ impl Meter {
 
     pub(crate) fn count(&self, _outcome: Outcome) {}
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn show(&self) {}
+
     pub(crate) fn resident(&self, _keys: usize) {}
 
     pub(crate) fn live_eviction(&self) {}
@@ -176,6 +179,17 @@ mod imp {
             Self { keys: keys.into() }
         }
 
+        /// Shows every counter, also those at zero: one that is not there hides its first event from
+        /// a look at its increase. To be called now and then, as the recorder may be new.
+        pub(crate) fn show(&self) {
+            with_recorder(|recorder| {
+                let info = recorder.register_gauge(&self.keys.info, &METADATA);
+                info.set(1.0);
+                let counters = self.keys.outcomes.iter().chain([&self.keys.live_evictions]);
+                counters.for_each(|key| recorder.register_counter(key, &METADATA).increment(0));
+            });
+        }
+
         pub(crate) fn count(&self, outcome: Outcome) {
             let key = &self.keys.outcomes[outcome as usize];
             with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(1));
@@ -183,10 +197,12 @@ mod imp {
 
         pub(crate) fn resident(&self, keys: usize) {
             with_recorder(|recorder| {
-                let set = |key, value| recorder.register_gauge(key, &METADATA).set(value);
-                set(&self.keys.resident, keys as f64);
-                set(&self.keys.info, 1.0);
+                let resident = recorder.register_gauge(&self.keys.resident, &METADATA);
+                resident.set(keys as f64);
             });
+            if keys.is_power_of_two() {
+                self.show();
+            }
         }
 
         pub(crate) fn live_eviction(&self) {
@@ -322,8 +338,14 @@ mod fleet {
             set(&self.keys.leased, requests as f64);
         }
 
+        /// Once a second.
         pub(crate) fn nodes(&self, nodes: u64) {
             set(&self.keys.nodes, nodes as f64);
+            // As in `Meter::show`.
+            with_recorder(|recorder| {
+                let counters = self.keys.decisions.iter().chain(&self.keys.calls);
+                counters.for_each(|key| recorder.register_counter(key, &METADATA).increment(0));
+            });
         }
 
         pub(crate) fn open(&self, servers: usize) {

@@ -192,6 +192,13 @@ impl<T> Plans<T> {
         self.numbers.get(name).copied()
     }
 
+    /// Shows the metrics of every plan, also those at zero.
+    #[cfg(feature = "redis")]
+    pub(crate) fn show_metrics(&self) {
+        let plans = (0..self.count()).map(|number| self.at(number).keep());
+        plans.for_each(|plan| plan.rules.rules().iter().for_each(|rule| rule.meter.show()));
+    }
+
     #[cfg(feature = "redis")]
     pub(crate) fn count(&self) -> usize {
         self.first.len()

@@ -60,7 +60,7 @@
 //! |---|---|
 //! | `layer` (default) | the Tower middleware |
 //! | `client` | for clients: throttling, retry budgets, a limit that shows in readiness |
-//! | `cpu-pressure` | the CPU pressure of Linux as a brake |
+//! | `signals` | what the kernel and the runtime say, as brakes |
 //! | `metrics` | metrics through the `metrics` facade |
 //! | `tracing` | events through `tracing` |
 //!
@@ -76,8 +76,6 @@ mod accounting;
 mod change;
 #[cfg(all(feature = "layer", not(loom)))]
 mod classify;
-#[cfg(all(feature = "cpu-pressure", not(loom)))]
-mod cpu_pressure;
 #[cfg(not(loom))]
 mod event;
 pub mod gate;
@@ -96,15 +94,17 @@ mod pressure;
 mod reject;
 #[cfg(not(loom))]
 mod saved;
+#[cfg(all(feature = "signals", not(loom)))]
+pub mod signals;
 mod sync;
 #[cfg(all(feature = "client", not(loom)))]
 pub mod throttle;
 #[cfg(not(loom))]
 mod windows;
 
-#[cfg(all(feature = "cpu-pressure", not(loom)))]
-pub use crate::cpu_pressure::{CpuPressure, CpuPressureError, CpuPressureWatch};
 pub use crate::gate::Priority;
+#[cfg(all(feature = "signals", not(loom)))]
+pub use crate::signals::Signals;
 #[cfg(not(loom))]
 pub use crate::{
     change::LimitChange,

@@ -294,12 +294,12 @@ impl Limiter {
 
     /// Lowers the limit to a ceiling at once, within the bounds, and keeps it there until a higher
     /// one is set; raising it is up to the law.
-    #[cfg(feature = "cpu-pressure")]
-    pub(crate) fn set_ceiling(&self, ceiling: usize) {
+    #[cfg(feature = "signals")]
+    pub(crate) fn set_ceiling(&self, ceiling: usize, reason: &'static str) {
         let mut control = lock(&self.shared.windows.control);
         control.ceiling = ceiling;
         let within = control.limit.min(control.highest());
-        self.move_from_outside(control, within, "cpu pressure");
+        self.move_from_outside(control, within, reason);
     }
 
     fn move_from_outside(

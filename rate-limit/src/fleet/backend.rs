@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use redis::{Client, ConnectionAddr};
+use redis::Client;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::script;
@@ -238,7 +238,7 @@ impl FleetBackend {
         // Sentinels are often asked in the clear for a master that is not.
         let sentinels = sentinels.filter(|sentinel| {
             let info = sentinel.get_connection_info();
-            matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+            matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. })
         });
         for client in settings.servers.iter_mut().chain(sentinels) {
             let info = client.get_connection_info().clone();

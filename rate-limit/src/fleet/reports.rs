@@ -126,6 +126,8 @@ impl Reports for Node {
             self.nodes_at.store(now, Ordering::Relaxed);
         }
         self.meter.nodes(count);
+        self.meter.open(self.router.open());
+        self.plans.show_metrics();
         let crowded = self.settings.is_planned && count > self.settings.planned;
         if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
             #[cfg(feature = "tracing")]

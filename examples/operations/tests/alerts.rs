@@ -1,0 +1,111 @@
+//! Faults, each in a server process of its own, and the alerts that they raise in a Prometheus.
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+    time::Duration,
+};
+
+use private_servers::Redis;
+use support::{Http, Prometheus, Running, free_port, send};
+use tokio::time::{Instant, sleep};
+
+/// How long the faults may take to be seen: the tuner's experiments take the longest.
+const WITHIN: Duration = Duration::from_secs(150);
+
+fn serve(port: u16, more: &[&str]) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_operations"));
+    Running::start(command.args(["--port", &port.to_string()]).args(more))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_raises_its_alert_and_no_other() {
+    let mut redis = Redis::start().await.unwrap();
+    let expected = BTreeMap::from([
+        ("calm", ""),
+        ("hung-handlers", "HandlersHang"),
+        ("pool-at-knee", "DatabaseAtKnee"),
+        ("spent-budget", "PoolBoundByMaximum"),
+        ("dead-redis", "QuotaOnOutage"),
+        ("flood", "QuotaRefusesMost"),
+    ]);
+    let ports: BTreeMap<_, _> = expected.keys().map(|&job| (job, free_port())).collect();
+    let _servers: Vec<_> = ports
+        .iter()
+        .map(|(&job, &port)| match job {
+            "dead-redis" => serve(port, &["--redis", &redis.url()]),
+            "spent-budget" => serve(port, &["--max-connections", "4"]),
+            _ => serve(port, &[]),
+        })
+        .collect();
+    let http = Http::new();
+    let url = |job: &str, path: &str| format!("http://127.0.0.1:{}{path}", ports[job]);
+    for job in expected.keys() {
+        http.until_up(&url(job, "/ready")).await;
+    }
+    let short = [("1m", "5s"), ("5m", "10s"), ("10m", "10s"), ("2m", "5s")];
+    let prometheus = Prometheus::start(&ports, &short).await;
+    let end = Instant::now() + WITHIN;
+    let soon = Instant::now() + Duration::from_secs(5);
+    for job in expected.keys() {
+        // From then on no handler of this one ends.
+        let end = if *job == "hung-handlers" { soon } else { end };
+        send(&http, url(job, "/orders/2"), 20, 100, end);
+    }
+    send(&http, url("flood", "/orders/1"), 200, 1, end);
+    for _ in 0..12 {
+        let (http, slow) = (http.clone(), url("spent-budget", "/report/50"));
+        tokio::spawn(async move { while http.get(&slow, "report").await.is_some() {} });
+    }
+    for _ in 0..40 {
+        let (http, locked) = (http.clone(), url("pool-at-knee", "/ledger/5"));
+        tokio::spawn(async move { while http.get(&locked, "ledger").await.is_some() {} });
+    }
+    sleep(soon - Instant::now()).await;
+    send(&http, url("hung-handlers", "/hang"), 30, 100, end);
+    redis.kill();
+
+    let mut fired: BTreeMap<&str, BTreeSet<String>> =
+        expected.keys().map(|&job| (job, BTreeSet::new())).collect();
+    let all_are_there = |fired: &BTreeMap<&str, BTreeSet<String>>| {
+        let mut jobs = expected.iter();
+        jobs.all(|(job, alert)| alert.is_empty() || fired[job].contains(*alert))
+    };
+    let started = Instant::now();
+    while Instant::now() < end && !all_are_there(&fired) {
+        for (job, alert) in firing(&prometheus).await {
+            let seen = fired.get_mut(job.as_str()).expect("a job of this test");
+            if seen.insert(alert.clone()) {
+                println!("{:5.1?} {job}: {alert}", started.elapsed());
+            }
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    let expected: BTreeMap<_, BTreeSet<_>> = expected
+        .into_iter()
+        .map(|(job, alert)| {
+            (
+                job,
+                alert.split_terminator(' ').map(str::to_owned).collect(),
+            )
+        })
+        .collect();
+    assert_eq!(fired, expected);
+}
+
+/// The alerts that fire, by job and name.
+async fn firing(prometheus: &Prometheus) -> Vec<(String, String)> {
+    let alerts = prometheus.api("alerts").await;
+    let alerts = alerts["data"]["alerts"].as_array().unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    alerts
+        .iter()
+        .filter(|alert| alert["state"] == "firing")
+        .map(|alert| {
+            let labels = &alert["labels"];
+            (text(&labels["job"]), text(&labels["alertname"]))
+        })
+        .collect()
+}
