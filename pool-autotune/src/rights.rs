@@ -72,8 +72,7 @@ impl Rights {
     }
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        let error = self.member.as_ref()?.trouble()?;
-        Some(Verdict::of_budget(&error))
+        self.member.as_ref()?.verdict()
     }
 
     pub(crate) fn snapshot(&self) -> Option<BudgetSnapshot> {

@@ -11,6 +11,7 @@ use super::pod::Pod;
 use super::shares::{Claim, shares};
 use super::snapshot::{BudgetSnapshot, Counts};
 use crate::Mode;
+use crate::tuner::Verdict;
 
 /// What this process may have of the connections of one server. See the [module docs](super).
 ///
@@ -637,15 +638,34 @@ impl Member {
     }
 
     /// What keeps the process from its rights, if anything does.
-    pub(crate) fn trouble(&self) -> Option<BudgetError> {
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
         let state = self.inner.state();
-        let error = state.error.clone()?;
-        // A blip is none: the grant still holds.
-        let is_lasting = matches!(
-            error,
-            BudgetError::TooSmall { .. } | BudgetError::Untagged { .. }
-        );
-        (is_lasting || state.pod.lease_end().is_none()).then_some(error)
+        let has_none = self.inner.enforces()
+            && self.inner.kind == Kind::Postgres
+            && state.pod.lease_end().is_none();
+        match &state.error {
+            Some(BudgetError::TooSmall {
+                members,
+                floors,
+                total,
+            }) => Some(Verdict::BudgetTooSmall {
+                members: *members,
+                floors: *floors,
+                total: *total,
+            }),
+            Some(error @ BudgetError::Untagged { .. }) => {
+                Some(Verdict::BudgetLost(error.to_string().into()))
+            }
+            // A blip is none: the grant still holds.
+            Some(error) if has_none => Some(Verdict::BudgetLost(error.to_string().into())),
+            None if has_none && state.counts.is_settling => Some(Verdict::BudgetLost(
+                "the server or its table is new, and grants nothing for one lease".into(),
+            )),
+            None if has_none && state.tried > 0 => Some(Verdict::BudgetLost(
+                "other processes have all connections, and give some up at their next beats".into(),
+            )),
+            _ => None,
+        }
     }
 }
 

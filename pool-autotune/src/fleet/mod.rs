@@ -59,8 +59,9 @@
 //!   that no process accounts for takes from what there is to share.
 //!
 //! A machine that is frozen with a dial in flight, for so long that the server gives up its sessions, may
-//! land that dial above the total: one connection for each such dial, for a moment. The role's limit
-//! refuses it: `ALTER ROLE web CONNECTION LIMIT 90`, which is also where the total is looked up first.
+//! land that dial above the total: one connection for each such dial, for a moment; and one whose clock
+//! stood still meanwhile, what its lease allowed. The role's limit refuses both: `ALTER ROLE web
+//! CONNECTION LIMIT 90`, which is also where the total is looked up first. It does not bind superusers.
 
 mod beats;
 mod budget;

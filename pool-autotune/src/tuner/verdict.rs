@@ -80,24 +80,6 @@ impl Verdict {
     }
 }
 
-#[cfg(feature = "fleet")]
-impl Verdict {
-    pub(crate) fn of_budget(error: &crate::fleet::BudgetError) -> Self {
-        match *error {
-            crate::fleet::BudgetError::TooSmall {
-                members,
-                floors,
-                total,
-            } => Self::BudgetTooSmall {
-                members,
-                floors,
-                total,
-            },
-            ref error => Self::BudgetLost(error.to_string().into()),
-        }
-    }
-}
-
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

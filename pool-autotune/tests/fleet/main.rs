@@ -180,6 +180,8 @@ async fn a_dropped_table_costs_no_request_and_a_new_one_settles() {
         .await
         .expect("it joins");
     three.load(20);
+    let waits = || matches!(three.pool.verdict(), Verdict::BudgetLost(_));
+    until(TTL, "it waits for the new table to settle", waits).await;
     let all_serve = || {
         let granted = |process: &Process| process.budget.snapshot().lease_left().is_some();
         three.size() >= 4 && granted(&one) && granted(&two)
@@ -545,4 +547,24 @@ async fn a_process_that_leaves_gives_its_rights_back_at_once() {
     let row = server.admin.query_one(counted, &[]).await.expect("a row");
     assert!(row.get::<_, i32>(0) <= 5, "what the server may still show");
     assert_eq!(one.budget.snapshot().granted(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_an_operator_ends_are_replaced_within_the_total() {
+    let server = Server::installed(100).await;
+    let watch = server.watch().await;
+    let start = || Process::start(server.config(), of_20);
+    let mut one = start().await.expect("it joins");
+    let mut two = start().await.expect("it joins");
+    one.load(20);
+    two.load(20);
+    until(15 * SECOND, "both serve", || watch.now() == 18).await;
+    for _ in 0..5 {
+        // The connections that beat are among them.
+        let ended = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'";
+        server.sql(ended).await;
+        sleep(TTL / 2).await;
+    }
+    until(20 * SECOND, "both serve again", || watch.now() == 18).await;
+    assert!(watch.most() <= 20, "{}", watch.most());
 }
