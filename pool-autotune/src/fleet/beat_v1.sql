@@ -96,13 +96,6 @@ create or replace function pool_autotune.room() returns int language sql stable 
 create or replace function pool_autotune.seen(p bigint) returns int language sql stable as
 $$ select coalesce(sum(n), 0)::int from pool_autotune.sessions() where tag = 'pa1:' || p $$;
 
--- Sessions of this role beyond what is counted for their processes.
-create or replace function pool_autotune.excess(me bigint) returns int language sql stable as $$
-  select coalesce(sum(greatest(0, s.n - coalesce(l.cap, 0))), 0)::int
-  from pool_autotune.sessions() s
-  left join pool_autotune.lease l on l.role = current_user and 'pa1:' || l.pod = s.tag
-  where s.tag <> 'pa1:' || me $$;
-
 -- Water-filling: clamp(weight * level, least, most) for the level at which they make up b, rounded by
 -- the largest remainder, what is left over going first to its holders. Least and most are floor and
 -- need where the needs exceed b, otherwise need and want.
@@ -151,6 +144,7 @@ declare
   m pool_autotune.lease;
   now_ timestamptz;
   ttl interval := p_ttl_ms * interval '1 ms';
+  mine text := 'pa1:' || me;
   old int;
   held int;
   lim int;
@@ -226,8 +220,12 @@ begin
   if swept or p_ask or o_settling or m.pod is null or p_bound > p_cap or p_cap <> old
     or least(m.share, p_want) <> old
   then
-    o_seen := pool_autotune.seen(me);
-    b.excess := pool_autotune.excess(me);
+    -- Sessions of this process, and those of the role beyond what is counted for their processes.
+    select coalesce(sum(s.n) filter (where s.tag = mine), 0),
+        coalesce(sum(greatest(0, s.n - coalesce(l.cap, 0))) filter (where s.tag <> mine), 0)
+      into o_seen, b.excess
+      from pool_autotune.sessions() s
+      left join pool_autotune.lease l on l.role = current_user and 'pa1:' || l.pod = s.tag;
   end if;
   held := greatest(p_cap, least(p_bound, coalesce(o_seen, 0) + p_dialing));
   -- Also for one that has to wait: its floor is to pull the shares of the others down.

@@ -460,8 +460,9 @@ async fn the_cost_of_a_beat() {
         .await
         .expect("a row")
         .get(0);
-    let beat = "select set_config('pool_autotune.pod', $1::bigint::text, false), b.o_grant
-        from pool_autotune.beat_v1($1, $2, $3, $3, 0, 60000, 2, 5000, $4, 'web', 1000, 1, $5, $5,
+    let beat = "select b.o_grant
+        from (select set_config('pool_autotune.pod', $1::bigint::text, false)) s,
+          lateral pool_autotune.beat_v1($1, $2, $3, $3, 0, 60000, 2, 5000, $4, 'web', 1000, 1, $5, $5,
           5000, 0) b";
     let beat = client.prepare(beat).await.expect("valid SQL");
     for rows in [10_i64, 100, 1000] {
@@ -477,18 +478,11 @@ async fn the_cost_of_a_beat() {
             while beats < 2_000 {
                 seq += 1;
                 for pod in 0..rows {
-                    client
-                        .query_one(
-                            "select set_config('pool_autotune.pod', $1, false)",
-                            &[&pod.to_string()],
-                        )
-                        .await
-                        .expect("it is set");
                     let cap = caps[pod as usize];
                     let row = client
                         .query_one(&beat, &[&pod, &seq, &cap, &asks, &need])
                         .await;
-                    caps[pod as usize] = row.expect("a beat").get(1);
+                    caps[pod as usize] = row.expect("a beat").get(0);
                     beats += 1;
                 }
             }
