@@ -41,6 +41,8 @@ struct Setup {
     pods: usize,
     /// Those that are members at the start, with one connection each.
     members: usize,
+    /// What each of them was granted.
+    granted: u32,
     total: u32,
     reserve: u32,
     dials: u32,
@@ -60,6 +62,7 @@ struct Setup {
 const SETUP: Setup = Setup {
     pods: 2,
     members: 2,
+    granted: 1,
     total: 3,
     reserve: 0,
     dials: 1,
@@ -225,13 +228,13 @@ impl State {
             node.pod.join();
             node.pod.dial_ended();
             let beat = node.pod.send(now());
-            node.pod.reply(now(), beat.seq, 1, Some(1), 1);
+            node.pod.reply(now(), beat.seq, setup.granted, Some(1), 1);
             node.status = Status::Runs;
             node.open = 1;
             node.row = Some(Row {
                 id: id as u64,
                 seq: beat.seq,
-                cap: 1,
+                cap: setup.granted,
                 expires: NOW + TTL,
                 epoch: 0,
                 dials: setup.dials,
@@ -990,6 +993,7 @@ mod mutants {
             failovers: 1,
             joins: 1,
             members: 1,
+            granted: 3,
             total: 4,
             reserve: 1,
             mutant: Mutant::NoSettle,
