@@ -404,9 +404,8 @@ impl<P: Adapter> Shared<P> {
         let wanted = gate.queued().max(control.ahead);
         let is_alone = self.holders.completions() == control.completed_then;
         // Those that may be opened now. What waits for another right waits in the queue.
-        let dials = self.rights.may_dial();
-        let opening = self.opening.load(Relaxed);
-        let reach = target.min(size.saturating_add(opening).saturating_add(dials));
+        let dials = self.rights.may_dial().saturating_add(self.rights.dialing());
+        let reach = target.min(size.saturating_add(dials));
         let state = DialState::new(ceiling, reach, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
         let limit = raised.min(admitted + hanging + replacing);

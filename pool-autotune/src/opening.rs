@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tower_capacity::gate::Ask;
 
 use crate::adapter::Adapter;
+use crate::rights::Right;
 use crate::shared::{Inside, Shared};
 use crate::{Error, Mode, events, sqlstate};
 impl<P: Adapter> Shared<P> {
@@ -126,6 +127,16 @@ impl<P: Adapter> Shared<P> {
         let permit = self.enter(entry).await.ok()?;
         let inside = Inside::new(Arc::clone(self), permit.into_entered());
         self.dial(inside, Instant::now(), ask, true).await.ok()
+    }
+
+    /// Waits for the right to a dial, where there has to be one. Meanwhile others may use what is idle.
+    async fn right(&self) -> Option<Option<Right>> {
+        if let Some(right) = self.rights.try_take() {
+            return Some(right);
+        }
+        let _hanging = Hanging::begin(self);
+        let end = deadline(Instant::now(), self.open_timeout);
+        timeout_at(end, self.rights.take()).await.ok()
     }
 
     /// What a checkout fails with whose connection did not open.
@@ -260,8 +271,7 @@ async fn dial<P: Adapter>(
     let shared = Arc::clone(&opening.0);
     let generation = shared.generation.load(Ordering::Acquire);
     let (start, opened) = {
-        let waits_until = deadline(Instant::now(), shared.open_timeout);
-        let Ok(_right) = timeout_at(waits_until, shared.rights.take()).await else {
+        let Some(_right) = shared.right().await else {
             let _ = done.send(Err(Error::OpenTimeout(shared.open_timeout)));
             return;
         };

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 #[cfg(feature = "fleet")]
-use crate::fleet::{BudgetSnapshot, Member, Right};
+pub(crate) use crate::fleet::Right;
+#[cfg(feature = "fleet")]
+use crate::fleet::{BudgetSnapshot, Member};
 use crate::tuner::Verdict;
 
 /// A pool's part in the budget of a fleet, if it has one.
@@ -30,6 +32,11 @@ impl Rights {
         self.member
             .as_ref()
             .map_or(usize::MAX, |member| member.follow(need, want, open))
+    }
+
+    /// Dials of this pool that have a right.
+    pub(crate) fn dialing(&self) -> usize {
+        self.member.as_ref().map_or(0, Member::dialing)
     }
 
     /// How many dials may begin now.
@@ -94,6 +101,10 @@ impl Rights {
 
     pub(crate) fn follow(&self, _: usize, _: usize, _: impl FnOnce() -> usize) -> usize {
         usize::MAX
+    }
+
+    pub(crate) fn dialing(&self) -> usize {
+        0
     }
 
     pub(crate) fn may_dial(&self) -> usize {

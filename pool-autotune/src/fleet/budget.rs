@@ -72,7 +72,9 @@ struct Pool {
     want: AtomicUsize,
     open: AtomicUsize,
     share: AtomicUsize,
-    /// Whether a beat has asked for it, and a reply come since. Before, its share is not known.
+    /// Dials of this pool that have a right.
+    dialing: AtomicUsize,
+    /// Whether a beat has asked for its share, and a reply come since. Before, it is not known.
     asked: AtomicU8,
     news: Arc<Notify>,
 }
@@ -230,6 +232,7 @@ impl Budget {
             want: AtomicUsize::new(1),
             open: AtomicUsize::new(0),
             share,
+            dialing: AtomicUsize::new(0),
             asked: AtomicU8::new(0),
             news,
         });
@@ -448,7 +451,7 @@ impl Inner {
         state.pod.join();
         drop(state);
         let inner = Some(Arc::clone(self));
-        Some(Right { inner })
+        Some(Right { inner, pool: None })
     }
 
     fn dial_ended(&self) {
@@ -522,10 +525,22 @@ impl State {
 #[must_use]
 pub(crate) struct Right {
     inner: Option<Arc<Inner>>,
+    pool: Option<Arc<Pool>>,
+}
+
+impl Right {
+    fn of(mut self, pool: &Arc<Pool>) -> Self {
+        pool.dialing.fetch_add(1, Relaxed);
+        self.pool = Some(Arc::clone(pool));
+        self
+    }
 }
 
 impl Drop for Right {
     fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.dialing.fetch_sub(1, Relaxed);
+        }
         if let Some(inner) = &self.inner {
             inner.dial_ended();
         }
@@ -607,12 +622,16 @@ impl Member {
         self.inner.may_dial(&state, Instant::now())
     }
 
+    pub(crate) fn dialing(&self) -> usize {
+        self.pool.dialing.load(Relaxed)
+    }
+
     pub(crate) fn try_take(&self) -> Option<Right> {
-        self.inner.try_take()
+        Some(self.inner.try_take()?.of(&self.pool))
     }
 
     pub(crate) async fn take(&self) -> Right {
-        Arc::clone(&self.inner).take().await
+        Arc::clone(&self.inner).take().await.of(&self.pool)
     }
 
     /// A connection was opened by a pool that cannot be kept from it.

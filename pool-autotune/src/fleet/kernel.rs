@@ -32,7 +32,7 @@ pub(crate) struct Store {
     pub(crate) rows: Vec<Row>,
 }
 
-/// Who beats, and what the server knows.
+/// What the server knows at one beat.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct World<'a> {
     pub(crate) now: i64,

@@ -33,7 +33,7 @@
 //!   join, crash, are stopped, lose replies, and the server fails over to any table;
 //! - a process that was killed is counted until its lease has ended *and* its sessions are gone;
 //! - a process that wakes past its lease opens nothing until it was granted something again;
-//! - on a new server nothing is raised for one lease, so that those who hold rights can say so.
+//! - on a new server nothing is raised for one lease, so that processes with rights can register them.
 //!
 //! This is checked by a search through every order of these events, on the code that runs.
 //!
@@ -49,14 +49,30 @@
 //! and go on serving. Working connections are never closed for a blip. Where the server has no place for
 //! a connection that was granted (SQLSTATE 53300), the process shrinks to what it has, at once.
 //!
+//! # What you will see
+//!
+//! [`Verdict::BudgetBound`](crate::tuner::Verdict) where a share keeps a pool from what it could use;
+//! `BudgetTooSmall` where the floors of all exceed the total; `BudgetLost`, with the reason, where there are
+//! no rights. [`Budget::snapshot`] and [`PoolSnapshot::budget`](crate::PoolSnapshot::budget) have the numbers,
+//! [`metrics`] their names; the table `pool_autotune.lease` shows all processes to the server's operator.
+//! [`Budget::set_mode`] is the switch: in [`Mode::Recommend`](crate::Mode::Recommend) the budget beats and
+//! is counted, and binds nothing.
+//!
+//! At shutdown, drain the pools and call [`Budget::leave`], which frees the rights at once; a process that
+//! just ends is counted for one lease more.
+//!
+//! Where the number of processes is known and the server cannot keep a table, [`Budget::fixed`] divides evenly
+//! without one.
+//!
 //! # What it needs
 //!
 //! - Postgres 14 or later, asked directly: behind a transaction pooler its numbers are the pooler's, which is
 //!   found out and refused ([`BudgetError::Pooler`]).
 //! - The schema `pool_autotune`: run [`MIGRATION`] as its owner and [`grants`] for the role of the service,
 //!   or let the first process create it ([`Config::create`]).
-//! - One role for all pools that share a budget, and [tagged](Budget::tag) connections. A session of the role
-//!   that no process accounts for takes from what there is to share.
+//! - One role for all pools that share a budget, [tagged](Budget::tag) connections, and one database where
+//!   the table is, whatever databases the pools use. A session of the role that no process accounts for
+//!   takes from what there is to share.
 //!
 //! A machine that is frozen with a dial in flight, for so long that the server gives up its sessions, may
 //! land that dial above the total: one connection for each such dial, for a moment; and one whose clock

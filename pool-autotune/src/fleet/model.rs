@@ -758,7 +758,7 @@ impl Hasher for AsIs {
 /// What a search came to.
 #[derive(Debug)]
 enum Found {
-    /// All states were seen, so many.
+    /// Every state was seen; how many there are.
     Safe(usize),
     /// Events up to a state with more sessions than are allowed.
     Over(Vec<String>),

@@ -3,7 +3,7 @@
 //! The store counts `cap` connections for this process. The process never has more sessions on the
 //! server than `max(cap, bound)`, and says so with every beat; the store lowers its count only then.
 //!
-//! 1. It dials only below its cap, at most so many at once, and only if the dial ends before the
+//! 1. It dials only below its cap, a few at once at most, and only if the dial ends before the
 //!    lease does. A dial raises `bound`; closing a connection does not lower it, since the server may
 //!    show the session for a while.
 //! 2. To shrink, it lowers its cap first, closes, and beats again.

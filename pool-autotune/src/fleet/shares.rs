@@ -63,7 +63,7 @@ impl Range {
 }
 
 /// `clamp(weight × level, least, most)` for the level at which they make up the total, rounded by the
-/// largest remainder; units left over go first to those who hold them.
+/// largest remainder; units left over go first to their holders.
 fn fill(total: u32, ranges: &[Range]) -> Vec<u32> {
     let sum = |part: fn(&Range) -> u32| -> u64 { ranges.iter().map(|r| u64::from(part(r))).sum() };
     if sum(|r| r.most) <= u64::from(total) {

@@ -100,7 +100,7 @@ impl BudgetSnapshot {
         self.lease_left
     }
 
-    /// Whether the server is new, and gives no rights until all who had some have beaten or lost them.
+    /// Whether the server is new, and gives no rights until every process with some has registered or lost them.
     #[must_use]
     pub fn is_settling(&self) -> bool {
         self.counts.is_settling
