@@ -99,22 +99,28 @@ fn a_shed_request_allocates_only_the_headers_and_the_mark_of_its_response() {
         .unwrap();
     let mut service = CapacityLayer::new(limiter.clone()).layer(service_fn(answer));
     let _held = limiter.try_admit().unwrap();
-    let shed = allocations(|| {
-        drop(
-            service
-                .call(Request::new(()))
-                .now_or_never()
-                .unwrap()
-                .unwrap(),
-        );
-    });
-    let mark = allocations(|| {
-        let mut response = Response::new(());
-        let headers = response.headers_mut();
+    let mut shed = |request: fn() -> Request<()>| {
+        allocations(|| drop(service.call(request()).now_or_never().unwrap().unwrap()))
+    };
+    let headers = || {
+        let mut headers = http::HeaderMap::new();
         headers.insert("retry-after", http::HeaderValue::from_static("1"));
         headers.insert("content-type", http::HeaderValue::from_static("text/plain"));
+        headers
+    };
+    let mark = allocations(|| {
+        let mut response = Response::new(());
+        *response.headers_mut() = headers();
         response.extensions_mut().insert(7_u64);
-        drop(response);
     });
-    assert_eq!(shed, mark);
+    assert_eq!(shed(|| Request::new(())), mark);
+
+    // As every server leaves them: then the mark is all that is allocated beside the headers.
+    let served = || {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(7_u64);
+        request
+    };
+    let (shed, request) = (shed(served), allocations(|| drop(served())));
+    assert_eq!(shed - request, allocations(|| drop(headers())) + 1);
 }

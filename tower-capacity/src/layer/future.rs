@@ -233,7 +233,7 @@ where
                 }
                 Err(refused) => {
                     let (parts, _body) = request.into_parts();
-                    return Poll::Ready(Some(config.refuse(refused, &parts)));
+                    return Poll::Ready(Some(config.refuse(refused, parts)));
                 }
             }
         }

@@ -325,7 +325,7 @@ where
             }
             _ if bypasses => Some(Held::NOTHING),
             Readiness::Refused(refused) => {
-                return CapacityFuture::refused(config.refuse(refused, &parts));
+                return CapacityFuture::refused(config.refuse(refused, parts));
             }
             Readiness::Admitted(admission) => Some(Held::Alone(admission)),
             Readiness::Passed(held) => Some(held),

@@ -108,7 +108,7 @@ impl<S, R> Capacity<S, R> {
             return self.wait(request, ask, None);
         };
         let (parts, _body) = request.into_parts();
-        CapacityFuture::refused(config.refuse(refused, &parts))
+        CapacityFuture::refused(config.refuse(refused, parts))
     }
 
     /// Waits for a permit.
@@ -148,7 +148,7 @@ impl<S, R> Capacity<S, R> {
                 let request = Request::from_parts(parts, body);
                 CapacityFuture::admitted(&mut self.inner, request, held, apart, &self.config)
             }
-            Entry::Refused(shed) => CapacityFuture::refused(self.config.reject(&shed, &parts)),
+            Entry::Refused(shed) => CapacityFuture::refused(self.config.reject(&shed, parts)),
             Entry::MayWait(ask, apart) => self.wait(Request::from_parts(parts, body), ask, apart),
         }
     }
@@ -248,7 +248,7 @@ impl<R> Config<R> {
     pub(super) fn refuse<ResBody>(
         &self,
         refused: Refused,
-        request: &request::Parts,
+        request: request::Parts,
     ) -> Response<CapacityBody<ResBody>>
     where
         ResBody: Body,
@@ -261,15 +261,22 @@ impl<R> Config<R> {
     fn reject<ResBody>(
         &self,
         shed: &Shed,
-        request: &request::Parts,
+        mut request: request::Parts,
     ) -> Response<CapacityBody<ResBody>>
     where
         ResBody: Body,
         R: Reject<ResBody>,
     {
-        let mut response = self.reject.reject(shed, request);
+        let mut response = self.reject.reject(shed, &request);
         fit_to_method(&request.method, &mut response);
-        response.extensions_mut().insert(*shed);
+        // If the request has extensions, their table is there already.
+        let mut extensions = mem::take(&mut request.extensions);
+        extensions.clear();
+        extensions.insert(*shed);
+        if !response.extensions().is_empty() {
+            extensions.extend(mem::take(response.extensions_mut()));
+        }
+        *response.extensions_mut() = extensions;
         response
     }
 }
