@@ -16,8 +16,10 @@ use super::{Budget, BudgetError, events, metrics};
 /// A reply that takes longer counts as lost.
 const REPLY_WITHIN: Duration = Duration::from_secs(2);
 
-/// Beats are not sent in shorter succession, whatever is urgent.
-const LEAST: Duration = Duration::from_millis(400);
+/// What is urgent is sent this soon after the last beat, once; then not more often than [`SOON`].
+const AT_ONCE: Duration = Duration::from_millis(400);
+
+const SOON: Duration = Duration::from_secs(1);
 
 /// Beats until `inner` is dropped.
 pub(super) async fn run(inner: Weak<Inner>, connect: Connect, config: Config) {
@@ -31,10 +33,12 @@ pub(super) async fn run(inner: Weak<Inner>, connect: Connect, config: Config) {
         granted: None,
         needed: (0, false),
     };
+    let mut least = AT_ONCE;
     loop {
         let Some(budget) = inner.upgrade() else {
             return;
         };
+        let sent = Instant::now();
         let before = budget.state().error.as_ref().map(BudgetError::as_str);
         let result = beats.beat(&budget).await;
         let hungry = beats.settle(&budget, &result, before);
@@ -50,16 +54,20 @@ pub(super) async fn run(inner: Weak<Inner>, connect: Connect, config: Config) {
         }
         let ttl = budget.state().pod.terms().ttl;
         let often = (ttl / 3).mul_f64(0.8 + 0.4 * jitter());
-        let soon = often.min(Duration::from_secs(1).mul_f64(1.0 + jitter()));
+        let soon = often.min(SOON.mul_f64(1.0 + jitter()));
         let pause = match hungry {
             true => soon,
             false => often,
         };
-        sleep(LEAST.min(pause)).await;
+        sleep(least.min(pause)).await;
         let hurry = budget.hurry.notified();
-        let rest = pause.saturating_sub(LEAST);
+        let rest = pause.saturating_sub(least);
         // Either way it is time.
         let _ = timeout(rest, hurry).await;
+        least = match sent.elapsed() < SOON {
+            true => SOON,
+            false => AT_ONCE,
+        };
     }
 }
 

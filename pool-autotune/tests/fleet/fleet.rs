@@ -172,6 +172,10 @@ impl Process {
 
     /// Has this many users, each with one query of 20 ms after another.
     pub(crate) fn load(&mut self, users: usize) {
+        self.load_with(users, 0.02);
+    }
+
+    fn load_with(&mut self, users: usize, seconds: f64) {
         self.users.drain(..).for_each(|user| user.abort());
         for _ in 0..users {
             let pool = self.pool.clone();
@@ -179,13 +183,15 @@ impl Process {
             self.users.push(tokio::spawn(async move {
                 loop {
                     let ok = match pool.get().await {
-                        Ok(client) => match client.query("select pg_sleep(0.02)", &[]).await {
-                            Ok(_) => true,
-                            Err(error) => {
-                                pool.note_error(&error);
-                                false
+                        Ok(client) => {
+                            match client.query("select pg_sleep($1)", &[&seconds]).await {
+                                Ok(_) => true,
+                                Err(error) => {
+                                    pool.note_error(&error);
+                                    false
+                                }
                             }
-                        },
+                        }
                         Err(_) => false,
                     };
                     let count = if ok { &done } else { &failed };
@@ -222,6 +228,7 @@ pub(crate) async fn until(
 /// The environment of a process that is a process of its own.
 const URL: &str = "FLEET_TEST_URL";
 const USERS: &str = "FLEET_TEST_USERS";
+const QUERY: &str = "FLEET_TEST_QUERY_SECONDS";
 
 /// A process of its own, which can be stopped and killed.
 pub(crate) struct RealProcess {
@@ -230,6 +237,11 @@ pub(crate) struct RealProcess {
 
 impl RealProcess {
     pub(crate) fn start(server: &Server, users: usize) -> Self {
+        Self::start_with(server, users, 0.02)
+    }
+
+    /// With queries of this length.
+    pub(crate) fn start_with(server: &Server, users: usize, seconds: f64) -> Self {
         let program = std::env::current_exe().expect("this test");
         let child = Command::new(program)
             .args([
@@ -240,6 +252,7 @@ impl RealProcess {
             ])
             .env(URL, server.url())
             .env(USERS, users.to_string())
+            .env(QUERY, seconds.to_string())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()
@@ -266,10 +279,13 @@ pub(crate) async fn run_as_process() {
     let Ok(url) = std::env::var(URL) else {
         return;
     };
-    let users = std::env::var(USERS).expect("it is set");
+    let number = |name: &str| {
+        let number = std::env::var(name).expect("it is set");
+        number.parse::<f64>().expect("a number")
+    };
     let config: Config = url.parse().expect("a valid url");
     let budget = Budget::postgres(config.clone()).ttl(TTL).spawn();
     let mut process = Process::with(config, budget.expect("valid settings"));
-    process.load(users.parse().expect("a number"));
+    process.load_with(number(USERS) as usize, number(QUERY));
     sleep(600 * SECOND).await;
 }

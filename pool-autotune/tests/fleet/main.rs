@@ -568,3 +568,71 @@ async fn sessions_that_an_operator_ends_are_replaced_within_the_total() {
     until(20 * SECOND, "both serve again", || watch.now() == 18).await;
     assert!(watch.most() <= 20, "{}", watch.most());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sessions_of_a_killed_process_end_while_their_queries_run() {
+    let server = Server::installed(100).await;
+    let watch = server.watch().await;
+    let process = RealProcess::start_with(&server, 8, 60.0);
+    until(20 * SECOND, "all are busy", || watch.now() >= 9).await;
+    process.signal("KILL");
+    // The connection that beats is idle, and ends at once.
+    until(3 * SECOND, "all have ended", || watch.now() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_scarce_is_divided_by_weight() {
+    let server = Server::installed(100).await;
+    let watch = server.watch().await;
+    let heavy = |config: Config| of_20(config).weight(3.0).label("web");
+    let light = |config: Config| of_20(config).label("worker");
+    let mut web = Process::start(server.config(), heavy)
+        .await
+        .expect("it joins");
+    let mut worker = Process::start(server.config(), light)
+        .await
+        .expect("it joins");
+    web.load(40);
+    worker.load(40);
+    // Of 18, thirteen or fourteen and the rest, with the connections that beat.
+    let is_divided = || (12..=13).contains(&web.size()) && (3..=4).contains(&worker.size());
+    until(20 * SECOND, "three to one", is_divided).await;
+    assert!(watch.most() <= 20, "{}", watch.most());
+    let label = "select label from pool_autotune.lease order by weight";
+    let rows = server.admin.query(label, &[]).await.expect("rows");
+    let labels: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(labels, ["worker", "web"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_of_a_quarter_more_leaves_every_process_its_part() {
+    let server = Server::installed(100).await;
+    let watch = server.watch().await;
+    let set = |config: Config| config.total(50).reserve(2);
+    let mut processes = Vec::new();
+    for _ in 0..8 {
+        let mut process = Process::start(server.config(), set)
+            .await
+            .expect("it joins");
+        process.load(8);
+        processes.push(process);
+    }
+    until(20 * SECOND, "all is used", || watch.now() >= 46).await;
+    for _ in 0..2 {
+        let mut process = Process::start(server.config(), set)
+            .await
+            .expect("it joins");
+        process.load(8);
+        processes.push(process);
+    }
+    // 48 among ten.
+    let all_serve = || {
+        processes
+            .iter()
+            .all(|process| (3..=4).contains(&process.size()))
+    };
+    until(20 * SECOND, "each has its part", all_serve).await;
+    assert!(watch.most() <= 50, "{}", watch.most());
+    let failed: u64 = processes.iter().map(Process::failed).sum();
+    assert_eq!(failed, 0);
+}
