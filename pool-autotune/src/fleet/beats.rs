@@ -186,8 +186,10 @@ impl Beats {
                 let silent = format!("no reply to a beat within {within:?}");
                 fail(budget, BudgetError::unreachable(silent));
                 self.unanswered += 1;
+                let is_dialing = budget.state().pod.dialing() > 0;
                 return Err(match self.unanswered {
                     0..=2 => Failed::Late,
+                    _ if is_dialing => Failed::Late,
                     _ => Failed::Lost,
                 });
             }
@@ -250,7 +252,8 @@ impl Beats {
             let new = state.pod.cap();
             events::granted(budget.tag(), old, new, reply.members, reply.total);
         }
-        let waits = !has_rights && open <= 1 && !state.leaving;
+        let is_idle = open <= 1 && state.pod.dialing() == 0;
+        let waits = !has_rights && is_idle && !state.leaving;
         drop(state);
         let age = self.granted.replace(now).map(|last| now - last);
         metrics::beat(reply, demand, age);

@@ -191,7 +191,8 @@ impl Pod {
         self.terms
     }
 
-    #[cfg(test)]
+    /// Dials under way. While there is one, the last session stays open: it shows the server that the process
+    /// lives.
     pub(crate) fn dialing(&self) -> u32 {
         self.dialing
     }
