@@ -1,35 +1,41 @@
 //! What can be asked for, and what cannot.
 
-use std::{fmt, ops::Range, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    fs::OpenOptions,
+    ops::Range,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::{Parser, error::ErrorKind};
 
 /// Runs several servers that share one quota on a private Redis, kills the Redis in the middle,
 /// and compares what they admit with what the quota allows, second by second.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "fleet_quota")]
+#[command(name = "fleet_quota", version)]
 pub(crate) struct Options {
     /// Server processes.
-    #[arg(long, value_name = "N", default_value_t = 4,
-          value_parser = clap::value_parser!(u16).range(1..=16))]
-    pub(crate) processes: u16,
+    #[arg(long, value_name = "N", default_value_t = 4, allow_negative_numbers = true,
+          value_parser = within::<1, 16>)]
+    pub(crate) processes: u32,
 
     /// Length of the run.
-    #[arg(long, value_name = "N", default_value_t = 15,
-          value_parser = clap::value_parser!(u16).range(3..=600))]
-    pub(crate) seconds: u16,
+    #[arg(long, value_name = "N", default_value_t = 15, allow_negative_numbers = true,
+          value_parser = within::<3, 600>)]
+    pub(crate) seconds: u32,
 
     /// Requests a second that the quota allows.
-    #[arg(long, value_name = "RPS", default_value_t = 400,
-          value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    #[arg(long, value_name = "RPS", default_value_t = 400, allow_negative_numbers = true,
+          value_parser = within::<1, 20_000>)]
     pub(crate) quota: u32,
 
     /// Requests that the quota allows at once; half of what it allows a second by default.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = within::<1, 1_000_000>)]
     burst: Option<u32>,
 
-    /// Requests a second that are sent; five times the quota by default.
-    #[arg(long, value_name = "RPS", value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    /// Requests a second that are sent; five times the quota by default, and at most 50,000.
+    #[arg(long, value_name = "RPS", allow_negative_numbers = true, value_parser = within::<1, 50_000>)]
     offered: Option<u32>,
 
     /// Ask Redis for every request instead of leasing ahead.
@@ -63,16 +69,23 @@ impl Options {
     }
 
     /// The seconds without Redis.
-    pub(crate) fn outage(&self) -> Option<Range<u16>> {
+    pub(crate) fn outage(&self) -> Option<Range<u32>> {
         let third = self.seconds / 3;
         let asked = self.outage.as_ref().map(|outage| outage.0.clone());
         (!self.no_outage).then(|| asked.unwrap_or(third..2 * third))
     }
 }
 
+fn within<const MIN: u32, const MAX: u32>(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if (MIN..=MAX).contains(&number) => Ok(number),
+        _ => Err(format!("expected a whole number in {MIN}..={MAX}")),
+    }
+}
+
 /// `FROM..TO`, the last exclusive.
 #[derive(Clone, Debug)]
-struct Outage(Range<u16>);
+struct Outage(Range<u32>);
 
 impl FromStr for Outage {
     type Err = String;
@@ -135,6 +148,14 @@ pub(crate) fn parse() -> Result<Options, Problem> {
                 parent.display()
             )));
         }
+        let parent = parent.unwrap_or_else(|| Path::new("."));
+        let written = match path.exists() {
+            true => OpenOptions::new().append(true).open(path).map(drop),
+            false => tempfile::tempfile_in(parent).map(drop),
+        };
+        written.map_err(|error| {
+            Problem::new(format_args!("cannot write {}: {error}", path.display()))
+        })?;
     }
     Ok(options)
 }

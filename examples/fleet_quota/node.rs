@@ -76,7 +76,7 @@ fn limiter(options: &Options, redis: &str) -> Result<FleetLimiter, Problem> {
         .burst(options.burst().into());
     Limiter::builder()
         .quota(quota)
-        .build_on(backend.lease(lease).nodes(options.processes.into()))
+        .build_on(backend.lease(lease).nodes(options.processes))
         .map_err(Problem::new)
 }
 

@@ -150,7 +150,7 @@ async fn all_together(load: &Load, processes: u64) -> Result<(), Problem> {
     }
 }
 
-fn seconds(seconds: u16) -> Duration {
+fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into())
 }
 
@@ -168,7 +168,7 @@ async fn recovery(load: &Load) -> Result<Duration, Problem> {
 
 /// One second.
 struct Row {
-    second: u16,
+    second: u32,
     up: bool,
     tally: Tally,
     p99: Duration,
@@ -179,7 +179,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(second: u16, up: bool, mut tally: Tally, so_far: [u64; 2], bound: f64) -> Self {
+    fn new(second: u32, up: bool, mut tally: Tally, so_far: [u64; 2], bound: f64) -> Self {
         let p99 = tally.p99();
         let [admitted, alone] = so_far;
         let row = Self {

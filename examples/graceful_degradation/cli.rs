@@ -12,15 +12,15 @@ use clap::{Parser, error::ErrorKind};
 /// Drives a service to ten times its capacity and back, once bare and once protected, and reports
 /// what its users would have seen.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "graceful_degradation")]
+#[command(name = "graceful_degradation", version)]
 pub(crate) struct Options {
     /// Ramp of 36 seconds a run instead of 72.
     #[arg(long)]
     pub(crate) quick: bool,
 
-    /// Ramp of so many seconds a run.
-    #[arg(long, value_name = "N", conflicts_with = "quick",
-          value_parser = clap::value_parser!(u16).range(2..=3600))]
+    /// Ramp of N seconds a run.
+    #[arg(long, value_name = "N", conflicts_with = "quick", allow_negative_numbers = true,
+          value_parser = seconds)]
     pub(crate) seconds: Option<u16>,
 
     /// Query Postgres instead of SQLite: the one at DATABASE_URL, or else a private one, started
@@ -50,7 +50,8 @@ pub(crate) struct Options {
     pub(crate) port: Option<u16>,
 
     /// With --serve: requests a second that the server gets from this process.
-    #[arg(long, value_name = "RPS", requires = "serve", value_parser = positive)]
+    #[arg(long, value_name = "RPS", requires = "serve", allow_negative_numbers = true,
+          value_parser = positive)]
     pub(crate) load: Option<f64>,
 
     /// Bounds of the concurrency limit.
@@ -62,7 +63,8 @@ pub(crate) struct Options {
     pub(crate) pool: Bounds,
 
     /// Seed of the random moments at which requests start.
-    #[arg(long, value_name = "N", default_value_t = 7)]
+    #[arg(long, value_name = "N", default_value_t = 7, allow_negative_numbers = true,
+          value_parser = seed)]
     pub(crate) seed: u64,
 }
 
@@ -126,6 +128,18 @@ impl FromStr for Bounds {
             _ => Err(EXPECTED.to_owned()),
         }
     }
+}
+
+fn seconds(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(seconds @ 2..=3600) => Ok(seconds),
+        _ => Err("expected a whole number of seconds in 2..=3600".to_owned()),
+    }
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("expected a whole number in 0..={}", u64::MAX))
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -58,7 +58,8 @@ impl Database {
         };
         let config: tokio_postgres::Config = url.parse().map_err(|error| {
             Problem::new(format_args!(
-                "DATABASE_URL is `{url}`: {error}; expected postgres://user@host:port/database"
+                "DATABASE_URL is `{}`: {error}; expected postgres://user@host:port/database",
+                without_password(&url)
             ))
         })?;
         // Here, and not at the first request.
@@ -68,7 +69,8 @@ impl Database {
                 .map(|cause| format!(": {cause}"))
                 .unwrap_or_default();
             Problem::new(format_args!(
-                "no Postgres answers at `{url}`: {error}{cause}"
+                "no Postgres answers at `{}`: {error}{cause}",
+                without_password(&url)
             ))
         })?;
         drop(connected);
@@ -76,6 +78,11 @@ impl Database {
             config: Box::new(config),
             _private: private,
         })
+    }
+
+    /// Whether its work is done in this process.
+    pub(crate) const fn is_embedded(&self) -> bool {
+        matches!(self, Self::Sqlite { .. })
     }
 
     pub(crate) const fn name(&self) -> &'static str {
@@ -105,6 +112,25 @@ impl Database {
             }
         })
     }
+}
+
+/// The URL, or the list of keys and values, as it may be printed.
+fn without_password(url: &str) -> String {
+    let mut shown = url.to_owned();
+    if let Some(start) = url.find("://").map(|scheme| scheme + 3)
+        && let Some(at) = url[start..].rfind('@').map(|at| start + at)
+        && let Some(colon) = url[start..at].find(':').map(|colon| start + colon)
+    {
+        shown.replace_range(colon + 1..at, "***");
+    }
+    if let Some(value) = shown.find("password=").map(|key| key + "password=".len()) {
+        let ends = |character: char| character == '&' || character.is_whitespace();
+        let end = shown[value..]
+            .find(ends)
+            .map_or(shown.len(), |end| value + end);
+        shown.replace_range(value..end, "***");
+    }
+    shown
 }
 
 fn tuned<P: Adapter>(name: &str, pool: P, bounds: Bounds) -> Result<Autotuned<P>, Problem> {

@@ -11,23 +11,32 @@
 //!
 //! The load is open-loop: requests start at random moments of a fixed schedule, whether or not
 //! earlier ones were answered, and their latency counts from the moment they should have started.
+//!
+//! What the service can do is measured before, between and after the two runs, on the machine as it is
+//! then. Exit code 0: every check is met; 1: one is not; 3: this machine was too busy to tell; 2: it could
+//! not run.
 
 mod app;
+mod busy;
 mod chart;
 mod cli;
 mod database;
 mod live;
 mod load;
 mod measure;
+mod page;
 mod report;
 mod run;
 
 use std::process::ExitCode;
 
+use crate::measure::Outcome;
+
 fn main() -> ExitCode {
     match cli::parse().and_then(|options| run::run(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(Outcome::Met) => ExitCode::SUCCESS,
+        Ok(Outcome::NotMet) => ExitCode::FAILURE,
+        Ok(Outcome::NotMeasurable) => ExitCode::from(3),
         Err(problem) => {
             eprintln!("error: {problem}");
             ExitCode::from(2)

@@ -14,6 +14,8 @@ use crate::{
 /// The page; the report replaces the marker.
 const PAGE: &str = include_str!("../assets/report.html");
 const MARKER: &str = "/*REPORT_JSON*/null";
+/// What is read without scripts replaces this one.
+const STATIC: &str = "<!--STATIC-->";
 
 pub(crate) fn write_json(path: &Path, report: &Report) -> Result<(), Problem> {
     let json = serde_json::to_string_pretty(report).map_err(Problem::new)?;
@@ -25,7 +27,8 @@ pub(crate) fn write_html(path: &Path, report: &Report) -> Result<(), Problem> {
     let json = serde_json::to_string(report)
         .map_err(Problem::new)?
         .replace('<', "\\u003c");
-    write(path, &PAGE.replacen(MARKER, &json, 1))
+    let page = PAGE.replacen(MARKER, &json, 1);
+    write(path, &page.replacen(STATIC, &crate::page::page(report), 1))
 }
 
 pub(crate) fn write_svg(path: &Path, report: &Report) -> Result<(), Problem> {
@@ -35,6 +38,19 @@ pub(crate) fn write_svg(path: &Path, report: &Report) -> Result<(), Problem> {
 fn write(path: &Path, text: &str) -> Result<(), Problem> {
     fs::write(path, text)
         .map_err(|error| Problem::new(format_args!("cannot write {}: {error}", path.display())))
+}
+
+/// Fails if the file could not be written after the run, without leaving one behind.
+pub(crate) fn check_writable(path: &Path) -> Result<(), Problem> {
+    let written = if path.exists() {
+        fs::OpenOptions::new().append(true).open(path).map(drop)
+    } else {
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        tempfile::tempfile_in(parent.unwrap_or_else(|| Path::new("."))).map(drop)
+    };
+    written.map_err(|error| Problem::new(format_args!("cannot write {}: {error}", path.display())))
 }
 
 /// Beside what cargo built, or here.
@@ -77,6 +93,9 @@ pub(crate) fn print(report: &Report) -> io::Result<()> {
         print_run(&mut out, run)?;
     }
     writeln!(out)?;
+    for problem in &report.conditions.problems {
+        writeln!(out, "NOT MEASURABLE  this machine is busy: {problem}")?;
+    }
     for check in &report.checks {
         let mark = if check.pass { "met    " } else { "NOT MET" };
         writeln!(

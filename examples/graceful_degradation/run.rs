@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,20 +12,24 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     app::{self, Protected, Server},
+    busy::CpuTime,
     cli::{Options, Problem},
     database::{Database, Pool},
     live,
     load::{Generator, OBJECTIVE, PATIENCE, Step, ramp},
-    measure::{Explained, RampStep, Report, Run, State, judge},
+    measure::{Conditions, Explained, Outcome, RampStep, Report, Run, State, judge},
     report,
 };
 
-/// Sockets at the peak: patience times ten times the capacity, at both ends of each connection.
+/// The most sockets that a run asks for.
 const FILES: u64 = 16_384;
 
-/// Runs what was asked for; answers whether every check was met.
-pub(crate) fn run(options: &Options) -> Result<bool, Problem> {
-    rlimit::increase_nofile_limit(FILES)
+/// How long the service is saturated, to see what it can do.
+const SATURATED: Duration = Duration::from_secs(3);
+
+/// Runs what was asked for.
+pub(crate) fn run(options: &Options) -> Result<Outcome, Problem> {
+    let files = rlimit::increase_nofile_limit(FILES)
         .map_err(|error| Problem::new(format_args!("cannot open {FILES} sockets: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -38,15 +43,19 @@ pub(crate) fn run(options: &Options) -> Result<bool, Problem> {
         };
         if options.serve {
             live::serve(&database, options).await?;
-            return Ok(true);
+            return Ok(Outcome::Met);
         }
-        let report = compare(&database, options).await?;
-        publish(&report, options)?;
-        Ok(report.checks.iter().all(|check| check.pass))
+        let html = options.html.clone().unwrap_or_else(report::default_html);
+        for path in [Some(&html), options.json.as_ref(), options.svg.as_ref()] {
+            path.map_or(Ok(()), |path| report::check_writable(path))?;
+        }
+        let report = compare(&database, options, files).await?;
+        publish(&report, options, &html)?;
+        Ok(report.outcome())
     })
 }
 
-fn publish(report: &Report, options: &Options) -> Result<(), Problem> {
+fn publish(report: &Report, options: &Options, html: &Path) -> Result<(), Problem> {
     report::print(report).map_err(Problem::new)?;
     if let Some(path) = &options.json {
         report::write_json(path, report)?;
@@ -56,13 +65,12 @@ fn publish(report: &Report, options: &Options) -> Result<(), Problem> {
         report::write_svg(path, report)?;
         println!("\nchart: {}", path.display());
     }
-    let path = options.html.clone().unwrap_or_else(report::default_html);
-    report::write_html(&path, report)?;
-    println!("\nreport: {}", path.display());
+    report::write_html(html, report)?;
+    println!("\nreport: {}", html.display());
     Ok(())
 }
 
-async fn compare(database: &Database, options: &Options) -> Result<Report, Problem> {
+async fn compare(database: &Database, options: &Options, files: u64) -> Result<Report, Problem> {
     // What cannot be built is said before the first run, not after it.
     drop(app::protected(database, options)?);
     let started = SystemTime::now()
@@ -70,27 +78,33 @@ async fn compare(database: &Database, options: &Options) -> Result<Report, Probl
         .unwrap_or_default();
     let port = options.port.unwrap_or(0);
     let cores = report::cores();
-    let (users, lasting) = (2 * cores, Duration::from_secs(3));
-    let capacity = {
-        let (app, _pool) = app::bare(database)?;
-        let server = Server::start(app, port).await?;
-        app::capacity(server.address, users, lasting).await
-    };
-    let capacity = capacity.ok_or_else(|| Problem::new("the service answered nothing"))?;
+    let whole = 2.0 * options.run_seconds() + 3.0 * SATURATED.as_secs_f64();
     println!(
-        "{} on {cores} cores answers {capacity:.0} requests a second; \
+        "{whole:.0} s in all, from now: {} s to see what the service can do, the ramp bare, again, the ramp \
+         protected, again",
+        SATURATED.as_secs()
+    );
+    let before = saturated(database, port).await?;
+    check_files(before, files)?;
+    println!(
+        "{} on {cores} cores answers {before:.0} requests a second; \
          the ramp goes from 0.5 to 10 times that and back, twice",
         database.name()
     );
-    let steps = ramp(capacity, options.run_seconds());
+    let steps = ramp(before, options.run_seconds());
+    let spent = database.is_embedded().then(CpuTime::now).flatten();
 
     let (app, pool) = app::bare(database)?;
     let bare = drive("bare", app, port, &steps, options.seed, Watched::Bare(pool)).await?;
+    let between = saturated(database, port).await?;
     let (app, parts) = app::protected(database, options)?;
     let watched = Watched::Protected(parts);
     let protected = drive("protected", app, port, &steps, options.seed, watched).await?;
+    let after = saturated(database, port).await?;
 
-    let (verdict, checks) = judge(&bare, &protected, &steps);
+    let others = spent.and_then(|spent| Some(spent.others_until(CpuTime::now()?)));
+    let conditions = Conditions::new([before, between, after], others, [&bare, &protected]);
+    let (verdict, checks) = judge(&bare, &protected, &steps, &conditions);
     Ok(Report {
         title: "graceful degradation",
         command: command(),
@@ -100,11 +114,13 @@ async fn compare(database: &Database, options: &Options) -> Result<Report, Probl
         backend: database.name(),
         objective_ms: 1e3 * OBJECTIVE.as_secs_f64(),
         patience_ms: 1e3 * PATIENCE.as_secs_f64(),
-        capacity_rps: capacity,
+        capacity_rps: before,
         capacity_measured: format!(
-            "{users} users with one request after the other for {} s, on the bare service",
-            lasting.as_secs()
+            "{} users with one request after the other for {} s, on the bare service",
+            users(),
+            SATURATED.as_secs()
         ),
+        conditions,
         seed: options.seed,
         quick: options.quick,
         ramp: steps.iter().map(RampStep::from).collect(),
@@ -112,6 +128,33 @@ async fn compare(database: &Database, options: &Options) -> Result<Report, Probl
         verdict,
         checks,
     })
+}
+
+/// Enough to keep every core busy, too few to make a queue that matters.
+fn users() -> usize {
+    2 * report::cores()
+}
+
+/// What the bare service can do on this machine now.
+async fn saturated(database: &Database, port: u16) -> Result<f64, Problem> {
+    let (app, _pool) = app::bare(database)?;
+    let server = Server::start(app, port).await?;
+    app::capacity(server.address, users(), SATURATED)
+        .await
+        .ok_or_else(|| Problem::new("the service answered nothing"))
+}
+
+/// Users at the peak stay for as long as they have patience, with a socket at both ends.
+fn check_files(capacity: f64, files: u64) -> Result<(), Problem> {
+    let sockets = 2.0 * 10.0 * capacity * PATIENCE.as_secs_f64();
+    let needed = (sockets.ceil() as u64 + 100).min(FILES);
+    if files >= needed {
+        return Ok(());
+    }
+    Err(Problem::new(format_args!(
+        "this process may open {files} files, and the peak takes {needed}: raise the limit with \
+         `ulimit -n {needed}`"
+    )))
 }
 
 /// What to type to see it again.

@@ -24,7 +24,14 @@ fn assert_refused(mut command: Command, value: &str, expected: &str) {
 fn absurd_numbers_are_refused() {
     assert_refused(fleet(&["--processes", "0"]), "'0'", "1..=16");
     assert_refused(fleet(&["--seconds", "2"]), "'2'", "3..=600");
-    assert_refused(fleet(&["--quota", "many"]), "'many'", "invalid digit");
+    assert_refused(fleet(&["--quota", "many"]), "'many'", "in 1..=20000");
+    assert_refused(fleet(&["--seconds", "-1"]), "'-1'", "in 3..=600");
+    assert_refused(fleet(&["--json", "/tmp"]), "/tmp", "cannot write");
+    assert_refused(
+        fleet(&["--json", "/proc/none"]),
+        "/proc/none",
+        "cannot write",
+    );
     assert_refused(fleet(&["--offered", "90000"]), "90000", "50000");
     for outage in ["5", "0..3", "7..7"] {
         assert_refused(

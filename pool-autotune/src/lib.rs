@@ -54,6 +54,9 @@
 //! database the queue is shed from by [`Codel`], since no size would serve it
 //! ([`Builder::codel`]).
 //!
+//! [`guide`] has longer answers: sizing the maximum, several processes, rolling out, why there was no
+//! connection, migrating.
+//!
 //! # Words
 //!
 //! - *Wait time*, *use time*: how long a checkout waits for its turn; how long it holds its connection.
@@ -81,16 +84,17 @@
 //!
 //! - `deadpool`: an [`adapter`] for deadpool's managed pools, with any manager.
 //! - `bb8`: an [`adapter`] for bb8, with any connection manager.
-//! - `sqlx`: an [`adapter`] for sqlx, with any database.
-//! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (`sqlx`
-//!   reads those of sqlx.)
+//! - `sqlx-0_8`, `sqlx-0_9`: an [`adapter`] for sqlx of that version, with any database; `sqlx` is the
+//!   newest, 0.9. Both can be on. `sqlx-0_9` needs Rust 1.94, as sqlx 0.9 does.
+//! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (The features
+//!   for sqlx read those of sqlx.)
 //! - `fleet`: one budget of connections for all processes that share a Postgres (`fleet`).
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
 //! - `tracing`: an event for every decision.
 //!
-//! The minimum supported Rust version is 1.88.
+//! The minimum supported Rust version is 1.88, and 1.94 with `sqlx-0_9`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -112,8 +116,10 @@ mod error;
 mod events;
 #[cfg(feature = "fleet")]
 pub mod fleet;
+pub mod guide;
 mod holders;
 pub mod metrics;
+mod observed;
 mod opening;
 mod report;
 mod rights;
@@ -128,6 +134,7 @@ pub use crate::bounds::{Bounds, BoundsError, Plan, PlanError};
 pub use crate::builder::{Builder, Mode};
 pub use crate::checkout::{Checkout, Place};
 pub use crate::error::{BuildError, Error, Overload};
+pub use crate::observed::{Counts, Observation, Observe, Observed};
 pub use crate::report::Report;
 pub use crate::snapshot::PoolSnapshot;
 pub use tower_capacity::Pressure;

@@ -47,8 +47,8 @@ pub const TARGET_SIZE: &str = "pool_autotune_target_size";
 pub const MIN_SIZE: &str = "pool_autotune_min_size";
 /// Connections that there may be at most.
 pub const MAX_SIZE: &str = "pool_autotune_max_size";
-/// 1 for the [`Verdict`](crate::tuner::Verdict) in force, by its [name](crate::tuner::Verdict::as_str), and 0 for
-/// the others.
+/// 1 for the [`Verdict`](crate::tuner::Verdict) in force, by its
+/// [name](crate::tuner::Verdict::as_str), and 0 for the others.
 pub const VERDICT: &str = "pool_autotune_verdict";
 /// 1, with the mode of the pool and the version of the crate.
 pub const INFO: &str = "pool_autotune_info";

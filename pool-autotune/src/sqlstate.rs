@@ -41,9 +41,16 @@ pub(crate) fn of(error: &(dyn StdError + 'static)) -> Option<String> {
         {
             return Some(code.code().to_owned());
         }
-        #[cfg(feature = "sqlx")]
+        #[cfg(feature = "sqlx-0_8")]
         if let Some(code) = error
-            .downcast_ref::<sqlx::Error>()
+            .downcast_ref::<sqlx_0_8::Error>()
+            .and_then(|error| error.as_database_error()?.code())
+        {
+            return Some(code.into_owned());
+        }
+        #[cfg(feature = "sqlx-0_9")]
+        if let Some(code) = error
+            .downcast_ref::<sqlx_0_9::Error>()
             .and_then(|error| error.as_database_error()?.code())
         {
             return Some(code.into_owned());

@@ -2,6 +2,7 @@
 
 mod support;
 
+use sqlx_0_9 as sqlx;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 mod support;
 
+use sqlx_0_9 as sqlx;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -2,6 +2,7 @@
 
 mod support;
 
+use sqlx_0_9 as sqlx;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -78,6 +78,7 @@
 //! | quotas of a key's own, lists, shadow mode, headers | [`RateLimitLayer`] |
 //! | to change quotas while running | [`Limiter::set_policies`] |
 //! | other answers | [`answer`] |
+//! | guides: choosing a quota, proxies, rolling out, why it refused | [`guide`] |
 //! | limits off, in shadow mode or on, while running | [`Limiter::set_mode`] |
 //! | what a caller has left, in a handler | [`Caller`] |
 //! | quotas from configuration | `Quota: FromStr`, and the `serde` feature |
@@ -142,6 +143,7 @@ mod events;
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod fleet;
 mod gcra;
+pub mod guide;
 mod inflight;
 pub mod key;
 mod layer;

@@ -47,6 +47,9 @@
 //! shed. Without either, [`LimiterBuilder::on_event`], [`Limiter::snapshot`] and
 //! [`Limiter::history`].
 //!
+//! [`guide`] has longer answers: rolling out, why a request was refused, streams and WebSockets, load
+//! tests, migrating.
+//!
 //! # When not to use it
 //!
 //! - To hold one caller to what it is entitled to: that is policy, and `rate-limit` answers 429.
@@ -79,6 +82,8 @@ mod classify;
 #[cfg(not(loom))]
 mod event;
 pub mod gate;
+#[cfg(all(feature = "layer", not(loom)))]
+pub mod guide;
 #[cfg(all(feature = "layer", not(loom)))]
 pub mod layer;
 pub mod limit;

@@ -1,7 +1,7 @@
 //! What a connection pool has to offer to be tuned.
 //!
 //! Adapters for deadpool, bb8 and sqlx are in modules of those names, behind features of the same
-//! names. Any other pool needs an [`Adapter`], about sixty lines.
+//! names: `sqlx` is the newest, `sqlx-0_8` and `sqlx-0_9` are one version each. Any other pool needs an [`Adapter`], about sixty lines.
 //!
 //! # Writing one
 //!
@@ -31,10 +31,21 @@ use tokio::time::Instant;
 pub mod bb8;
 #[cfg(feature = "deadpool")]
 pub mod deadpool;
+#[cfg(feature = "sqlx-0_8")]
+pub mod sqlx_0_8;
+#[cfg(feature = "sqlx-0_9")]
+pub mod sqlx_0_9;
+
 #[cfg(feature = "sqlx")]
-pub mod sqlx;
+#[doc(no_inline)]
+pub use self::sqlx_0_9 as sqlx;
 
 /// A connection pool that can be tuned. See the [module docs](self) for how to write one.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a connection pool that pool-autotune can tune",
+    note = "enable the feature of your pool: `deadpool` for deadpool 0.13, `bb8` for bb8 0.9, `sqlx-0_8` or `sqlx-0_9` for sqlx of that version",
+    note = "pool-autotune = {{ version = \"..\", features = [\"deadpool\"] }}"
+)]
 pub trait Adapter: Send + Sync + 'static {
     /// A connection checked out.
     type Connection: Send + 'static;

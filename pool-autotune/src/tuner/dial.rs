@@ -38,12 +38,13 @@ pub struct DialConfig {
     /// that is 0.6 of a core, for the second that it takes to meet a tenfold step. At 10, that
     /// step left one checkout in twenty waiting for 650 ms.
     pub per_second: f64,
-    /// Connections that may be opened at once after a calm while. Defaults to 4.
+    /// Connections that may be opened at once after a calm while. Defaults to 4: two rounds of
+    /// [`at_once`](Self::at_once), and the tokens of 80 ms.
     pub burst: f64,
     /// How long no further connection is opened after a dial failed, as long as there is one at all.
     /// Defaults to 1 s, and doubles with every failure up to 5 s: a server that has no slot left
-    /// (SQLSTATE 53300) is served best with the connections there are. A pool without any connection tries again
-    /// after a twentieth of that.
+    /// (SQLSTATE 53300) is served best with the connections there are. A pool without any connection
+    /// tries again after a twentieth of that.
     pub freeze: Duration,
     /// Dials under way at the same time. Defaults to 2: a server that answers slowly, because many
     /// dial it at once, is dialled more slowly.

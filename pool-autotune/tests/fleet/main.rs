@@ -9,7 +9,7 @@ use pool_autotune::fleet::{Budget, BudgetError, Config, MIGRATION, grants};
 use pool_autotune::tuner::Verdict;
 use pool_autotune::{Autotuned, Mode};
 use private_servers::PgBouncer;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx_0_9::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
 
@@ -419,7 +419,7 @@ async fn pools_of_three_kinds_in_one_process_share_its_part() {
                     .expect("a row");
                 drop(client);
                 let mut client = sqlx.get().await.expect("sqlx serves");
-                let query = sqlx::query("select pg_sleep(0.02)");
+                let query = sqlx_0_9::query("select pg_sleep(0.02)");
                 query.execute(&mut **client).await.expect("a row");
             }
         })

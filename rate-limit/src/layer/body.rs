@@ -54,6 +54,14 @@ impl<B> RateLimitBody<B> {
     }
 }
 
+/// The default body of the inner service, for layers further out that respond themselves, such as those
+/// of tower-http for CORS and timeouts.
+impl<B: Default> Default for RateLimitBody<B> {
+    fn default() -> Self {
+        Self::inner(B::default())
+    }
+}
+
 impl<B> Body for RateLimitBody<B>
 where
     B: Body,

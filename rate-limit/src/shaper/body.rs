@@ -24,6 +24,13 @@ impl<B> ShapedBody<B> {
     }
 }
 
+/// A body for which no permit is held.
+impl<B: Default> Default for ShapedBody<B> {
+    fn default() -> Self {
+        Self::new(B::default(), None)
+    }
+}
+
 impl<B: Body> Body for ShapedBody<B> {
     type Data = B::Data;
     type Error = B::Error;

@@ -5,6 +5,7 @@ mod axum;
 mod contract;
 mod modes;
 mod nesting;
+mod optional;
 mod plain;
 mod refusals;
 mod support;

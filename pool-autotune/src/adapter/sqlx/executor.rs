@@ -6,68 +6,34 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use super::sqlx::pool::Pool;
+use super::sqlx::{Database, Either, Error, Execute, Executor};
+use crate::Autotuned;
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
-use sqlx::pool::Pool;
-use sqlx::{Database, Describe, Either, Error, Execute, Executor};
 
-use crate::Autotuned;
+/// A row, or what a statement of the query has done.
+type Step<DB> = Either<<DB as Database>::QueryResult, <DB as Database>::Row>;
 
-/// Runs a query on a connection that is checked out for it, like `&Pool` does. A stream of rows keeps
-/// its connection until it ends or is dropped.
-///
-/// `sqlx::Acquire` is not implemented, because a `sqlx::Transaction` has no room for the permit: call
-/// [`Autotuned::begin`](Autotuned::begin), or give what asks for it, such as a migrator,
-/// `&mut **checkout`.
-impl<'p, DB: Database> Executor<'p> for &'_ Autotuned<Pool<DB>>
+/// A stream of what a query returns, on a connection that is checked out for it.
+pub(in super::super) fn fetch_many<'e, 'q: 'e, DB, E>(
+    pool: Autotuned<Pool<DB>>,
+    query: E,
+) -> BoxStream<'e, Result<Step<DB>, Error>>
 where
+    DB: Database,
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    E: 'q + Execute<'q, DB>,
 {
-    type Database = DB;
-
-    fn fetch_many<'e, 'q: 'e, E>(
-        self,
-        query: E,
-    ) -> BoxStream<'e, Result<Either<DB::QueryResult, DB::Row>, Error>>
-    where
-        E: 'q + Execute<'q, DB>,
-    {
-        let pool = self.clone();
-        Box::pin(Yielding::new(|yielder| async move {
-            let mut connection = pool.get().await?;
-            let mut rows = (**connection).fetch_many(query);
-            while let Some(row) = poll_fn(|cx| rows.as_mut().poll_next(cx)).await {
-                yielder.send(row?).await;
-            }
-            Ok(())
-        }))
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(
-        self,
-        query: E,
-    ) -> BoxFuture<'e, Result<Option<DB::Row>, Error>>
-    where
-        E: 'q + Execute<'q, DB>,
-    {
-        let pool = self.clone();
-        Box::pin(async move { (**pool.get().await?).fetch_optional(query).await })
-    }
-
-    fn prepare_with<'e, 'q: 'e>(
-        self,
-        sql: &'q str,
-        parameters: &'e [DB::TypeInfo],
-    ) -> BoxFuture<'e, Result<DB::Statement<'q>, Error>> {
-        let pool = self.clone();
-        Box::pin(async move { (**pool.get().await?).prepare_with(sql, parameters).await })
-    }
-
-    fn describe<'e, 'q: 'e>(self, sql: &'q str) -> BoxFuture<'e, Result<Describe<DB>, Error>> {
-        let pool = self.clone();
-        Box::pin(async move { (**pool.get().await?).describe(sql).await })
-    }
+    Box::pin(Yielding::new(|yielder| async move {
+        let mut connection = pool.get().await?;
+        let mut rows = (**connection).fetch_many(query);
+        while let Some(row) = poll_fn(|cx| rows.as_mut().poll_next(cx)).await {
+            yielder.send(row?).await;
+        }
+        Ok(())
+    }))
 }
 
 /// As bare sqlx would have said it. [`crate::Error`] says more.

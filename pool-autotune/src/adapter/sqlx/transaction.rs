@@ -4,15 +4,17 @@ use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 
-use sqlx::pool::Pool;
-use sqlx::{Database, Error, TransactionManager};
-
+use super::super::TransactionManager;
+use super::sqlx::Error;
+use super::sqlx::database::Database;
+use super::sqlx::pool::Pool;
 use crate::{Autotuned, Checkout};
 
 impl<DB: Database> Autotuned<Pool<DB>> {
     /// Checks a connection out and begins a transaction on it.
     ///
     /// ```no_run
+    /// # use sqlx_0_9 as sqlx;
     /// # async fn pay(pool: pool_autotune::Autotuned<sqlx::PgPool>) -> Result<(), sqlx::Error> {
     /// let mut transaction = pool.begin().await?;
     /// sqlx::query("UPDATE account SET balance = balance - 1").execute(&mut *transaction).await?;

@@ -1,39 +1,6 @@
-//! [sqlx](https://docs.rs/sqlx) pools, with any database.
-//!
-//! Hand the pool itself to [`Autotuned::new`](crate::Autotuned::new), and check connections out
-//! through it only. `max_connections` is the most connections it may ever have; the wait timeout of
-//! the gate is its `acquire_timeout`. `min_connections` has to be 0, or the tuned pool is not built:
-//! sqlx would reopen in a task of its own what the tuner closes. Switch its `idle_timeout` off for
-//! [`Builder::idle_timeout`](crate::Builder::idle_timeout). Its `max_lifetime` stays, since it tells no
-//! ages.
-//!
-//! ```no_run
-//! use pool_autotune::Autotuned;
-//! use sqlx::postgres::PgPoolOptions;
-//!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let postgres = PgPoolOptions::new().max_connections(50).connect_lazy("postgres:///orders")?;
-//! let pool = Autotuned::new(postgres)?;
-//! sqlx::query("SELECT 1").execute(&pool).await?;
-//! let mut transaction = pool.begin().await?;
-//! sqlx::query("UPDATE orders SET paid = true").execute(&mut *transaction).await?;
-//! transaction.commit().await?;
-//! let mut connection = pool.get().await?;
-//! sqlx::query("SELECT 1").execute(&mut **connection).await?;
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! sqlx 0.8. Sea-orm 2 is on sqlx 0.9 and takes a pool by value, so it cannot be tuned.
-//!
-//! `PgListener::connect_with` takes the pool itself: give it [`Autotuned::inner`](crate::Autotuned::inner),
-//! whose connections are told apart from those of the gate, or a pool of its own.
-//!
-//! sqlx puts a connection back in a task of its own, after a ping; its permit goes with it, so the
-//! next checkout finds it idle. [`Connection::close_on_drop`] closes it instead, and its permit is
-//! returned when the socket is closed.
+//! What is the same for each version of sqlx: included once for each, with `super::sqlx` its crate.
 
-mod executor;
+pub(super) mod executor;
 mod transaction;
 
 use std::fmt;
@@ -41,11 +8,11 @@ use std::iter;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use sqlx::pool::{Pool, PoolConnection};
-use sqlx::{ConnectOptions, Connection as _, Database, Error};
 use tokio::time::Instant;
 
-use super::{Adapter, Checked, PutBack};
+use super::sqlx::pool::{Pool, PoolConnection};
+use super::sqlx::{self, ConnectOptions, Connection as _, Database, Error};
+use crate::adapter::{Adapter, Checked, PutBack};
 
 pub use self::transaction::Transaction;
 
@@ -80,6 +47,19 @@ impl<DB: Database> Adapter for Pool<DB> {
         } else {
             Checked::reused(connection)
         })
+    }
+
+    async fn checkout_idle(&self) -> Result<Option<Checked<Connection<DB>>>, Error> {
+        // `acquire` would replace a dead one at once. (sqlx calls no `before_acquire` here.)
+        while let Some(mut pooled) = self.try_acquire() {
+            if !self.options().get_test_before_acquire() || pooled.ping().await.is_ok() {
+                let close = false;
+                return Ok(Some(Checked::reused(Connection { pooled, close })));
+            }
+            // A connection that cannot be closed in good order is closed by its drop.
+            let _ = pooled.close().await;
+        }
+        Ok(None)
     }
 
     fn put_back(&self, connection: &mut Option<Connection<DB>>) -> PutBack {

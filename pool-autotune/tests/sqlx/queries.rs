@@ -1,12 +1,12 @@
-//! A service on sqlx that hands its queries the tuned pool instead of its own.
-
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use pool_autotune::Autotuned;
 use private_servers::Postgres;
-use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, QueryBuilder, Row};
+
+use super::sqlx;
+use super::sqlx::postgres::{PgPool, PgPoolOptions};
+use super::sqlx::{Connection, Executor, QueryBuilder, Row};
 
 async fn start() -> (Postgres, Autotuned<PgPool>) {
     let postgres = Postgres::start().await.expect("Postgres starts");
