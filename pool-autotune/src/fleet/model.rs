@@ -814,7 +814,7 @@ fn assert_caught(setup: Setup) {
     }
 }
 
-/// Every fault once, in small fleets: 700,000 states, which an unoptimised build sees in half a minute.
+/// Every fault once, in small fleets: half a million states, which an unoptimised build sees in half a minute.
 mod small {
     use super::*;
 
