@@ -142,6 +142,14 @@ impl Bounds {
     }
 
     /// Checks them against a pool that can hold at most `pool_max` connections.
+    /// The same, as far as they are not above `max`.
+    pub(crate) fn at_most(self, max: usize) -> Self {
+        Self {
+            min: self.min.min(max),
+            max: self.max.min(max),
+        }
+    }
+
     pub(crate) fn within(self, pool_max: usize) -> Result<Self, BoundsError> {
         if self.max > pool_max {
             let problem = Problem::AbovePool { pool_max };

@@ -15,8 +15,11 @@ use crate::check::check_tuner;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::driver;
+#[cfg(feature = "fleet")]
+use crate::fleet::Budget;
 use crate::holders::Holders;
 use crate::metrics::Recorder;
+use crate::rights::Rights;
 use crate::shared::Shared;
 use crate::stats::{Stats, WindowReader};
 #[cfg(feature = "json")]
@@ -69,6 +72,8 @@ pub struct Builder<P> {
     max_lifetime: Option<Duration>,
     idle_timeout: Option<Duration>,
     keep_open: usize,
+    #[cfg(feature = "fleet")]
+    budget: Option<Budget>,
     tuner: TunerConfig,
     clock: Clock,
     #[cfg(feature = "json")]
@@ -101,6 +106,8 @@ impl<P: Adapter> Builder<P> {
             max_lifetime: None,
             idle_timeout: None,
             keep_open: 0,
+            #[cfg(feature = "fleet")]
+            budget: None,
             tuner: TunerConfig::default(),
             clock: Clock::tokio(),
             #[cfg(feature = "json")]
@@ -219,6 +226,15 @@ impl<P: Adapter> Builder<P> {
         self
     }
 
+    /// Keeps the pool to its share of the connections that many processes have together. Several pools
+    /// of one process share the same budget. Defaults to the bounds alone.
+    #[cfg(feature = "fleet")]
+    #[must_use]
+    pub fn budget(mut self, budget: &Budget) -> Self {
+        self.budget = Some(budget.clone());
+        self
+    }
+
     /// Sets the constants of the tuner. Defaults to [`TunerConfig::default`].
     #[must_use]
     pub fn tuner(mut self, config: TunerConfig) -> Self {
@@ -286,6 +302,13 @@ impl<P: Adapter> Builder<P> {
                 bounds.min()
             )));
         }
+        #[cfg(feature = "fleet")]
+        if self.budget.is_some() && !enforce {
+            return Err(setting(
+                "a budget acts on the pool, and the mode is recommend: set the mode of the budget to \
+                 recommend, and that of the pool to enforce",
+            ));
+        }
         let max_waiting = self.max_waiting.unwrap_or(usize::MAX);
         self.check_aging(bounds)?;
 
@@ -330,6 +353,10 @@ impl<P: Adapter> Builder<P> {
         #[cfg(feature = "json")]
         let control = control.with_log(log);
         let news = Arc::new(Notify::new());
+        #[cfg(feature = "fleet")]
+        let rights = Rights::new(self.budget.map(|budget| budget.join(Arc::clone(&news))));
+        #[cfg(not(feature = "fleet"))]
+        let rights = Rights::default();
         let shared = Arc::new(Shared {
             adapter: self.pool,
             gate,
@@ -345,6 +372,7 @@ impl<P: Adapter> Builder<P> {
             ceiling: AtomicUsize::new(limit),
             opening: AtomicUsize::new(0),
             size_seen: AtomicUsize::new(size),
+            rights,
             dials: Arc::new(Semaphore::new(
                 self.tuner.dial.at_once.min(Semaphore::MAX_PERMITS),
             )),

@@ -200,7 +200,7 @@ impl<P: Adapter> Shared<P> {
         };
         let inside = Inside::new(Arc::clone(self), entered);
         self.recorder.waited(Duration::ZERO);
-        if !self.finds_idle() {
+        if !self.finds_idle() || self.rights.is_bound() {
             self.holders.arrived();
             return Box::pin(self.checkout_slowly(inside, call_site, ask())).await;
         }
@@ -265,7 +265,13 @@ impl<P: Adapter> Shared<P> {
     ) -> Result<Checkout<P>, Error<P::Error>> {
         let admitted = Instant::now();
         let generation = self.generation.load(Ordering::Acquire);
-        let (connection, inside, since) = if self.expects_idle() {
+        let idle = match self.rights.is_bound() && self.expects_idle() {
+            true => self.checkout_idle(admitted).await?,
+            false => None,
+        };
+        let (connection, inside, since) = if let Some((connection, since)) = idle {
+            (connection, inside, since)
+        } else if self.expects_idle() && !self.rights.is_bound() {
             let mut opening = pin!(self.adapter.checkout());
             let polled = PollOnce(opening.as_mut()).await;
             let (connection, since) = self.check(admitted, polled, opening).await?;
@@ -280,6 +286,32 @@ impl<P: Adapter> Shared<P> {
             }
         };
         Ok(inside.hand_out(connection, since, call_site, generation))
+    }
+
+    /// Takes an idle connection where none may be opened without a right, if there is a good one. Returns
+    /// since when it is in use.
+    async fn checkout_idle(
+        &self,
+        admitted: Instant,
+    ) -> Result<Option<(P::Connection, u64)>, Error<P::Error>> {
+        let since = self.stats.now();
+        let taking = pin!(self.adapter.checkout_idle());
+        let taken = self.open(admitted, taking).await;
+        let error = match taken {
+            Ok(Ok(Some(checked))) if checked.is_new => {
+                self.rights.opened_unasked();
+                self.opened(admitted);
+                return Ok(Some((checked.connection, self.stats.now())));
+            }
+            Ok(Ok(checked)) => return Ok(checked.map(|checked| (checked.connection, since))),
+            Ok(Err(error)) => self.not_opened(error),
+            Err(_) => {
+                self.dial_failed();
+                Error::OpenTimeout(self.open_timeout)
+            }
+        };
+        self.recorder.unserved(Unserved::Failed);
+        Err(error)
     }
 
     /// Waits for a connection that was not there at once, if it is not there yet. Returns since when it

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::Bounds;
 use crate::aging::AgingState;
 use crate::driver::TICK;
 #[cfg(feature = "json")]
@@ -59,6 +60,11 @@ pub(crate) struct Control {
     /// Connections held for far longer, at the last look.
     pub(crate) held: Held,
     pub(crate) aging: AgingState,
+    /// What was set, whatever part of it the budget of a fleet allows.
+    pub(crate) bounds: Bounds,
+    /// The most that was needed at once lately, and in the time before.
+    pub(crate) needed: (usize, usize),
+    pub(crate) needed_since: Instant,
     /// What the last dial failed with, until one succeeds.
     pub(crate) dial_error: Option<Arc<str>>,
     /// What had come back when the last dial failed.
@@ -73,6 +79,9 @@ impl Control {
     pub(crate) fn new(tuner: Tuner, dial: DialBudget, reader: WindowReader, now: Instant) -> Self {
         Self {
             recording: Recording::new(tuner.clone()),
+            bounds: tuner.bounds(),
+            needed: (0, 0),
+            needed_since: now,
             tuner,
             dial,
             decisions: VecDeque::new(),

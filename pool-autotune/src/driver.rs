@@ -60,6 +60,7 @@ impl<P: Adapter> Shared<P> {
         if self.gate.queued() > 0 && control.tuner.may_grow() {
             control.next_window = control.next_window.min(now + SOON);
         }
+        self.follow_fleet(&mut control, now);
         self.apply(&mut control, now);
         self.open_ahead(&mut control, now);
         let waiting_for_token = self.gate.queued() > 0
@@ -132,6 +133,13 @@ impl<P: Adapter> Shared<P> {
     pub(crate) fn set_bounds(&self, bounds: Bounds) {
         let now = Instant::now();
         let mut control = self.control();
+        control.bounds = bounds;
+        self.bind(&mut control, now, bounds);
+        self.follow_fleet(&mut control, now);
+        self.apply(&mut control, now);
+    }
+
+    fn bind(&self, control: &mut Control, now: Instant, bounds: Bounds) {
         let decision = control.tuner.set_bounds(now, bounds);
         control.recording.bounds(now, bounds);
         #[cfg(feature = "json")]
@@ -139,8 +147,56 @@ impl<P: Adapter> Shared<P> {
             min: bounds.min(),
             max: bounds.max(),
         });
-        self.record(&mut control, decision);
-        self.apply(&mut control, now);
+        self.record(control, decision);
+    }
+
+    /// Reports to the budget of a fleet what this pool needs, and keeps to its share of it.
+    fn follow_fleet(&self, control: &mut Control, now: Instant) {
+        if !self.rights.is_bound() {
+            return;
+        }
+        let (need, want) = self.needs(control, now);
+        let share = self.rights.follow(need, want, || self.adapter.size());
+        let (target, max) = (control.tuner.target(), control.tuner.bounds().max());
+        let is_bound = max < control.bounds.max();
+        // A share that leaves room is no bound: the tuner is not to be disturbed by every beat.
+        let max = if share >= control.bounds.max() || share >= with_room(target) {
+            control.bounds.max()
+        } else if is_bound || share < target {
+            share
+        } else {
+            max
+        };
+        let bounds = control.bounds.at_most(max.max(1));
+        if bounds != control.tuner.bounds() {
+            self.bind(control, now, bounds);
+        }
+    }
+
+    /// What this pool uses or waits for, and what it would have if there were enough.
+    fn needs(&self, control: &mut Control, now: Instant) -> (usize, usize) {
+        /// The most in one to two of these counts.
+        const LATELY: Duration = Duration::from_millis(1500);
+        let gate = self.gate.snapshot();
+        let used = gate.inflight() + gate.queued();
+        if now.saturating_duration_since(control.needed_since) >= LATELY {
+            control.needed = (used, control.needed.0);
+            control.needed_since = now;
+        }
+        control.needed.0 = control.needed.0.max(used);
+        let target = control.tuner.target();
+        let at_knee = matches!(control.tuner.verdict(), Verdict::AtKnee(_));
+        let is_bound = target == control.tuner.bounds().max();
+        let want = if at_knee {
+            target
+        } else if is_bound && gate.queued() > 0 {
+            (target + gate.queued()).max(with_room(target))
+        } else {
+            with_room(target)
+        };
+        let want = (want + control.held.count).min(control.bounds.max());
+        let need = control.needed.0.max(control.needed.1);
+        (need.min(want), want)
     }
 
     pub(crate) fn snapshot(&self) -> PoolSnapshot {
@@ -163,6 +219,8 @@ impl<P: Adapter> Shared<P> {
             wait_p95: waits.quantile(0.95),
             use_mean: window.mean_use_time().map(Duration::from_secs_f64),
             dial_error,
+            #[cfg(feature = "fleet")]
+            budget: self.rights.snapshot(),
         }
     }
 
@@ -214,6 +272,9 @@ impl<P: Adapter> Shared<P> {
             && now.saturating_duration_since(at) < NESTED_FOR
         {
             return Verdict::NestedAcquire(nested);
+        }
+        if let Some(verdict) = self.rights.verdict() {
+            return verdict;
         }
         let is_down = control.dial.is_failing() && self.adapter.size() == 0;
         if is_down {
@@ -342,7 +403,10 @@ impl<P: Adapter> Shared<P> {
         let size = self.count_connections() + hanging;
         let wanted = gate.queued().max(control.ahead);
         let is_alone = self.holders.completions() == control.completed_then;
-        let state = DialState::new(ceiling, target, size, wanted).alone(is_alone);
+        // Those that may be opened now. What waits for another right waits in the queue.
+        let dials = self.rights.may_dial().saturating_add(self.rights.dialing());
+        let reach = target.min(size.saturating_add(dials));
+        let state = DialState::new(ceiling, reach, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
         let limit = raised.min(admitted + hanging + replacing);
         if limit != gate.limit() || raised != ceiling {
@@ -372,6 +436,11 @@ impl<P: Adapter> Shared<P> {
             self.close_surplus(surplus);
         }
     }
+}
+
+/// A target with room for growth until the next beat.
+fn with_room(target: usize) -> usize {
+    target + target / 2 + 2
 }
 
 /// How many shared connections would do the work of a pool of exclusive ones, if the pool needs

@@ -73,7 +73,7 @@
 //!
 //! - For a single writer: SQLite's, or one behind an advisory lock. Its size is 1.
 //! - In front of a server that many processes share when together they may exceed its connection
-//!   limit: each tunes itself, so divide the limit and set each maximum to its share.
+//!   limit, unless they share a `fleet::Budget` (feature `fleet`): each tunes itself.
 //! - Behind connections kept for life (`LISTEN`, a leader's lock), beyond a few: they are counted apart
 //!   and leave the rest of the maximum to others, but each is one less. See [`Checkout::detach`].
 //! - Together with another resizer of the same pool, or with checkouts that bypass the gate.
@@ -88,6 +88,7 @@
 //!   newest, 0.9. Both can be on. `sqlx-0_9` needs Rust 1.94, as sqlx 0.9 does.
 //! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (The features
 //!   for sqlx read those of sqlx.)
+//! - `fleet`: one budget of connections for all processes that share a Postgres (`fleet`).
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
@@ -114,12 +115,15 @@ mod control;
 mod driver;
 mod error;
 mod events;
+#[cfg(feature = "fleet")]
+pub mod fleet;
 pub mod guide;
 mod holders;
 pub mod metrics;
 mod observed;
 mod opening;
 mod report;
+mod rights;
 mod shared;
 mod snapshot;
 mod sqlstate;

@@ -13,7 +13,8 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 use tower_capacity::gate::Ask;
 
-use crate::adapter::{Adapter, Checked};
+use crate::adapter::Adapter;
+use crate::rights::Right;
 use crate::shared::{Inside, Shared};
 use crate::{Error, Mode, events, sqlstate};
 impl<P: Adapter> Shared<P> {
@@ -73,7 +74,12 @@ impl<P: Adapter> Shared<P> {
             let dial = dial(opening, inside, slot, done);
             tokio::spawn(dial);
             let mut dialled = pin!(dialled);
-            let hangs = end.min(Instant::now() + HANGS);
+            // One without a right to it waits for a beat.
+            let hangs = if shared.rights.may_dial() > 0 {
+                end.min(Instant::now() + HANGS)
+            } else {
+                Instant::now()
+            };
             if let Ok(dialled) = timeout_at(hangs, dialled.as_mut()).await {
                 let dialled = dialled.unwrap_or_else(|_| Err(too_late()));
                 // A server that takes no more serves those that it has.
@@ -123,6 +129,16 @@ impl<P: Adapter> Shared<P> {
         self.dial(inside, Instant::now(), ask, true).await.ok()
     }
 
+    /// Waits for the right to a dial, where there has to be one. Meanwhile others may use what is idle.
+    async fn right(&self) -> Option<Option<Right>> {
+        if let Some(right) = self.rights.try_take() {
+            return Some(right);
+        }
+        let _hanging = Hanging::begin(self);
+        let end = deadline(Instant::now(), self.open_timeout);
+        timeout_at(end, self.rights.take()).await.ok()
+    }
+
     /// What a checkout fails with whose connection did not open.
     pub(crate) fn not_opened(&self, error: P::Error) -> Error<P::Error> {
         self.remember_why(&error);
@@ -156,13 +172,13 @@ impl<P: Adapter> Shared<P> {
     }
 
     /// Waits for a connection that is being opened or checked.
-    pub(crate) async fn open<F>(
+    pub(crate) async fn open<F, C>(
         &self,
         admitted: Instant,
         mut opening: Pin<&mut F>,
     ) -> Result<F::Output, Elapsed>
     where
-        F: Future<Output = Result<Checked<P::Connection>, P::Error>>,
+        F: Future<Output = Result<C, P::Error>>,
     {
         let deadline = deadline(admitted, self.open_timeout);
         if self.mode == Mode::Enforce {
@@ -181,9 +197,9 @@ impl<P: Adapter> Shared<P> {
     }
 
     /// Waits on for a connection that does not open, and asks why.
-    async fn hang<F>(&self, end: Instant, mut opening: Pin<&mut F>) -> Result<F::Output, Elapsed>
+    async fn hang<F, C>(&self, end: Instant, mut opening: Pin<&mut F>) -> Result<F::Output, Elapsed>
     where
-        F: Future<Output = Result<Checked<P::Connection>, P::Error>>,
+        F: Future<Output = Result<C, P::Error>>,
     {
         let mut why_not = pin!(self.why_not());
         let mut has_asked = false;
@@ -208,6 +224,7 @@ impl<P: Adapter> Shared<P> {
             return None;
         }
         let _slot = self.dials.acquire().await.ok()?;
+        let _right = self.rights.try_take()?;
         timeout(HANGS, self.adapter.why_not()).await.ok()?
     }
 
@@ -253,11 +270,15 @@ async fn dial<P: Adapter>(
 ) {
     let shared = Arc::clone(&opening.0);
     let generation = shared.generation.load(Ordering::Acquire);
-    let start = Instant::now();
-    let end = deadline(start, shared.open_timeout);
-    let opened = {
+    let (start, opened) = {
+        let Some(_right) = shared.right().await else {
+            let _ = done.send(Err(Error::OpenTimeout(shared.open_timeout)));
+            return;
+        };
+        let start = Instant::now();
+        let end = deadline(start, shared.open_timeout.min(shared.rights.dial_for()));
         let mut checkout = pin!(shared.adapter.checkout());
-        match timeout_at(end.min(start + HANGS), checkout.as_mut()).await {
+        let opened = match timeout_at(end.min(start + HANGS), checkout.as_mut()).await {
             Ok(opened) => {
                 drop((opening, slot));
                 Ok(opened)
@@ -271,7 +292,8 @@ async fn dial<P: Adapter>(
                 drop(hanging);
                 opened
             }
-        }
+        };
+        (start, opened)
     };
     let connection = match opened {
         Ok(Ok(checked)) => {

@@ -16,6 +16,7 @@ use crate::aging::Aging;
 use crate::control::Control;
 use crate::holders::Holders;
 use crate::metrics::Recorder;
+use crate::rights::Rights;
 use crate::stats::Stats;
 use crate::{Mode, sqlstate};
 
@@ -45,6 +46,8 @@ pub(crate) struct Shared<P> {
     pub(crate) opening: AtomicUsize,
     /// Connections that exist, when last looked at.
     pub(crate) size_seen: AtomicUsize,
+    /// The part of a fleet's budget.
+    pub(crate) rights: Rights,
     /// Dials that may run at the same time.
     pub(crate) dials: Arc<Semaphore>,
     /// Counts failovers.
@@ -129,7 +132,10 @@ impl<P: Adapter> Shared<P> {
         match meaning {
             Some(sqlstate::Meaning::ServerChanged) => self.server_changed(),
             Some(sqlstate::Meaning::ConnectionLost) => self.connection_lost(),
-            Some(sqlstate::Meaning::TooManyConnections) => self.dial_failed(),
+            Some(sqlstate::Meaning::TooManyConnections) => {
+                self.rights.refused();
+                self.dial_failed();
+            }
             None => {}
         }
         meaning

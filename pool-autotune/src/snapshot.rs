@@ -20,6 +20,8 @@ pub struct PoolSnapshot {
     pub(crate) wait_p95: Duration,
     pub(crate) use_mean: Option<Duration>,
     pub(crate) dial_error: Option<Arc<str>>,
+    #[cfg(feature = "fleet")]
+    pub(crate) budget: Option<crate::fleet::BudgetSnapshot>,
 }
 
 impl PoolSnapshot {
@@ -93,6 +95,13 @@ impl PoolSnapshot {
     #[must_use]
     pub fn dial_error(&self) -> Option<&str> {
         self.dial_error.as_deref()
+    }
+
+    /// The state of the budget that the pool shares with a fleet, if it does.
+    #[cfg(feature = "fleet")]
+    #[must_use]
+    pub fn budget(&self) -> Option<&crate::fleet::BudgetSnapshot> {
+        self.budget.as_ref()
     }
 
     /// Mean use time of the checkouts returned, if there were any.

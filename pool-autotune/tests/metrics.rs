@@ -101,6 +101,8 @@ async fn a_pool_reports_under_opentelemetry_names() {
         "underprovisioned",
         "at_knee",
         "budget_bound",
+        "budget_too_small",
+        "budget_lost",
         "use_multiplexed",
         "connect_bound",
         "leaking",

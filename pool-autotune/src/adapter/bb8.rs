@@ -161,13 +161,20 @@ where
     }
 
     async fn checkout(&self) -> Result<Checked<Connection<M>>, M::Error> {
+        match self.checkout_idle().await? {
+            Some(checked) => Ok(checked),
+            None => self.open().await.map(Checked::opened),
+        }
+    }
+
+    async fn checkout_idle(&self) -> Result<Option<Checked<Connection<M>>>, M::Error> {
         while let Some(mut connection) = self.take_idle() {
             if !self.test_on_checkout || self.manager.is_valid(&mut connection).await.is_ok() {
-                return Ok(Checked::reused(connection));
+                return Ok(Some(Checked::reused(connection)));
             }
             connection.close();
         }
-        self.open().await.map(Checked::opened)
+        Ok(None)
     }
 
     fn discard(&self, connection: Connection<M>, _before: Instant) -> PutBack {

@@ -63,6 +63,23 @@ where
         })
     }
 
+    async fn checkout_idle(&self) -> Result<Option<Checked<W>>, Self::Error> {
+        // A dial that may take no time is given up before it has sent anything. Without a runtime,
+        // deadpool refuses to begin one.
+        let idle_only = Timeouts {
+            create: Some(Duration::ZERO),
+            ..waiting(self, Some(Duration::ZERO))
+        };
+        match self.timeout_get(&idle_only).await {
+            Ok(connection) => Ok(Some(checked::<M, W>(connection))),
+            Err(
+                PoolError::Timeout(TimeoutType::Wait | TimeoutType::Create)
+                | PoolError::NoRuntimeSpecified,
+            ) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     #[inline]
     fn handed_out(connection: &W) -> Option<Instant> {
         let metrics = Object::metrics(object::<M, W>(connection)?);

@@ -71,6 +71,17 @@ pub trait Adapter: Send + Sync + 'static {
         &self,
     ) -> impl Future<Output = Result<Checked<Self::Connection>, Self::Error>> + Send;
 
+    /// Reuses an idle connection, and opens none, where a connection may be opened only with a right to it
+    /// (feature `fleet`). Returns `None` if there is none that is good.
+    ///
+    /// The default is [`checkout`](Self::checkout), for pools that cannot keep from opening one: if it was
+    /// opened, it is counted then.
+    fn checkout_idle(
+        &self,
+    ) -> impl Future<Output = Result<Option<Checked<Self::Connection>>, Self::Error>> + Send {
+        async { self.checkout().await.map(Some) }
+    }
+
     /// When this idle connection was checked out, if the pool has just read the system's clock itself:
     /// saves reading it again. Defaults to `None`.
     #[inline]

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::panic::Location;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What is the matter with a pool, and so what an operator can do about it.
@@ -13,8 +14,20 @@ pub enum Verdict {
     /// The database serves no more with more connections. Add capacity to the database, or send it
     /// less: shed requests before they line up here.
     AtKnee(Cause),
-    /// More connections would help, and the bounds do not allow them.
+    /// More connections would help, and the bounds, or the share of a fleet's budget, do not allow them.
     BudgetBound,
+    /// The floors of all processes that share a budget exceed it. Have fewer, raise the total, or put a
+    /// pooler in between.
+    BudgetTooSmall {
+        /// Processes that share it.
+        members: usize,
+        /// What their floors add up to.
+        floors: usize,
+        /// What there is to share.
+        total: usize,
+    },
+    /// The budget of the fleet gives no rights, for this reason: no connection is opened.
+    BudgetLost(Arc<str>),
     /// Each connection could serve many tasks at once, the pool hands each to one, and none is held
     /// for as long as a command that blocks: share this many instead, without a pool. Measured with
     /// Redis 7 on two cores: 71,000 commands a second over 8 exclusive connections, the best number
@@ -36,11 +49,13 @@ pub enum Verdict {
 impl Verdict {
     /// Every [name](Self::as_str) there is.
     #[cfg(feature = "metrics")]
-    pub(crate) const NAMES: [&str; 8] = [
+    pub(crate) const NAMES: [&str; 10] = [
         "healthy",
         "underprovisioned",
         "at_knee",
         "budget_bound",
+        "budget_too_small",
+        "budget_lost",
         "use_multiplexed",
         "connect_bound",
         "leaking",
@@ -55,6 +70,8 @@ impl Verdict {
             Self::Underprovisioned => "underprovisioned",
             Self::AtKnee(_) => "at_knee",
             Self::BudgetBound => "budget_bound",
+            Self::BudgetTooSmall { .. } => "budget_too_small",
+            Self::BudgetLost(_) => "budget_lost",
             Self::UseMultiplexed { .. } => "use_multiplexed",
             Self::ConnectBound => "connect_bound",
             Self::Leaking(_) => "leaking",
@@ -74,8 +91,19 @@ impl fmt::Display for Verdict {
                  make it faster"
             ),
             Self::BudgetBound => f.write_str(
-                "bound by its maximum: more connections would help, raise it if the server has them",
+                "bound by its maximum, or by its share of the fleet's budget: more connections would help, \
+                 raise it if the server has them",
             ),
+            Self::BudgetTooSmall {
+                members,
+                floors,
+                total,
+            } => write!(
+                f,
+                "the budget is too small: {members} processes need {floors} connections at least, and \
+                 there are {total}"
+            ),
+            Self::BudgetLost(reason) => write!(f, "no rights from the fleet's budget: {reason}"),
             Self::UseMultiplexed { n } => write!(
                 f,
                 "multiplexed connections used one task at a time: share {n} instead"

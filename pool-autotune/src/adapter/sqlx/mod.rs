@@ -49,6 +49,19 @@ impl<DB: Database> Adapter for Pool<DB> {
         })
     }
 
+    async fn checkout_idle(&self) -> Result<Option<Checked<Connection<DB>>>, Error> {
+        // `acquire` would replace a dead one at once. (sqlx calls no `before_acquire` here.)
+        while let Some(mut pooled) = self.try_acquire() {
+            if !self.options().get_test_before_acquire() || pooled.ping().await.is_ok() {
+                let close = false;
+                return Ok(Some(Checked::reused(Connection { pooled, close })));
+            }
+            // A connection that cannot be closed in good order is closed by its drop.
+            let _ = pooled.close().await;
+        }
+        Ok(None)
+    }
+
     fn put_back(&self, connection: &mut Option<Connection<DB>>) -> PutBack {
         let Some(mut connection) = connection.take() else {
             return PutBack::Done;

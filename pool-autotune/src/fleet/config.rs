@@ -1,0 +1,255 @@
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Client, NoTls, Socket};
+
+use super::budget::{Budget, Inner, Kind};
+use super::pod::{Pod, Terms};
+use super::{BudgetError, beats};
+use crate::Mode;
+
+/// Settings of a [`Budget`] that is kept in a Postgres.
+#[must_use = "nothing beats until `start` or `spawn` is called"]
+pub struct Config {
+    connect: Connect,
+    pub(super) postgres: tokio_postgres::Config,
+    pub(super) label: String,
+    pub(super) weight: f64,
+    pub(super) floor: usize,
+    pub(super) extra: usize,
+    pub(super) total: Option<usize>,
+    pub(super) reserve: Option<usize>,
+    pub(super) create: bool,
+    mode: Mode,
+    ttl: Duration,
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Opens the connection that beats.
+pub(super) type Connect = Arc<
+    dyn Fn(tokio_postgres::Config) -> Boxed<Result<(Client, Boxed<()>), tokio_postgres::Error>>
+        + Send
+        + Sync,
+>;
+
+/// Dials of one process at the same time. What a process that is gone may still have under way is
+/// counted for it.
+const DIALS: u32 = 4;
+
+impl Budget {
+    /// Begins a budget that is kept in the Postgres whose connections it divides.
+    ///
+    /// `postgres` is the address of Postgres itself, not of a pooler, and the role that the pools use.
+    pub fn postgres(postgres: tokio_postgres::Config) -> Config {
+        Self::postgres_tls(postgres, NoTls)
+    }
+
+    /// Like [`postgres`](Self::postgres), over TLS.
+    pub fn postgres_tls<T>(postgres: tokio_postgres::Config, tls: T) -> Config
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::Stream: Send,
+        T::TlsConnect: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let connect: Connect = Arc::new(move |postgres| {
+            let tls = tls.clone();
+            Box::pin(async move {
+                let (client, connection) = postgres.connect(tls).await?;
+                let ended: Boxed<()> = Box::pin(async move {
+                    // The next beat finds the connection closed.
+                    let _ = connection.await;
+                });
+                Ok((client, ended))
+            })
+        });
+        Config {
+            connect,
+            postgres,
+            label: String::new(),
+            weight: 1.0,
+            floor: 0,
+            extra: 0,
+            total: None,
+            reserve: None,
+            create: false,
+            mode: Mode::Enforce,
+            ttl: Duration::from_secs(15),
+        }
+    }
+}
+
+impl Config {
+    /// Sets what kind of process this is, for readers of the table: `web`, `worker`, `cron`. Defaults to
+    /// none.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    /// Sets how much of what is scarce this process gets, in relation to others. Defaults to 1.
+    pub fn weight(mut self, weight: f64) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Sets what this process gets whatever the others need, beside the connection that beats.
+    ///
+    /// Defaults to one for each pool, and the [extra](Self::extra) connections.
+    pub fn floor(mut self, connections: usize) -> Self {
+        self.floor = connections;
+        self
+    }
+
+    /// Declares connections of this process that are outside of its pools (`LISTEN`, a leader's lock),
+    /// opened with [`Budget::place`]. Defaults to none.
+    pub fn extra(mut self, connections: usize) -> Self {
+        self.extra = connections;
+        self
+    }
+
+    /// Sets how many connections there are to share.
+    ///
+    /// Never more than the role or the server has. Where processes differ, the lowest counts. Defaults to
+    /// the role's `CONNECTION LIMIT`, or else to `max_connections` less those reserved for superusers,
+    /// those that other roles have open, and a twentieth; looked up anew once a second.
+    pub fn total(mut self, connections: usize) -> Self {
+        self.total = Some(connections);
+        self
+    }
+
+    /// Sets how many of the total are kept for processes that join: each opens one connection to ask for
+    /// rights, and again where it loses that one. More that start at the same moment exceed the total by as
+    /// many, though not the limit of the role or the server. Where processes differ, the highest counts.
+    /// Defaults to two, or 3 % if that is more; an eighth of a total below 16.
+    pub fn reserve(mut self, connections: usize) -> Self {
+        self.reserve = Some(connections);
+        self
+    }
+
+    /// Sets whether a missing schema `pool_autotune` is created. Defaults to `false`: run
+    /// [`MIGRATION`](super::MIGRATION) instead.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Sets whether the budget acts or only reports; see [`Budget::set_mode`]. Defaults to
+    /// [`Mode::Enforce`].
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Sets how long a grant lasts without another. What a process that was killed held is free after
+    /// that time. Defaults to 15 s; a beat is sent three times as often.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Joins the fleet: returns after the first beat, whether it gave rights or not.
+    ///
+    /// # Errors
+    ///
+    /// A setting that is out of range; no runtime; or what is wrong with the store, if the first beat failed.
+    pub async fn start(self) -> Result<Budget, BudgetError> {
+        let budget = self.spawn()?;
+        budget.first_beat().await?;
+        Ok(budget)
+    }
+
+    /// Like [`start`](Self::start), without waiting: where the store does not reply, pools that use the
+    /// budget open no connection, and beats are tried until one succeeds.
+    ///
+    /// # Errors
+    ///
+    /// A setting that is out of range, or no runtime.
+    pub fn spawn(self) -> Result<Budget, BudgetError> {
+        let runtime = Handle::try_current().map_err(|_| BudgetError::NoRuntime)?;
+        let terms = self.check()?;
+        let id = random_id();
+        let inner = Arc::new(Inner::new(
+            id,
+            Kind::Postgres,
+            Pod::new(terms),
+            self.mode,
+            self.extra,
+            self.floor,
+        ));
+        let connect = Arc::clone(&self.connect);
+        runtime.spawn(beats::run(Arc::downgrade(&inner), connect, self));
+        Ok(Budget::from_inner(inner))
+    }
+
+    fn check(&self) -> Result<Terms, BudgetError> {
+        const TTL: std::ops::RangeInclusive<Duration> =
+            Duration::from_secs(1)..=Duration::from_secs(60);
+        let wrong = |message: String| Err(BudgetError::Setting(message));
+        if !(0.001..=1_000.0).contains(&self.weight) {
+            return wrong(format!("weight is {}: expected 0.001 to 1000", self.weight));
+        }
+        if self.total == Some(0) {
+            return wrong("total is 0: expected at least 1".to_owned());
+        }
+        if let Some(total) = self.total {
+            let kept = self.reserve.unwrap_or(0);
+            if kept >= total {
+                return wrong(format!(
+                    "reserve is {kept} of a total of {total}: nothing is left"
+                ));
+            }
+            let floor = 1 + self.floor.max(self.extra);
+            if floor > total - kept {
+                return wrong(format!(
+                    "floor is {} and one connection beats: above the total of {total} less the \
+                     reserve of {kept}",
+                    floor - 1
+                ));
+            }
+        }
+        let most = [self.total, self.reserve, Some(self.floor), Some(self.extra)];
+        if let Some(most) = most.into_iter().flatten().find(|&n| n > 1_000_000) {
+            return wrong(format!("{most} connections: expected at most 1000000"));
+        }
+        if !TTL.contains(&self.ttl) {
+            return wrong(format!("ttl is {:?}: expected 1 s to 60 s", self.ttl));
+        }
+        Ok(Terms {
+            ttl: self.ttl,
+            dial_for: self.ttl / 3,
+            dials: DIALS,
+        })
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("label", &self.label)
+            .field("weight", &self.weight)
+            .field("floor", &self.floor)
+            .field("extra", &self.extra)
+            .field("total", &self.total)
+            .field("reserve", &self.reserve)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Never derived from the host's name: two processes may share one.
+fn random_id() -> i64 {
+    let random = RandomState::new().build_hasher().finish();
+    (random >> 1).max(1) as i64
+}
+
+/// A number from 0 to 1 by which processes that started together beat apart.
+pub(super) fn jitter() -> f64 {
+    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
+}

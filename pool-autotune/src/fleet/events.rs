@@ -1,0 +1,59 @@
+//! What a budget reports through `tracing`.
+
+use super::BudgetError;
+
+#[cfg(feature = "tracing")]
+pub(super) fn granted(tag: &str, old: u32, new: u32, members: usize, total: usize) {
+    tracing::debug!(
+        tag,
+        old,
+        new,
+        members,
+        total,
+        "the fleet's budget grants {new} connections"
+    );
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn granted(_tag: &str, _old: u32, _new: u32, _members: usize, _total: usize) {}
+
+#[cfg(feature = "tracing")]
+pub(super) fn failed(tag: &str, error: &BudgetError) {
+    tracing::warn!(tag, kind = error.as_str(), "{error}");
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn failed(_tag: &str, error: &BudgetError) {
+    let _ = error.as_str();
+}
+
+#[cfg(feature = "tracing")]
+pub(super) fn recovered(tag: &str) {
+    tracing::info!(tag, "the fleet's budget is in order again");
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn recovered(_tag: &str) {}
+
+/// How many processes fit, at the start.
+#[cfg(feature = "tracing")]
+pub(super) fn joined(tag: &str, total: usize, floor: usize) {
+    let processes = total / floor.max(1);
+    tracing::info!(
+        tag,
+        total,
+        floor,
+        "{processes} such processes fit at their floors"
+    );
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn joined(_tag: &str, _total: usize, _floor: usize) {}
+
+#[cfg(feature = "tracing")]
+pub(super) fn fixed(total: usize, processes: usize, share: usize) {
+    tracing::info!(total, share, "{processes} processes fit");
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn fixed(_total: usize, _processes: usize, _share: usize) {}

@@ -1,0 +1,501 @@
+//! The SQL against the reference in Rust, on a real Postgres.
+
+use std::collections::HashMap;
+
+use private_servers::Postgres;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::Mutex;
+use tokio_postgres::{Client, NoTls};
+
+use super::kernel::{Mutant, Store, World};
+use super::pod::Beat;
+use super::schema::MIGRATION;
+use super::shares::{Claim, shares};
+
+async fn connect(server: &Postgres) -> Client {
+    let (client, connection) = tokio_postgres::connect(&server.url(), NoTls)
+        .await
+        .expect("it accepts connections");
+    tokio::spawn(connection);
+    client
+}
+
+/// Time, sessions and room as the test has them.
+const FAKES: &str = "
+    create table if not exists fake(at timestamptz, boot timestamptz, room int);
+    create table if not exists fake_session(tag text, n int);
+    create or replace function pool_autotune.clock() returns timestamptz language sql as
+      'select at from public.fake';
+    create or replace function pool_autotune.boot() returns timestamptz language sql as
+      'select boot from public.fake';
+    create or replace function pool_autotune.room() returns int language sql as
+      'select room from public.fake';
+    create or replace function pool_autotune.sessions(out tag text, out n int) returns setof record
+      language sql as 'select tag, n from public.fake_session where n > 0';
+    insert into fake values ('2020-01-01', '2019-01-01', 20);";
+
+const BEAT: &str = "select set_config('pool_autotune.pod', $1::bigint::text, false), b.*
+    from pool_autotune.beat_v1($1, $2, $3, $4, $5, 15000, 2, 5000, true, 'web', 1000, $6, $7, $8,
+      null, 2) b";
+
+struct Simulated {
+    cap: i32,
+    bound: i32,
+    seq: i64,
+    sessions: i32,
+}
+
+/// Plays beats of five processes at random, and compares each with the reference. Returns what differed
+/// first, if anything did.
+async fn differs(client: &Client, migration: &str, seed: u64, steps: usize) -> Option<String> {
+    client
+        .batch_execute(
+            "drop schema if exists pool_autotune cascade; drop table if exists fake, fake_session",
+        )
+        .await
+        .expect("it is dropped");
+    client.batch_execute(migration).await.expect("valid SQL");
+    client.batch_execute(FAKES).await.expect("valid SQL");
+    client
+        .batch_execute("update pool_autotune.installed set at = '-infinity'")
+        .await
+        .expect("updated");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut store = Store {
+        total: 20,
+        reserve: 2,
+        boot: 0,
+        epoch: 1,
+        settle_until: i64::MIN,
+        rows: Vec::new(),
+    };
+    let (mut now, mut boot, mut swept, mut room) = (0_i64, 0_u64, i64::MIN / 2, 20_i32);
+    let mut pods: HashMap<u64, Simulated> = HashMap::new();
+    for step in 0..steps {
+        now += [0, 300, 1_000, 1_000, 4_000, 9_000][random.random_range(0..6)];
+        if random.random_ratio(1, 25) {
+            boot += 1;
+            // Its clock may be behind.
+            now -= random.random_range(0..30_000);
+            pods.values_mut().for_each(|pod| pod.sessions = 0);
+        }
+        if random.random_ratio(1, 20) {
+            room = random.random_range(8..25);
+        }
+        let id = random.random_range(1..6_u64);
+        let pod = pods.entry(id).or_insert(Simulated {
+            cap: 0,
+            bound: 0,
+            seq: 0,
+            sessions: 0,
+        });
+        // Whatever a process may send; the invariants are the model's to check.
+        pod.sessions = random.random_range(0..=pod.cap.max(1));
+        if random.random_ratio(1, 3) {
+            pod.cap = random.random_range(0..=pod.cap);
+        }
+        pod.bound = pod.sessions + random.random_range(0..3);
+        let seq = match random.random_ratio(1, 6) {
+            true => random.random_range(0..=pod.seq),
+            false => pod.seq + 1,
+        };
+        pod.seq = pod.seq.max(seq);
+        let dialing = random.random_range(0..3);
+        let (floor, need, more) = (1, random.random_range(0..12), random.random_range(0..5));
+        let beat = Beat {
+            seq: seq as u64,
+            cap: pod.cap as u32,
+            bound: pod.bound as u32,
+            dialing,
+        };
+        let arguments = (seq, pod.cap, pod.bound);
+        let sessions: Vec<(u64, u32)> = pods
+            .iter()
+            .map(|(&id, pod)| (id, pod.sessions as u32))
+            .chain([(99, random.random_range(0..4))])
+            .collect();
+        let values: Vec<String> = (sessions.iter())
+            .map(|(id, n)| format!("('pa1:{id}', {n})"))
+            .collect();
+        let setup = format!(
+            "update fake set at = '2020-01-01'::timestamptz + {now} * interval '1 ms',
+               boot = '2019-01-01'::timestamptz + {boot} * interval '1 s', room = {room};
+             delete from fake_session; insert into fake_session values {}",
+            values.join(",")
+        );
+        client.batch_execute(&setup).await.expect("it is set");
+        client
+            .execute(
+                "select set_config('pool_autotune.pod', $1, false)",
+                &[&id.to_string()],
+            )
+            .await
+            .expect("it is set");
+        let (seq, cap, bound) = arguments;
+        let row = client
+            .query_one(
+                BEAT,
+                &[
+                    &(id as i64),
+                    &seq,
+                    &cap,
+                    &bound,
+                    &(dialing as i32),
+                    &floor,
+                    &need,
+                    &(need + more),
+                ],
+            )
+            .await
+            .expect("a beat");
+        let (grant, late): (i32, bool) = (row.get("o_grant"), row.get("o_late"));
+        let share: i32 = client
+            .query_one(
+                "select share from pool_autotune.lease where pod = $1",
+                &[&(id as i64)],
+            )
+            .await
+            .expect("a row")
+            .get(0);
+
+        let (total, reserve): (i32, i32) = (row.get("o_total"), row.get("o_reserve"));
+        (store.total, store.reserve) = (total as u32, reserve as u32);
+        let new_server = store.boot != boot;
+        let sweeps = now >= swept + 1_000 || new_server;
+        let world = World {
+            now,
+            boot,
+            ttl: 15_000,
+            sessions: &sessions,
+            sweeps,
+        };
+        let most = share.min(need + more) as u32;
+        let reply = store.beat(id, &beat, (2, 5_000), &world, |_| most, Mutant::None);
+        if sweeps && !reply.is_late {
+            swept = now;
+        }
+        let rows = client
+            .query(
+                "select pod, seq, cap from pool_autotune.lease order by pod",
+                &[],
+            )
+            .await
+            .expect("rows");
+        let rows: Vec<(i64, i64, i32)> = (rows.iter())
+            .map(|row| (row.get(0), row.get(1), row.get(2)))
+            .collect();
+        let mut wanted: Vec<(i64, i64, i32)> = (store.rows.iter())
+            .map(|row| (row.id as i64, row.seq as i64, row.cap as i32))
+            .collect();
+        wanted.sort_unstable();
+        let sums: i32 = client
+            .query_one("select sum_cap from pool_autotune.budget", &[])
+            .await
+            .expect("a row")
+            .get(0);
+        let sum: i32 = wanted.iter().map(|row| row.2).sum();
+        // What was swept by others shows in the sum at the next sweep.
+        let is_sum = sums == sum || late;
+        if grant as u32 != reply.grant || late != reply.is_late || rows != wanted || !is_sum {
+            return Some(format!(
+                "step {step}, {id} at {now} with {beat:?}: {grant}, {late}, {rows:?} (sum {sums}), \
+                 expected {reply:?}, {wanted:?}"
+            ));
+        }
+        if !late && let Some(pod) = pods.get_mut(&id) {
+            pod.cap = grant;
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn the_sql_does_what_the_reference_does() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    for seed in 0..4 {
+        let different = differs(&client, MIGRATION, seed, 300).await;
+        assert_eq!(different, None, "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn sql_without_one_of_the_rules_differs_from_the_reference() {
+    let mutants = [
+        ("m.seq >= sq", "false"),
+        ("mycap := greatest(held, o_grant);", "mycap := o_grant;"),
+        ("now_ < b.settle_until", "false"),
+        ("and pool_autotune.seen(pod) = 0", ""),
+        ("least(cap, x.k + dials)", "least(cap, x.k)"),
+        ("expires < now_ - dial_for", "expires < now_"),
+        (
+            "greatest(b.reserve, b.excess) - (b.sum_cap",
+            "b.reserve - (b.sum_cap",
+        ),
+        ("least(p_bound, coalesce(o_seen, 0) + p_dialing)", "p_bound"),
+        (
+            "least(p_bound, coalesce(o_seen, 0) + p_dialing)",
+            "coalesce(o_seen, 0)",
+        ),
+        ("held := least(held, greatest(old, lim));", ""),
+        ("if p_cap = 0 then held := least(held, old); end if;", ""),
+        ("p_want, greatest(held, lim))", "p_want)"),
+        ("and epoch <> b.epoch", "and false"),
+    ];
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    for (rule, without) in mutants {
+        assert!(MIGRATION.contains(rule), "there is no {rule}");
+        let mutant = MIGRATION.replace(rule, without);
+        let mut found = None;
+        for seed in 0..8 {
+            found = differs(&client, &mutant, seed, 300).await;
+            if found.is_some() {
+                break;
+            }
+        }
+        assert!(found.is_some(), "{rule} is not missed");
+    }
+}
+
+#[tokio::test]
+async fn the_shares_of_the_sql_are_those_of_exact_arithmetic() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    client.batch_execute(MIGRATION).await.expect("valid SQL");
+    let mut runner = TestRunner::deterministic();
+    let weight = prop_oneof![Just(1000_u32), Just(500), Just(3000), 500..3000_u32];
+    let claim = (weight, 0..5_u32, 0..60_u32, 0..60_u32, 0..60_u32);
+    let cases = (1..200_u32, prop::collection::vec(claim, 1..40));
+    for _ in 0..400 {
+        let (total, claims) = cases.new_tree(&mut runner).expect("a case").current();
+        let claims: Vec<Claim> = claims
+            .into_iter()
+            .map(|(weight, floor, need, more, held)| Claim {
+                weight,
+                floor,
+                need,
+                want: need + more,
+                held,
+            })
+            .collect();
+        let values: Vec<String> = (claims.iter().enumerate())
+            .map(|(pod, c)| {
+                format!(
+                    "('postgres', {pod}, '', 1, now() + interval '1 h', 1, {}, 0, {}, {}, {}, {}, 1, '5 s')",
+                    c.held, c.weight, c.floor, c.need, c.want
+                )
+            })
+            .collect();
+        let sql = format!(
+            "delete from pool_autotune.lease; insert into pool_autotune.lease values {}",
+            values.join(",")
+        );
+        client.batch_execute(&sql).await.expect("rows");
+        let rows = client
+            .query(
+                "select share from pool_autotune.shares($1) order by pod",
+                &[&(total as i32)],
+            )
+            .await
+            .expect("shares");
+        let given: Vec<u32> = (rows.iter())
+            .map(|row| row.get::<_, i32>(0) as u32)
+            .collect();
+        let exact = shares(total, &claims);
+        // Which of two gets a unit may differ where the remainders are the same to fifteen digits.
+        let is_close = given.iter().zip(&exact).all(|(a, b)| a.abs_diff(*b) <= 1);
+        let (sum, exact_sum): (u32, u32) = (given.iter().sum(), exact.iter().sum());
+        assert!(
+            is_close && sum == exact_sum,
+            "{total} among {claims:?}: {given:?}, exactly {exact:?}"
+        );
+    }
+}
+
+/// Rights of simulated processes, by process.
+type Rights = Mutex<HashMap<u64, i32>>;
+
+/// Twenty clients beat at the same time for two processes each. Returns the most that were granted.
+async fn most_granted(server: &Postgres, migration: &str, beats: usize) -> i32 {
+    let client = connect(server).await;
+    client
+        .batch_execute("drop schema if exists pool_autotune cascade")
+        .await
+        .expect("it is dropped");
+    // On a slow server, others wait for the lock.
+    let slow = migration.replace("now_ := pool", "perform pg_sleep(0.001);\n  now_ := pool");
+    client.batch_execute(&slow).await.expect("valid SQL");
+    client
+        .batch_execute("update pool_autotune.installed set at = '-infinity'")
+        .await
+        .expect("updated");
+    // A policy that gives all to all: what is safe does not depend on it.
+    client
+        .batch_execute(
+            "create or replace function pool_autotune.shares(b int) returns table(pod bigint, share int)
+               language sql stable as 'select pod, want from pool_autotune.lease'",
+        )
+        .await
+        .expect("valid SQL");
+    let rights: &Rights = &Mutex::default();
+    let most = &Mutex::new(0);
+    let clients = futures_util::future::join_all((0..20).map(|_| connect(server))).await;
+    let clients = (0..20_u64).zip(clients).map(|(number, client)| async move {
+        let mut random = SmallRng::seed_from_u64(number);
+        let mut seqs = [0_i64; 2];
+        for _ in 0..beats {
+            let pod = random.random_range(0..2_usize);
+            let id = number * 2 + pod as u64 + 1;
+            seqs[pod] += 1;
+            // The promise comes first, then the statement.
+            let cap = {
+                let mut rights = rights.lock().await;
+                let cap = rights.entry(id).or_default();
+                if random.random_ratio(2, 5) {
+                    *cap = random.random_range(0..=*cap);
+                }
+                *cap
+            };
+            let want = [0, 1, 3, 10, 30][random.random_range(0..5)];
+            client
+                .execute(
+                    "select set_config('pool_autotune.pod', $1, false)",
+                    &[&id.to_string()],
+                )
+                .await
+                .expect("it is set");
+            let sql = "select o_grant, o_late from pool_autotune.beat_v1($1, $2, $3, $3, 0, 15000,
+                2, 5000, false, 'web', 1000, 1, $4, $4, 81, 0)";
+            let row = client
+                .query_one(sql, &[&(id as i64), &seqs[pod], &cap, &want])
+                .await;
+            let row = row.expect("a beat");
+            if random.random_ratio(1, 5) {
+                // An earlier beat comes late, with less.
+                let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+                    [&(id as i64), &(seqs[pod] - 1), &0, &0];
+                client.query_one(sql, &parameters).await.expect("a beat");
+            }
+            if random.random_ratio(1, 5) {
+                // The reply is lost.
+                continue;
+            }
+            let mut rights = rights.lock().await;
+            rights.insert(id, row.get(0));
+            let sum: i32 = rights.values().sum();
+            let mut most = most.lock().await;
+            *most = sum.max(*most);
+        }
+    });
+    futures_util::future::join_all(clients).await;
+    most.lock().await.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_clients_at_once_are_never_granted_more_than_the_total() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let most = most_granted(&server, MIGRATION, 60).await;
+    // Of 81, the 21 sessions of this test are of the role, beyond what any row counts.
+    assert!((30..=60).contains(&most), "{most}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_snapshot_older_than_the_lock_twenty_clients_at_once_are_granted_more() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let rule = "from pool_autotune.budget where role = current_user for update;";
+    assert!(MIGRATION.contains(rule));
+    let locks = "perform 1 from pool_autotune.budget where role = current_user for update;";
+    let mutant = MIGRATION.replace(
+        rule,
+        &format!("{} {locks}", rule.replace(" for update", "")),
+    );
+    let most = most_granted(&server, &mutant, 60).await;
+    assert!(most > 60, "{most}");
+}
+
+#[tokio::test]
+async fn a_beat_on_a_snapshot_that_does_not_move_is_refused() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    client.batch_execute(MIGRATION).await.expect("valid SQL");
+    let session = "set default_transaction_isolation = 'repeatable read';
+        select set_config('pool_autotune.pod', '1', false)";
+    client.batch_execute(session).await.expect("it is set");
+    let beat =
+        "select pool_autotune.beat_v1(1, 1, 0, 1, 0, 15000, 2, 5000, true, '', 1000, 1, 1, 1,
+        null, null)";
+    let error = client.query(beat, &[]).await.expect_err("it is refused");
+    assert_eq!(error.code().map(|code| code.code()), Some("PA003"));
+}
+
+/// The CPU time of a server process in seconds.
+fn cpu_seconds(pid: i32) -> f64 {
+    /// Ticks of Linux's clock for users.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux");
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |field: usize| fields[field].parse::<f64>().expect("ticks");
+    (ticks(11) + ticks(12)) / TICKS
+}
+
+/// `cargo test -p pool-autotune --features fleet the_cost_of_a_beat -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn the_cost_of_a_beat() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    client.batch_execute(MIGRATION).await.expect("valid SQL");
+    client
+        .batch_execute("update pool_autotune.installed set at = '-infinity'")
+        .await
+        .expect("updated");
+    let pid: i32 = client
+        .query_one("select pg_backend_pid()", &[])
+        .await
+        .expect("a row")
+        .get(0);
+    let beat = "select b.o_grant
+        from (select set_config('pool_autotune.pod', $1::bigint::text, false)) s,
+          lateral pool_autotune.beat_v1($1, $2, $3, $3, 0, 60000, 2, 5000, $4, 'web', 1000, 1, $5, $5,
+          5000, 0) b";
+    let beat = client.prepare(beat).await.expect("valid SQL");
+    for rows in [10_i64, 100, 1000] {
+        client
+            .batch_execute("delete from pool_autotune.lease; update pool_autotune.budget set swept = '-infinity'")
+            .await
+            .expect("deleted");
+        let mut caps = vec![0_i32; rows as usize];
+        let mut seq = 0_i64;
+        let mut round = async |asks: bool, need: i32| {
+            let before = cpu_seconds(pid);
+            let mut beats = 0;
+            while beats < 2_000 {
+                seq += 1;
+                for pod in 0..rows {
+                    let cap = caps[pod as usize];
+                    let row = client
+                        .query_one(&beat, &[&pod, &seq, &cap, &asks, &need])
+                        .await;
+                    caps[pod as usize] = row.expect("a beat").get(0);
+                    beats += 1;
+                }
+            }
+            (cpu_seconds(pid) - before) * 1000.0 / f64::from(beats)
+        };
+        round(false, 4).await;
+        let (plain, asking) = (round(false, 4).await, round(true, 4).await);
+        let shares = "select count(*) from pool_autotune.shares(90)";
+        let before = cpu_seconds(pid);
+        for _ in 0..100 {
+            client.query_one(shares, &[]).await.expect("a row");
+        }
+        let refresh = (cpu_seconds(pid) - before) * 10.0;
+        println!("{rows} rows: {plain:.3} ms, asking {asking:.3} ms, shares {refresh:.2} ms");
+    }
+}
