@@ -41,6 +41,12 @@ impl Server {
         Self { postgres, admin }
     }
 
+    /// A process of the fleet, with a budget that `set` makes.
+    pub(crate) async fn join(&self, set: impl FnOnce(fleet::Config) -> fleet::Config) -> Process {
+        let process = Process::start(self.config(), set).await;
+        process.expect("it joins")
+    }
+
     /// With the table there, and no rights given under an earlier one.
     pub(crate) async fn installed(max_connections: usize) -> Self {
         let server = Self::start(max_connections).await;

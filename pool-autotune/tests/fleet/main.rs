@@ -29,14 +29,10 @@ fn of_20(config: Config) -> Config {
 async fn a_process_that_joins_gets_its_part_and_the_total_is_never_exceeded() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
-    let mut first = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut first = server.join(of_20).await;
     first.load(40);
     until(10 * SECOND, "one process uses all", || first.size() == 17).await;
-    let mut second = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut second = server.join(of_20).await;
     second.load(40);
     let both_have_half = || first.size() == 8 && second.size() == 8;
     until(15 * SECOND, "both have half", both_have_half).await;
@@ -121,9 +117,7 @@ async fn a_stopped_process_keeps_its_sessions_counted_and_takes_none_when_it_wak
 async fn while_the_table_is_locked_requests_go_on_and_then_beats_do() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
-    let mut process = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut process = server.join(of_20).await;
     process.load(10);
     until(10 * SECOND, "it serves", || process.size() >= 10).await;
     server
@@ -152,12 +146,8 @@ async fn while_the_table_is_locked_requests_go_on_and_then_beats_do() {
 async fn a_dropped_table_costs_no_request_and_a_new_one_settles() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
-    let mut one = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
-    let mut two = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut one = server.join(of_20).await;
+    let mut two = server.join(of_20).await;
     one.load(20);
     two.load(20);
     until(15 * SECOND, "both serve", || {
@@ -176,9 +166,7 @@ async fn a_dropped_table_costs_no_request_and_a_new_one_settles() {
     // One that joins right after the new table is there waits until the others have registered.
     let install = format!("{}; {}", MIGRATION, grants("app"));
     server.sql(&install).await;
-    let mut three = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut three = server.join(of_20).await;
     three.load(20);
     let waits = || matches!(three.pool.verdict(), Verdict::BudgetLost(_));
     until(TTL, "it waits for the new table to settle", waits).await;
@@ -194,9 +182,7 @@ async fn a_dropped_table_costs_no_request_and_a_new_one_settles() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_server_costs_no_request_that_reads() {
     let server = Server::installed(100).await;
-    let mut process = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut process = server.join(of_20).await;
     process.load(10);
     until(10 * SECOND, "it serves", || process.size() >= 10).await;
     server
@@ -225,12 +211,8 @@ async fn a_read_only_server_costs_no_request_that_reads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_restart_of_the_server_rights_are_raised_when_it_has_settled() {
     let mut server = Server::installed(100).await;
-    let mut one = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
-    let mut two = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut one = server.join(of_20).await;
+    let mut two = server.join(of_20).await;
     one.load(20);
     two.load(20);
     until(15 * SECOND, "both serve", || {
@@ -252,12 +234,8 @@ async fn the_limit_of_the_role_is_followed_down_and_up() {
     server.sql("alter role app connection limit 30").await;
     let watch = server.watch().await;
     let set = |config: Config| config.reserve(2);
-    let mut one = Process::start(server.config(), set)
-        .await
-        .expect("it joins");
-    let mut two = Process::start(server.config(), set)
-        .await
-        .expect("it joins");
+    let mut one = server.join(set).await;
+    let mut two = server.join(set).await;
     one.load(40);
     two.load(40);
     until(20 * SECOND, "both serve", || watch.now() == 28).await;
@@ -274,14 +252,10 @@ async fn floors_above_the_total_are_reported_and_not_exceeded() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
     let set = |config: Config| config.total(8).reserve(2).floor(3);
-    let mut one = Process::start(server.config(), set)
-        .await
-        .expect("it joins");
+    let mut one = server.join(set).await;
     one.load(10);
     until(10 * SECOND, "it serves", || one.size() >= 3).await;
-    let mut two = Process::start(server.config(), set)
-        .await
-        .expect("it joins");
+    let mut two = server.join(set).await;
     two.load(10);
     let is_reported = || {
         let verdict = two.pool.verdict();
@@ -385,9 +359,7 @@ async fn eight_processes_that_create_the_table_at_once_create_one() {
 async fn pools_of_three_kinds_in_one_process_share_its_part() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
-    let mut process = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut process = server.join(of_20).await;
     let mut config = server.config();
     process.budget.tag(&mut config);
     let manager = bb8_postgres::PostgresConnectionManager::new(config, NoTls);
@@ -468,9 +440,7 @@ async fn connections_without_the_tag_are_found_out() {
 async fn the_switch_lets_pools_open_what_they_want_and_binds_them_again() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
-    let mut process = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut process = server.join(of_20).await;
     process.load(30);
     until(10 * SECOND, "it is bound", || process.size() == 17).await;
     process.budget.set_mode(Mode::Recommend);
@@ -483,9 +453,7 @@ async fn the_switch_lets_pools_open_what_they_want_and_binds_them_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_the_server_has_no_place_a_process_asks_for_no_more_than_it_has() {
     let server = Server::installed(100).await;
-    let mut process = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let mut process = server.join(of_20).await;
     process.load(5);
     until(10 * SECOND, "it serves", || process.size() >= 5).await;
     assert!(process.budget.snapshot().granted() > process.budget.snapshot().open());
@@ -515,9 +483,7 @@ async fn an_extra_connection_takes_its_place_within_the_budget() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
     let set = |config: Config| config.total(8).reserve(2).extra(1);
-    let mut process = Process::start(server.config(), set)
-        .await
-        .expect("it joins");
+    let mut process = server.join(set).await;
     process.load(20);
     until(10 * SECOND, "the pool has the rest", || process.size() == 4).await;
     let mut place = process.budget.place().await;
@@ -537,9 +503,7 @@ async fn an_extra_connection_takes_its_place_within_the_budget() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_leaves_gives_its_rights_back_at_once() {
     let server = Server::installed(100).await;
-    let one = Process::start(server.config(), of_20)
-        .await
-        .expect("it joins");
+    let one = server.join(of_20).await;
     one.pool.prewarm(4).await.expect("they open");
     assert!(one.pool.drain(SECOND).await);
     one.budget.leave(5 * SECOND).await;
@@ -586,12 +550,8 @@ async fn what_is_scarce_is_divided_by_weight() {
     let watch = server.watch().await;
     let heavy = |config: Config| of_20(config).weight(3.0).label("web");
     let light = |config: Config| of_20(config).label("worker");
-    let mut web = Process::start(server.config(), heavy)
-        .await
-        .expect("it joins");
-    let mut worker = Process::start(server.config(), light)
-        .await
-        .expect("it joins");
+    let mut web = server.join(heavy).await;
+    let mut worker = server.join(light).await;
     web.load(40);
     worker.load(40);
     // Of 18, thirteen or fourteen and the rest, with the connections that beat.
@@ -611,17 +571,13 @@ async fn a_rollout_of_a_quarter_more_leaves_every_process_its_part() {
     let set = |config: Config| config.total(50).reserve(2);
     let mut processes = Vec::new();
     for _ in 0..8 {
-        let mut process = Process::start(server.config(), set)
-            .await
-            .expect("it joins");
+        let mut process = server.join(set).await;
         process.load(8);
         processes.push(process);
     }
     until(20 * SECOND, "all is used", || watch.now() >= 46).await;
     for _ in 0..2 {
-        let mut process = Process::start(server.config(), set)
-            .await
-            .expect("it joins");
+        let mut process = server.join(set).await;
         process.load(8);
         processes.push(process);
     }
