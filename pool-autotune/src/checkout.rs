@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 use tower_capacity::gate::{Acquire, Ask, Permit, Priority, Refused, RefusedReason};
 
 use crate::adapter::{Adapter, Checked, PutBack};
@@ -297,21 +298,11 @@ impl<P: Adapter> Shared<P> {
         let since = self.stats.now();
         let taking = pin!(self.adapter.checkout_idle());
         let taken = self.open(admitted, taking).await;
-        let error = match taken {
-            Ok(Ok(Some(checked))) if checked.is_new => {
-                self.rights.opened_unasked();
-                self.opened(admitted);
-                return Ok(Some((checked.connection, self.stats.now())));
-            }
-            Ok(Ok(checked)) => return Ok(checked.map(|checked| (checked.connection, since))),
-            Ok(Err(error)) => self.not_opened(error),
-            Err(_) => {
-                self.dial_failed();
-                Error::OpenTimeout(self.open_timeout)
-            }
-        };
-        self.recorder.unserved(Unserved::Failed);
-        Err(error)
+        let checked = self.checked(taken)?;
+        if checked.as_ref().is_some_and(|checked| checked.is_new) {
+            self.rights.opened_unasked();
+        }
+        Ok(checked.map(|checked| self.in_use(admitted, since, checked)))
     }
 
     /// Waits for a connection that was not there at once, if it is not there yet. Returns since when it
@@ -330,12 +321,17 @@ impl<P: Adapter> Shared<P> {
             Poll::Ready(opened) => Ok(opened),
             Poll::Pending => self.open(admitted, opening).await,
         };
+        let checked = self.checked(opened)?;
+        Ok(self.in_use(admitted, since, checked))
+    }
+
+    /// Counts a connection that was not to be had.
+    fn checked<C>(
+        &self,
+        opened: Result<Result<C, P::Error>, Elapsed>,
+    ) -> Result<C, Error<P::Error>> {
         let error = match opened {
-            Ok(Ok(checked)) if checked.is_new => {
-                self.opened(admitted);
-                return Ok((checked.connection, self.stats.now()));
-            }
-            Ok(Ok(checked)) => return Ok((checked.connection, since)),
+            Ok(Ok(checked)) => return Ok(checked),
             Ok(Err(error)) => self.not_opened(error),
             Err(_) => {
                 self.dial_failed();
@@ -344,6 +340,20 @@ impl<P: Adapter> Shared<P> {
         };
         self.recorder.unserved(Unserved::Failed);
         Err(error)
+    }
+
+    /// A connection, and since when it is in use: a new one not while it was being opened.
+    fn in_use(
+        &self,
+        admitted: Instant,
+        since: u64,
+        checked: Checked<P::Connection>,
+    ) -> (P::Connection, u64) {
+        if !checked.is_new {
+            return (checked.connection, since);
+        }
+        self.opened(admitted);
+        (checked.connection, self.stats.now())
     }
 
     /// Waits in the queue, where it is demand that a limit below its target is raised for.
