@@ -4,7 +4,8 @@
 //! that work waits for a core, for memory or for a worker, and before throughput falls. Each signal
 //! is a share of the time, read twice a second. While one is high the limit is lowered by a tenth
 //! each time; once it is low, the limit is let go again and grows as the law sees fit. No signal
-//! raises a limit, and none goes below the limiter's bounds. The reason of each change is the name of
+//! raises a limit, and none goes below the limiter's bounds, or below half of the limit that it found:
+//! others may be its cause, and then refusing more would change nothing. The reason of each change is the name of
 //! the signal, in [`Limiter::history`](crate::Limiter::history) and in the events.
 //!
 //! | signal | what it is a share of | high | low |
