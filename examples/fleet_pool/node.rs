@@ -1,4 +1,4 @@
-//! One process: a pool and its users, who report once a second.
+//! One process: a pool and its users; it reports once a second.
 
 use std::error::Error;
 use std::sync::Arc;

@@ -54,7 +54,7 @@
 //! database the queue is shed from by [`Codel`], since no size would serve it
 //! ([`Builder::codel`]).
 //!
-//! [`guide`] has longer answers: sizing the maximum, several processes, rolling out, why there was no
+//! [`guide`] says more: sizing the maximum, several processes, rolling out, why there was no
 //! connection, migrating.
 //!
 //! # Words

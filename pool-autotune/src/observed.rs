@@ -39,7 +39,7 @@ pub struct Observed {
     shared: Arc<Shared>,
 }
 
-/// A pool whose connections can be counted: those of deadpool, bb8 and sqlx, behind the features of their
+/// A pool that lets its connections be counted: those of deadpool, bb8 and sqlx, behind the features of their
 /// adapters.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a connection pool that pool-autotune can observe",

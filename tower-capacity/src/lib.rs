@@ -47,7 +47,7 @@
 //! shed. Without either, [`LimiterBuilder::on_event`], [`Limiter::snapshot`] and
 //! [`Limiter::history`].
 //!
-//! [`guide`] has longer answers: rolling out, why a request was refused, streams and WebSockets, load
+//! [`guide`] says more: rolling out, why a request was refused, streams and WebSockets, load
 //! tests, migrating.
 //!
 //! # When not to use it

@@ -1,4 +1,4 @@
-//! A server with all three crates, whose metrics the files beside it read.
+//! A server with all three crates, and the metrics that the files beside it read.
 //!
 //! ```sh
 //! cargo run --release --bin operations

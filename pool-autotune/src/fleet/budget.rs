@@ -86,7 +86,7 @@ const REPLIED: u8 = 2;
 impl Budget {
     /// Divides a total evenly, without a store: `total / processes` for each process, for ever.
     ///
-    /// For a fleet whose size is known and does not change. A process that is started beyond that number
+    /// For a fleet of a size that is known and does not change. A process that is started beyond that number
     /// exceeds the total.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ pub(super) type Connect = Arc<
 const DIALS: u32 = 4;
 
 impl Budget {
-    /// Begins a budget that is kept in the Postgres whose connections it divides.
+    /// Begins a budget that is kept in the Postgres that it divides the connections of.
     ///
     /// `postgres` is the address of Postgres itself, not of a pooler, and the role that the pools use.
     pub fn postgres(postgres: tokio_postgres::Config) -> Config {

@@ -13,7 +13,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut postgres: tokio_postgres::Config = "postgres://web@db/app".parse()?;
 //! let budget = Budget::postgres(postgres.clone()).create(true).start().await?;
-//! budget.tag(&mut postgres); // so that the server's count tells whose connections they are
+//! budget.tag(&mut postgres); // so that the server's count tells them from others
 //!
 //! let pool = Pool::builder(Manager::new(postgres, NoTls)).max_size(60).build()?;
 //! let pool = Autotuned::builder(pool).budget(&budget).build()?;

@@ -134,7 +134,7 @@ impl Signals {
     }
 
     /// Adds the lag of the runtime that [`watch`](Self::watch) is called on: by how much a task is
-    /// late that wants to run every 10 ms. A runtime whose workers are busy for 40 ms before they
+    /// late that wants to run every 10 ms. A runtime with workers that are busy for 40 ms before they
     /// turn to a task that is ready has a lag of 0.8: handlers compute or block instead of awaiting.
     pub fn runtime_lag(mut self) -> Self {
         self.runtime_lag = true;
