@@ -94,7 +94,8 @@ impl Policy {
     /// Sets how many cells a request turns out to have cost, once the response is known. What was
     /// charged on arrival is then a reservation: the difference is charged or given back, `None`
     /// leaves it, and a request that is cancelled before it has a response gets all of it back.
-    /// The debt of a key stops at twice the burst.
+    /// The debt of a key stops at twice the burst. A gRPC response that has no status yet is settled
+    /// with its trailers among the headers, or as it is when its body is dropped before them.
     ///
     /// Without this, requests keep what they were charged even when they fail or are cancelled.
     ///
@@ -204,7 +205,7 @@ impl<'a> ResponseHead<'a> {
     }
 
     /// Whether the server failed: a 5xx, or in gRPC a status that says so (unknown, deadline exceeded,
-    /// unimplemented, internal, unavailable, data loss) before any message was sent.
+    /// unimplemented, internal, unavailable, data loss).
     #[must_use]
     pub fn is_failure(&self) -> bool {
         let grpc = self.parts.headers.get("grpc-status");

@@ -281,6 +281,53 @@ async fn a_grpc_call_that_its_trailers_call_not_served_costs_no_quota() {
 }
 
 #[tokio::test]
+async fn a_policy_settles_a_grpc_call_by_its_trailers() {
+    let limiter = Limiter::builder()
+        .policy(
+            Policy::new("failures are free", Quota::count(10).per(HOUR))
+                .cost(|_| 3)
+                .settle(|response| response.is_failure().then_some(0)),
+        )
+        .clock(ManualClock::new())
+        .build()
+        .unwrap();
+    let layer = by_key(&limiter);
+    call_grpc(&layer, &[("grpc-status", "13")]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 10);
+    call_grpc(&layer, &[("grpc-status", "0")]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 7);
+    // Shed further in: given back once, not by the shedding and by the policy.
+    let pushback = ("grpc-retry-pushback-ms", "100");
+    call_grpc(&layer, &[("grpc-status", "14"), pushback]).await;
+    assert_eq!(limiter.peek(b"alice".as_slice()), 7);
+}
+
+#[tokio::test]
+async fn a_grpc_call_whose_body_is_dropped_is_settled_by_its_head() {
+    #[derive(Clone)]
+    struct Used(u64);
+    let limiter = Limiter::builder()
+        .policy(
+            Policy::new("tokens", Quota::count(10).per(HOUR))
+                .cost(|_| 3)
+                .settle(|response| Some(response.extensions().get::<Used>()?.0)),
+        )
+        .clock(ManualClock::new())
+        .build()
+        .unwrap();
+    let inner = service_fn(async |_: Request<()>| {
+        let response = Response::builder().header(CONTENT_TYPE, "application/grpc");
+        let body = Full::new(Bytes::from_static(b"message"));
+        Ok::<_, Infallible>(response.extension(Used(5)).body(body).unwrap())
+    });
+    let service = by_key(&limiter).layer(inner);
+    let response = service.oneshot(get("/")).await.unwrap();
+    assert_eq!(limiter.peek(b"alice".as_slice()), 7);
+    drop(response);
+    assert_eq!(limiter.peek(b"alice".as_slice()), 5);
+}
+
+#[tokio::test]
 async fn a_request_that_is_shed_when_its_layer_is_gone_costs_no_quota() {
     let limiter = limiter(2);
     let inner = service_fn(async |_: Request<()>| {

@@ -23,7 +23,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<B> {
-        Inner { #[pin] body: B, held: Option<Box<dyn Held>> },
+        Inner { #[pin] body: B, held: Option<Held> },
         Refusal { bytes: Option<Bytes> },
     }
 }
@@ -38,7 +38,7 @@ impl<B> RateLimitBody<B> {
 
     /// The body of the inner service's response; keeps `held` until it ends.
     #[inline]
-    pub(super) fn admitted(body: B, held: Option<Box<dyn Held>>) -> Self {
+    pub(super) fn admitted(body: B, held: Option<Held>) -> Self {
         Self {
             state: State::Inner { body, held },
         }

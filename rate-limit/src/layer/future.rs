@@ -78,24 +78,6 @@ impl Refund {
         }
         applies
     }
-
-    /// The same for a gRPC call whose outcome is known when its body ends.
-    fn settle_by_trailers(&self, trailers: &HeaderMap) {
-        let (mut parts, ()) = Response::new(()).into_parts();
-        parts.headers = trailers.clone();
-        self.settle(&ResponseHead::new(&parts));
-    }
-}
-
-/// What a response's body keeps until it ends.
-pub(super) trait Held: Send + Sync {
-    fn trailers(&mut self, trailers: &HeaderMap);
-}
-
-impl Held for Refund {
-    fn trailers(&mut self, trailers: &HeaderMap) {
-        self.settle_by_trailers(trailers);
-    }
 }
 
 /// Whether a response says that the request was not served and when to come back: a 503 with
@@ -122,41 +104,41 @@ pub(super) struct Extras<L: AnyLimiter> {
     pub(super) receipt: Option<Receipt<L>>,
     /// The count of this request among those of its key in flight.
     pub(super) inflight: Option<Inflight>,
-    /// What the trailers of the response decide on.
-    pub(super) refund: Option<Refund>,
     /// Headers for the response.
     pub(super) stamp: Option<Stamp>,
     /// Whether they go on redirects too.
     pub(super) stamp_redirects: bool,
 }
 
-pub(super) trait Finish: Held {
-    /// Settles by the response and completes it.
-    fn finish(&mut self, parts: &mut response::Parts, refunded: bool);
-
+pub(super) trait Finish: Send + Sync {
     /// Whether a policy settles by the response.
     fn settles(&self) -> bool;
 
-    /// What the body of the response has to keep of it, with `refund` for its trailers.
-    fn keep(self: Box<Self>, refund: Option<Refund>) -> Option<Box<dyn Held>>;
-}
+    /// Settles by what is known of the response.
+    fn settle(&mut self, response: &ResponseHead<'_>, refunded: bool);
 
-impl<L: AnyLimiter> Held for Extras<L> {
-    fn trailers(&mut self, trailers: &HeaderMap) {
-        if let Some(refund) = self.refund.take() {
-            refund.settle_by_trailers(trailers);
-        }
-    }
+    /// Adds what the response has to say to its headers.
+    fn stamp(&self, parts: &mut response::Parts);
+
+    /// Whether the request counts as in flight until the body of its response ends.
+    fn is_inflight(&self) -> bool;
 }
 
 impl<L: AnyLimiter> Finish for Extras<L> {
-    fn finish(&mut self, parts: &mut response::Parts, refunded: bool) {
+    fn settles(&self) -> bool {
+        self.receipt.is_some()
+    }
+
+    fn settle(&mut self, response: &ResponseHead<'_>, refunded: bool) {
         match self.receipt.take() {
             // All that was charged is back already.
             Some(receipt) if refunded => receipt.settle_by(|_| None),
-            Some(receipt) => receipt.settle(&ResponseHead::new(parts)),
+            Some(receipt) => receipt.settle(response),
             None => {}
         }
+    }
+
+    fn stamp(&self, parts: &mut response::Parts) {
         let redirects = parts.status.is_redirection() && parts.status != StatusCode::NOT_MODIFIED;
         if let Some(stamp) = &self.stamp
             && (self.stamp_redirects || !redirects)
@@ -167,16 +149,57 @@ impl<L: AnyLimiter> Finish for Extras<L> {
         }
     }
 
-    fn settles(&self) -> bool {
-        self.receipt.is_some()
+    fn is_inflight(&self) -> bool {
+        self.inflight.is_some()
     }
+}
 
-    fn keep(mut self: Box<Self>, refund: Option<Refund>) -> Option<Box<dyn Held>> {
-        if self.inflight.is_none() && refund.is_none() {
-            return None;
+/// What the body of a response keeps until it ends.
+pub(super) enum Held {
+    /// A request in flight.
+    #[expect(dead_code, reason = "held until it is dropped")]
+    Inflight(Box<dyn Finish>),
+    Open(Box<Open>),
+}
+
+impl Held {
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Self::Open(open) = self
+            && let Some(head) = &mut open.head
+        {
+            head.headers.extend(trailers.clone());
+            open.settle();
         }
-        self.refund = refund;
-        Some(self)
+    }
+}
+
+/// A gRPC call whose outcome its trailers tell.
+pub(super) struct Open {
+    /// What is known of the response, until it is settled by.
+    head: Option<response::Parts>,
+    refund: Option<Refund>,
+    extras: Option<Box<dyn Finish>>,
+}
+
+impl Open {
+    fn settle(&mut self) {
+        if let Some(head) = self.head.take() {
+            settle(&head, self.refund.take(), &mut self.extras);
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+fn settle(head: &response::Parts, refund: Option<Refund>, extras: &mut Option<Box<dyn Finish>>) {
+    let head = ResponseHead::new(head);
+    let refunded = refund.is_some_and(|refund| refund.settle(&head));
+    if let Some(extras) = extras {
+        extras.settle(&head, refunded);
     }
 }
 
@@ -248,27 +271,50 @@ where
 #[inline(never)]
 fn finish<B>(
     response: Response<B>,
-    extras: Option<Box<dyn Finish>>,
-    refund: Option<Refund>,
+    mut extras: Option<Box<dyn Finish>>,
+    mut refund: Option<Refund>,
 ) -> Response<RateLimitBody<B>> {
     let (mut parts, body) = response.into_parts();
-    let refunded = refund
-        .as_ref()
-        .is_some_and(|refund| refund.settle(&ResponseHead::new(&parts)));
-    // What is settled by the head is not given back by the trailers.
-    let is_open = !refunded
+    let is_open = parts.status == StatusCode::OK
         && is_grpc(&parts.headers)
         && !parts.headers.contains_key(GRPC_STATUS)
-        && extras.as_ref().is_none_or(|extras| !extras.settles());
-    let refund = refund.filter(|_| is_open);
-    let held = match extras {
-        Some(mut extras) => {
-            extras.finish(&mut parts, refunded);
-            extras.keep(refund)
-        }
-        None => refund.map(|refund| Box::new(refund) as Box<dyn Held>),
+        && parts.extensions.get::<Refused>().is_none();
+    let settles = extras.as_ref().is_some_and(|extras| extras.settles());
+    let head = if is_open && (settles || refund.is_some()) {
+        Some(head_of(
+            &parts,
+            settles || refund.as_ref().is_some_and(|refund| refund.when.is_some()),
+        ))
+    } else {
+        settle(&parts, refund.take(), &mut extras);
+        None
+    };
+    if let Some(extras) = &extras {
+        extras.stamp(&mut parts);
+    }
+    let held = match head {
+        Some(_) => Some(Held::Open(Box::new(Open {
+            head,
+            refund,
+            extras,
+        }))),
+        None => extras
+            .filter(|extras| extras.is_inflight())
+            .map(Held::Inflight),
     };
     Response::from_parts(parts, RateLimitBody::admitted(body, held))
+}
+
+/// What is known of a response, without its headers and extensions where its trailers are enough.
+fn head_of(parts: &response::Parts, whole: bool) -> response::Parts {
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = parts.status;
+    head.version = parts.version;
+    if whole {
+        head.headers = parts.headers.clone();
+        head.extensions = parts.extensions.clone();
+    }
+    head
 }
 
 impl<F, B> std::fmt::Debug for RateLimitFuture<F, B> {

@@ -253,10 +253,10 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
     /// work.
     ///
     /// Defaults to a 503 with `retry-after`, as a load shedder such as `tower-capacity` sends it
-    /// (and the same in gRPC, in trailers too unless a policy settles), and a refusal by another limit further in. So a request that is shed
-    /// costs no quota, and neither does one that passes an outer limit in vain. Layers need no
-    /// common type for that: the status says that the request was not served. A gRPC response that
-    /// has no status yet takes an allocation to wait for it.
+    /// (and the same in gRPC, in trailers too), and a refusal by another limit further in. So a
+    /// request that is shed costs no quota, and neither does one that passes an outer limit in
+    /// vain. Layers need no common type for that: the status says that the request was not served.
+    /// A gRPC response that has no status yet takes an allocation to wait for it.
     #[must_use]
     pub fn refund_if(
         self,

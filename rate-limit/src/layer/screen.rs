@@ -278,7 +278,6 @@ impl<L: AnyLimiter> Settings<L> {
         Some(Box::new(Extras {
             receipt,
             inflight: screened.inflight,
-            refund: None,
             stamp,
             stamp_redirects: headers.is_some_and(|headers| headers.also_on_redirects()),
         }))
