@@ -88,8 +88,8 @@
 //! # What you will see
 //!
 //! With the `metrics` feature, [counters](metrics) by policy and outcome, never by key. With the
-//! `tracing` feature, an event at `debug` for refusals, at most one a second per limiter, and at
-//! `trace` for every admitted request; keys appear as seeded hashes only. Mistakes in the setup that
+//! `tracing` feature, an event at `debug` for refusals, one of them a second with one event for each policy that it
+//! violates, and at `trace` for every admitted request; keys appear as hashes only. Mistakes in the setup that
 //! show in traffic are reported once, see [`Warning`]. The response to a refused request carries a
 //! marker, see [`answer::Refused`].
 //!

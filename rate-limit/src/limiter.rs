@@ -43,7 +43,8 @@ use crate::{
 /// bytes (`b"alice".as_slice()`), and of [`key::extension`](crate::key::extension) when it is the
 /// same value.
 ///
-/// Decisions never wait, and take no lock for a single quota.
+/// Decisions wait for nothing but a lock that is held for a few memory accesses, and take none for
+/// a known key with a single quota.
 #[derive(Clone)]
 pub struct Limiter {
     inner: Arc<Inner>,

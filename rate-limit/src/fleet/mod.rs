@@ -68,8 +68,9 @@
 //!
 //! A request waits for Redis no longer than the [`deadline`](FleetBackend::deadline), and nothing
 //! is sent twice: a call without a reply counts as charged. After five failed calls in a
-//! row, or more failures than replies in a second, Redis is no longer asked. A probe on a new
-//! connection, after 100 ms and then up to 1 s apart, finds out when it can be again. Meanwhile
+//! row, or more failures than replies among the calls of a second (twenty or more), Redis is no
+//! longer asked. A probe on a new connection, after 50 to 100 ms and then up to 1 s apart, finds
+//! out when it can be again. Meanwhile
 //! nothing is sent, no request waits, and each policy does as its [`OnOutage`] says; by default
 //! each process goes on with its share of the quota. When Redis is back it gets what was
 //! admitted and, in case it has lost its data, what was owed before. It charges that beyond the

@@ -6,7 +6,7 @@ mod fleet;
 mod future;
 #[expect(
     clippy::module_inception,
-    reason = "a middleware is always the same five files"
+    reason = "a middleware for HTTP is always the same files"
 )]
 mod layer;
 mod screen;
