@@ -23,6 +23,7 @@ mod proxy;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use overload_benches::cli::ended;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -60,11 +61,5 @@ fn main() -> ExitCode {
         What::Outage => outage::run(),
         What::Node(task) => node::run(&task),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    ended(done)
 }

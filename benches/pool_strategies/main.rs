@@ -27,10 +27,11 @@ mod policy;
 mod redis;
 mod scenarios;
 
-use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use overload_benches::cli::{Output, check, ended};
 use overload_benches::pools::{Contender, Oracle, Report, Score, oracle};
 use private_servers::Redis;
 use serde_json::{Value, json};
@@ -67,7 +68,7 @@ struct Options {
     explain: bool,
     /// Writes all numbers as JSON.
     #[arg(long, value_name = "PATH")]
-    json: Option<PathBuf>,
+    json: Option<Output>,
 }
 
 impl Options {
@@ -123,26 +124,11 @@ impl Options {
     }
 }
 
-fn check(
-    option: &str,
-    parts: &[String],
-    names: &[String],
-    is: impl Fn(&str, &str) -> bool,
-) -> Result<(), Error> {
-    match parts
-        .iter()
-        .find(|part| !names.iter().any(|name| is(part, name)))
-    {
-        Some(unknown) => {
-            let names = names.join("`, `");
-            Err(format!("{option} is {unknown}: expected a part of `{names}`").into())
-        }
-        None => Ok(()),
-    }
+fn main() -> ExitCode {
+    ended(compare(Options::parse()))
 }
 
-fn main() -> Result<(), Error> {
-    let options = Options::parse();
+fn compare(options: Options) -> Result<(), Error> {
     if !(0.5..=600.0).contains(&options.seconds) {
         let seconds = options.seconds;
         return Err(format!("--seconds is {seconds}: expected 0.5 to 600").into());
@@ -153,7 +139,7 @@ fn main() -> Result<(), Error> {
     runtime.block_on(run(options))
 }
 
-/// A scenario with everybody's run.
+/// A scenario with the run of each contender.
 struct Row {
     scenario: Scenario,
     oracle: Vec<Oracle>,
@@ -192,10 +178,8 @@ async fn run(options: Options) -> Result<(), Error> {
         }
     }
     tables(&rows);
-    if let Some(path) = &options.json {
-        let json = json!({ "seed": options.seed, "seconds": times.unit, "rows": json });
-        std::fs::write(path, json.to_string())
-            .map_err(|error| format!("--json {}: {error}", path.display()))?;
+    if let Some(file) = &options.json {
+        file.write(json!({ "seed": options.seed, "seconds": times.unit, "rows": json }))?;
     }
     Ok(())
 }

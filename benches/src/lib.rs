@@ -3,8 +3,9 @@
 #![expect(
     clippy::exhaustive_enums,
     clippy::exhaustive_structs,
-    reason = "nobody depends on it"
+    reason = "nothing outside this package depends on it"
 )]
 
+pub mod cli;
 pub mod pools;
 pub mod sim;

@@ -6,10 +6,11 @@
 //! cargo run --release -p overload-benches --bin pools -- --seed 7 --json pools.json
 //! ```
 
-use std::{error::Error, fs, path::PathBuf};
+use std::process::ExitCode;
 
 use clap::Parser;
 use overload_benches::{
+    cli::{Output, check, ended},
     pools::{Contender, Oracle, Report, Scenario, Score, run, scenarios, sweep},
     sim::in_parallel,
 };
@@ -26,7 +27,7 @@ struct Options {
     seed: u64,
     /// Writes all numbers as JSON.
     #[arg(long, value_name = "PATH")]
-    json: Option<PathBuf>,
+    json: Option<Output>,
     /// Prints phases, and each time ours moves its target.
     #[arg(long)]
     explain: bool,
@@ -40,8 +41,11 @@ struct Row {
     results: Vec<(Contender, Report, Score)>,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    ended(compare(&Options::parse()))
+}
+
+fn compare(options: &Options) -> Result<(), String> {
     let scenarios = chosen(&options.scenario)?;
     let contenders = if options.ours {
         &Contender::ALL[..1]
@@ -63,25 +67,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (scenario, row) in scenarios.iter().zip(&rows) {
         print(scenario, row, options.explain);
     }
-    if let Some(path) = &options.json {
-        fs::write(path, as_json(&scenarios, &rows, options.seed).to_string())
-            .map_err(|error| format!("--json {}: {error}", path.display()))?;
+    if let Some(file) = &options.json {
+        file.write(as_json(&scenarios, &rows, options.seed))?;
     }
     Ok(())
 }
 
 fn chosen(parts: &[String]) -> Result<Vec<Scenario>, String> {
     let all = scenarios::all();
-    let names: Vec<&str> = all.iter().map(|scenario| scenario.name).collect();
-    if let Some(unknown) = parts
+    let names: Vec<String> = all
         .iter()
-        .find(|part| !names.iter().any(|name| name.contains(part.as_str())))
-    {
-        return Err(format!(
-            "--scenario is {unknown}: expected a part of `{}`",
-            names.join("`, `")
-        ));
-    }
+        .map(|scenario| scenario.name.to_owned())
+        .collect();
+    check("--scenario", parts, &names, |part, name| {
+        name.contains(part)
+    })?;
     let wanted = |scenario: &Scenario| {
         parts.is_empty() || parts.iter().any(|part| scenario.name.contains(part))
     };

@@ -9,11 +9,12 @@
 //! cargo run --release -p overload-benches --bin sim -- --law ours --law no-codel --law no-room
 //! ```
 
-use std::{error::Error, fs, path::PathBuf, time::SystemTime};
+use std::{error::Error, fs, path::PathBuf, process::ExitCode, time::SystemTime};
 
 use clap::Parser;
-use overload_benches::sim::{
-    Contender, Oracle, Report, Scenario, Score, in_parallel, run, scenarios, svg,
+use overload_benches::{
+    cli::{Output, check, ended},
+    sim::{Contender, Oracle, Report, Scenario, Score, in_parallel, run, scenarios, svg},
 };
 
 /// Compares limiters in a deterministic simulation of a service.
@@ -23,23 +24,23 @@ struct Options {
     #[arg(long)]
     scenario: Vec<String>,
     /// Runs N random scenarios instead of the named ones.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "world", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     random: Option<u64>,
     /// Runs N random scenarios of the wider world instead of the named ones.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "world", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     wide: Option<u64>,
     /// Runs N scenarios of the wider world with a first seed from the clock, which is printed: a
     /// test on situations that no constant was tuned on.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "world", value_parser = clap::value_parser!(u64).range(1..=1_000_000), conflicts_with = "seed")]
     exam: Option<u64>,
     /// Seed of the first random scenario; each next one has the next.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=LAST_SEED))]
     seed: u64,
     /// Half an hour at 1.3 times the capacity instead.
-    #[arg(long)]
+    #[arg(long, group = "world")]
     half_hour: bool,
     /// Scenarios with classes of requests or several instances instead.
-    #[arg(long)]
+    #[arg(long, group = "world")]
     mixes: bool,
     /// Only these contenders; may be given again. Defaults to all.
     #[arg(long)]
@@ -49,7 +50,7 @@ struct Options {
     room: bool,
     /// Writes all numbers as JSON.
     #[arg(long, value_name = "PATH")]
-    json: Option<PathBuf>,
+    json: Option<Output>,
     /// Draws each run.
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
@@ -61,8 +62,14 @@ struct Options {
     cache: PathBuf,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mut options = Options::parse();
+/// Leaves room for the scenarios after the first.
+const LAST_SEED: u64 = u64::MAX >> 1;
+
+fn main() -> ExitCode {
+    ended(compare(Options::parse()))
+}
+
+fn compare(mut options: Options) -> Result<(), Box<dyn Error>> {
     if options.exam.is_some() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
         options.seed = 1_000_000 + now.as_millis() as u64 % 1_000_000_000;
@@ -111,8 +118,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("random scenarios, seeds {} to {last}", options.seed);
     }
     print_tables(&scenarios, &contenders, &table);
-    if let Some(path) = &options.json {
-        fs::write(path, json(&scenarios, &contenders, &table).to_string())?;
+    if let Some(file) = &options.json {
+        file.write(json(&scenarios, &contenders, &table))?;
     }
     Ok(())
 }
@@ -131,24 +138,13 @@ fn chosen(options: &Options) -> Result<Vec<Scenario>, String> {
         scenarios::named()
     };
     let names: Vec<_> = all.iter().map(|scenario| scenario.name.clone()).collect();
-    let chosen: Vec<_> = all
-        .into_iter()
-        .filter(|scenario| {
-            options.scenario.is_empty()
-                || options
-                    .scenario
-                    .iter()
-                    .any(|part| scenario.name.contains(part))
-        })
-        .collect();
-    if chosen.is_empty() {
-        let known = names.join(", ");
-        return Err(format!(
-            "no scenario's name contains one of {:?}: expected a part of {known}",
-            options.scenario
-        ));
-    }
-    Ok(chosen)
+    let is = |part: &str, name: &str| name.contains(part);
+    check("--scenario", &options.scenario, &names, is)?;
+    let is_wanted = |scenario: &Scenario| {
+        let mut parts = options.scenario.iter();
+        options.scenario.is_empty() || parts.any(|part| is(part, &scenario.name))
+    };
+    Ok(all.into_iter().filter(is_wanted).collect())
 }
 
 /// What a row is called, and how it is computed.
