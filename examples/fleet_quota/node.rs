@@ -35,7 +35,7 @@ pub(crate) fn serve(options: &Options, redis: &str) -> Result<(), Problem> {
         let limiter = limiter(options, redis)?;
         let limit = RateLimitLayer::from_limiter(limiter.clone())
             .key(key::global())
-            .bypass(|request| request.uri().path() == "/status");
+            .bypass(|request| request.uri.path() == "/status");
         let app = Router::new()
             .route("/", get(async || "hello"))
             .route("/status", get(status))

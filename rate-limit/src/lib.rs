@@ -59,7 +59,7 @@
 //! use http::Method;
 //! # use rate_limit::{MINUTE, Quota, RateLimitLayer};
 //! let layer = RateLimitLayer::new(Quota::count(100).per(MINUTE))?
-//!     .bypass(|request| request.method() == Method::OPTIONS);
+//!     .bypass(|request| request.method == Method::OPTIONS);
 //! # Ok::<(), rate_limit::BuildError>(())
 //! ```
 //!
@@ -173,6 +173,6 @@ pub use self::{
     receipt::{AnyLimiter, Reserved},
     refusal::LimitError,
     store::OnFull,
-    text::ParseQuotaError,
+    text::ParseSettingsError,
     warning::Warning,
 };

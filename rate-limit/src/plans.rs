@@ -57,7 +57,8 @@ pub(crate) struct Plan<T> {
 
 /// What is done with requests over their quota.
 ///
-/// See [`Limiter::set_mode`](crate::Limiter::set_mode).
+/// See [`Limiter::set_mode`](crate::Limiter::set_mode). It is text, too: `enforce`, `shadow` or `off`, for
+/// configuration files (feature `serde`) and the environment.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Mode {
@@ -68,6 +69,24 @@ pub enum Mode {
     Shadow,
     /// Nothing is charged, counted or refused.
     Off,
+}
+
+impl Mode {
+    /// The mode as it stands in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Shadow => "shadow",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// Compiles the policies of a plan for where the debts are kept. The second argument has all plans.

@@ -1,4 +1,4 @@
-//! Quotas and policies as text, for configuration files and environment variables.
+//! Quotas, policies and modes as text, for configuration files and environment variables.
 
 use std::{
     fmt,
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Quota, Unit, policy::check_name};
+use crate::{Mode, Quota, Unit, policy::check_name};
 
 /// Reads what [`Quota`] displays, and shorter forms of it: `100 requests per 60s, burst 20`,
 /// `100 per minute`, `100/min burst 20`, `1048576 content-bytes / s`, `5 per 15 minutes`. A unit of
@@ -19,15 +19,16 @@ use crate::{Quota, Unit, policy::check_name};
 /// let quota: Quota = "100 per minute, burst 20".parse()?;
 /// assert_eq!(quota, Quota::count(100).per(MINUTE).burst(20));
 /// assert_eq!(quota.to_string().parse(), Ok(quota));
-/// # Ok::<(), rate_limit::ParseQuotaError>(())
+/// # Ok::<(), rate_limit::ParseSettingsError>(())
 /// ```
 ///
 /// Whether the quota can be kept is checked when a limiter is built, or by [`Quota::validate`].
 impl FromStr for Quota {
-    type Err = ParseQuotaError;
+    type Err = ParseSettingsError;
 
-    fn from_str(text: &str) -> Result<Self, ParseQuotaError> {
-        let error = |expected| ParseQuotaError {
+    fn from_str(text: &str) -> Result<Self, ParseSettingsError> {
+        let error = |expected| ParseSettingsError {
+            what: "quota",
             text: text.to_owned(),
             expected,
         };
@@ -111,34 +112,55 @@ fn seconds(name: &str) -> Option<f64> {
     })
 }
 
-/// Text that is not a [`Quota`].
+/// Reads `enforce`, `shadow` or `off`.
+impl FromStr for Mode {
+    type Err = ParseSettingsError;
+
+    fn from_str(text: &str) -> Result<Self, ParseSettingsError> {
+        [Self::Enforce, Self::Shadow, Self::Off]
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| ParseSettingsError {
+                what: "mode",
+                text: text.to_owned(),
+                expected: "enforce, shadow or off",
+            })
+    }
+}
+
+/// Text that is neither a [`Quota`] nor a [`Mode`].
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ParseQuotaError {
+pub struct ParseSettingsError {
+    what: &'static str,
     text: String,
     expected: &'static str,
 }
 
-impl fmt::Display for ParseQuotaError {
+impl fmt::Display for ParseSettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "quota {:?}, expected {}", self.text, self.expected)
+        write!(
+            f,
+            "{} {:?}, expected {}",
+            self.what, self.text, self.expected
+        )
     }
 }
 
-impl std::error::Error for ParseQuotaError {}
+impl std::error::Error for ParseSettingsError {}
 
 #[cfg(feature = "serde")]
 mod with_serde {
-    use std::sync::Arc;
+    use std::{borrow::Cow, sync::Arc};
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    use crate::{Policy, Quota};
+    use crate::{Mode, Policy, Quota};
 
     /// As text, see the implementation of `FromStr`. One that cannot be kept is refused.
     #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
     impl<'de> Deserialize<'de> for Quota {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+            let text = Cow::<'de, str>::deserialize(deserializer)?;
             let quota: Self = text.parse().map_err(D::Error::custom)?;
             quota.validate().map_err(D::Error::custom)?;
             Ok(quota)
@@ -148,6 +170,23 @@ mod with_serde {
     /// As text.
     #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
     impl Serialize for Quota {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(self)
+        }
+    }
+
+    /// As text.
+    #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+    impl<'de> Deserialize<'de> for Mode {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let text = Cow::<'de, str>::deserialize(deserializer)?;
+            text.parse().map_err(D::Error::custom)
+        }
+    }
+
+    /// As text.
+    #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
+    impl Serialize for Mode {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             serializer.collect_str(self)
         }

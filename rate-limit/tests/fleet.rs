@@ -347,7 +347,7 @@ async fn the_layer_is_the_same_and_forty_connections_of_four_nodes_get_one_quota
     for _ in 0..4 {
         let layer = RateLimitLayer::from_limiter(on(&redis, hourly(5)))
             .key(key::global())
-            .bypass(|request| request.uri().path() == "/livez");
+            .bypass(|request| request.uri.path() == "/livez");
         let app = Router::new()
             .route("/", get(async || "ok"))
             .route("/livez", get(async || "ok"))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 #[cfg(feature = "serde")]
 use rate_limit::Policy;
-use rate_limit::{DAY, HOUR, MINUTE, Quota, SECOND, Unit};
+use rate_limit::{DAY, HOUR, MINUTE, Mode, Quota, SECOND, Unit};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -113,6 +113,15 @@ fn text_that_is_no_quota_is_refused_with_the_value_and_the_expectation() {
     }
 }
 
+#[test]
+fn modes_are_read_from_their_names() {
+    for mode in [Mode::Enforce, Mode::Shadow, Mode::Off] {
+        assert_eq!(mode.to_string().parse(), Ok(mode));
+    }
+    let error = "Shadow".parse::<Mode>().unwrap_err().to_string();
+    assert_eq!(error, "mode \"Shadow\", expected enforce, shadow or off");
+}
+
 #[cfg(feature = "serde")]
 #[test]
 fn policies_are_read_from_configuration_and_mistakes_are_named() {
@@ -132,4 +141,6 @@ fn policies_are_read_from_configuration_and_mistakes_are_named() {
         serde_json::to_string(&Quota::count(5).per(SECOND)).unwrap(),
         "\"5 requests per 1s, burst 5\""
     );
+    let mode = serde_json::from_str::<Mode>("\"off\"").unwrap();
+    assert_eq!(serde_json::to_string(&mode).unwrap(), "\"off\"");
 }

@@ -23,7 +23,7 @@ use crate::{
 ///
 /// let layer = RateLimitLayer::new(Quota::count(100).per(MINUTE).burst(20))?
 ///     .key(key::header("x-api-key").or(key::peer()))
-///     .bypass(|request| request.uri().path() == "/livez");
+///     .bypass(|request| request.uri.path() == "/livez");
 /// # Ok::<(), rate_limit::BuildError>(())
 /// ```
 ///
@@ -107,13 +107,13 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
     }
 
     /// Lets the requests for which `predicate` holds through unlimited and uncharged: health
-    /// probes, for one.
+    /// probes, for one. The layers of `tower-capacity` take the same predicate.
     ///
     /// Defaults to none.
     #[must_use]
     pub fn bypass(
         self,
-        predicate: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static,
+        predicate: impl Fn(&request::Parts) -> bool + Send + Sync + 'static,
     ) -> Self {
         self.with(|settings| settings.bypass = Some(Arc::new(predicate)))
     }

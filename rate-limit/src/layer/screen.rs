@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
-use http::{HeaderValue, Request, Response, header::RETRY_AFTER};
+use http::{HeaderValue, Request, Response, header::RETRY_AFTER, request};
 use tower_service::Service;
 
 use super::{
@@ -43,7 +43,7 @@ pub(super) struct Settings<L> {
 /// Calls the second argument with the name of a request's plan, and returns its number.
 type PlanFn = dyn Fn(&RequestHead<'_>, &dyn Fn(Option<&str>) -> usize) -> usize + Send + Sync;
 type QuotaFn = dyn Fn(&RequestHead<'_>) -> Option<Quota> + Send + Sync;
-type Predicate = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
+type Predicate = dyn Fn(&request::Parts) -> bool + Send + Sync;
 
 /// How a request is to be decided.
 pub(super) struct Screened {
@@ -71,6 +71,18 @@ impl<L: AnyLimiter> Settings<L> {
         }
     }
 
+    /// Whether `request` passes unlimited. Predicates are given the head that all of `http` has a name
+    /// for, so that other layers can take the same.
+    #[inline]
+    pub(super) fn bypasses<B>(&self, request: Request<B>) -> (Request<B>, bool) {
+        let Some(bypass) = &self.bypass else {
+            return (request, false);
+        };
+        let (head, body) = request.into_parts();
+        let is_bypassed = bypass(&head);
+        (Request::from_parts(head, body), is_bypassed)
+    }
+
     /// Whether requests over their quota are let through.
     #[inline]
     pub(super) fn is_shadow(&self) -> bool {
@@ -82,13 +94,14 @@ impl<L: AnyLimiter> Settings<L> {
     pub(super) fn screen(
         &self,
         head: &RequestHead<'_>,
+        is_bypassed: bool,
         plan: &Plan<L::Terms>,
         charge: &mut Charge,
     ) -> Result<Screened, Stop> {
         let plans = self.limiter.plans();
         let count = |outcome| plan.rules.meter().count(outcome);
 
-        if plans.mode() == Mode::Off || self.bypass.as_ref().is_some_and(|bypass| bypass(head)) {
+        if is_bypassed || plans.mode() == Mode::Off {
             count(Outcome::Bypassed);
             return Err(Stop::Through);
         }

@@ -88,11 +88,12 @@ where
             settings,
             answer,
         } = self;
+        let (request, is_bypassed) = settings.bypasses(request);
         let limiter = &settings.limiter;
         let head = RequestHead::of(&request);
         let plan = limiter.plans().at(settings.plan_of(&head));
         let mut charge = Charge::each(1);
-        let screened = match settings.screen(&head, &plan, &mut charge) {
+        let screened = match settings.screen(&head, is_bypassed, &plan, &mut charge) {
             Ok(screened) => screened,
             Err(stop) => return settings.stop((inner, answer), request, stop),
         };
