@@ -197,7 +197,7 @@ where
     })
 }
 
-/// A clone for each request, whose response body is read to its end.
+/// A clone for each request, and the response body read to its end.
 fn with_body<S, B>(service: S) -> Spend
 where
     S: Service<Request<Body>, Response = Response<B>> + Clone + 'static,
@@ -223,7 +223,7 @@ fn fixed(limit: usize) -> Limiter {
     builder.build().expect("a possible limit")
 }
 
-/// The default law at work, above a limit that nobody reaches.
+/// The default law at work, above a limit that is never reached.
 fn adaptive() -> Limiter {
     let limiter = Limiter::builder().bounds(WIDE..=2 * WIDE).build();
     limiter.expect("possible bounds")

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-/// Passes bytes between those who connect and a server, as it is told.
+/// Passes bytes between clients and a server, late or not at all by its settings.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     /// Milliseconds that bytes take; [`SILENT`] for ever.

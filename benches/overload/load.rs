@@ -17,9 +17,9 @@ use crate::{
     scenarios::Scenario,
 };
 
-/// An answer after this is worth nothing.
+/// A response after this is worth nothing.
 pub(crate) const OBJECTIVE: Duration = Duration::from_millis(200);
-/// Nobody waits for longer.
+/// Clients wait no longer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug, Default)]
@@ -30,7 +30,7 @@ pub(crate) struct Tally {
     pub(crate) given_up: u64,
     /// Requests in which the limiter panicked.
     pub(crate) panicked: u64,
-    /// Of those answered, in µs.
+    /// Of the requests that were served, in µs.
     answered: Vec<u32>,
     pub(crate) latest_start: Duration,
 }

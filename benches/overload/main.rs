@@ -49,10 +49,10 @@ struct Args {
     /// Only this backend.
     #[arg(long)]
     backend: Option<Kind>,
-    /// Only scenarios whose name contains one of these, separated by commas.
+    /// Only scenarios with one of these in the name, separated by commas.
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<String>,
-    /// Only contenders whose name contains one of these, separated by commas; and the static
+    /// Only contenders with one of these in the name, separated by commas; and the static
     /// limits.
     #[arg(long, value_delimiter = ',')]
     contender: Vec<String>,

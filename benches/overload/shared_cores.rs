@@ -1,4 +1,4 @@
-//! A service whose capacity is the cores of this machine, alone or beside a neighbour: the default
+//! A service with the capacity of the cores of this machine, alone or beside a neighbour: the default
 //! law against fixed limits in the same gate.
 
 use std::{sync::Arc, time::Duration};

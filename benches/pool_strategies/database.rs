@@ -89,7 +89,7 @@ impl Database {
         Ok(())
     }
 
-    /// Whoever is needed to fail over to.
+    /// The server to fail over to.
     pub(crate) async fn prepare_failover(&mut self) -> Result<(), Error> {
         if self.other.is_none() {
             self.other = Some(start().await?);
@@ -97,7 +97,7 @@ impl Database {
         Ok(())
     }
 
-    /// Kills the server, and has it back after `time`, for everybody the same.
+    /// Kills the server, and has it back after `time`, the same for every contender.
     pub(crate) async fn restart(&mut self, time: Duration) -> Result<(), Error> {
         let back = Instant::now() + time;
         self.proxy.way.send_replace(Way::Closed);
@@ -108,7 +108,7 @@ impl Database {
     }
 
     pub(crate) async fn fail_over(&self) -> Result<(), Error> {
-        let other = self.other.as_ref().ok_or("nobody to fail over to")?;
+        let other = self.other.as_ref().ok_or("no server to fail over to")?;
         let admin = self.admin().await?;
         admin
             .batch_execute("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -226,9 +226,9 @@ pub(crate) struct Proxy {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Open,
-    /// Nothing comes through, and nobody is told.
+    /// Nothing comes through, and no error either.
     Blocked,
-    /// Nobody is there.
+    /// The server is gone.
     Closed,
 }
 

@@ -1,4 +1,4 @@
-//! Which pool size serves the most, and who finds it, on a real Postgres and a real Redis?
+//! Which pool size serves the most, and which policy finds it, on a real Postgres and a real Redis?
 //!
 //! ```text
 //! cargo run --release -p overload-benches --bin pool_strategies -- --json strategies.json
@@ -14,7 +14,7 @@
 //! one on a deadpool without a gate.
 //!
 //! The oracle is the best of the static sizes in each phase: the smallest that serves within 2 % of
-//! the best and, where it can serve all, whose P99 is within a quarter of the best. Static sizes
+//! the best and, where it can serve all, within a quarter of the best P99. Static sizes
 //! have a second to connect before they are judged; policies that move have ten seconds to learn
 //! where nothing happens, and one where something does.
 //!
@@ -46,11 +46,11 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Compares policies for the size of a connection pool on private servers.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Only scenarios whose name contains this; may be given again. `closed` are those in a closed
+    /// Only scenarios with this in the name; may be given again. `closed` are those in a closed
     /// loop, which are not played otherwise.
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
-    /// Only policies whose name contains this, or `all`; may be given again. Static sizes are always
+    /// Only policies with this in the name, or `all`; may be given again. Static sizes are always
     /// played, for the oracle. Defaults to ours and FlexyPool.
     #[arg(long, value_name = "NAME")]
     policy: Vec<String>,
@@ -197,7 +197,7 @@ fn takes(scenario: &Scenario, policies: &[Policy], times: Times) -> f64 {
         _ => fixed,
     };
     let all = scenario.sizes.len() as f64 * fixed + policies.iter().map(moving).sum::<f64>();
-    // Until the last callers have their answer.
+    // Until the last callers are served or refused.
     all + 0.5 * (scenario.sizes.len() + policies.len()) as f64
 }
 

@@ -1,4 +1,4 @@
-//! Who is compared.
+//! The policies that are compared.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -21,7 +21,7 @@ const TASKS: usize = 200;
 const SIZES: [usize; 6] = [1, 2, 4, 8, 16, 48];
 const MAX: usize = 48;
 const SHARED: [usize; 3] = [1, 2, 4];
-/// In a closed loop nobody is turned away.
+/// In a closed loop no caller is refused.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a task does, over and over.
@@ -79,7 +79,7 @@ impl Command {
     }
 }
 
-/// Who sends the commands.
+/// The senders of the commands.
 #[derive(Clone)]
 enum Contender {
     Exclusive(usize, Autotuned<Pool>),
@@ -140,7 +140,7 @@ async fn contenders(
     Ok(contenders)
 }
 
-/// How often everybody is measured, one after the other. The rate of one and the same pool differs
+/// How often each is measured, one after the other. The rate of one and the same pool differs
 /// by a quarter from one second to the next: whether both cores work on the same side of the
 /// connection is a matter of chance.
 const ROUNDS: usize = 9;

@@ -27,7 +27,7 @@ fn chosen() -> Vec<Scenario> {
         .collect()
 }
 
-/// Scenario, phase, good answers a second, settled limit.
+/// Scenario, phase, good responses a second, settled limit.
 fn table() -> String {
     let reports = in_parallel(&chosen(), |scenario| {
         (scenario.name.clone(), run(scenario, Limiter::adaptive))

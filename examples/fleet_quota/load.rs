@@ -29,7 +29,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// The latency that 99 of 100 answers stayed within.
+    /// The latency that 99 of 100 responses stayed within.
     pub(crate) fn p99(&mut self) -> Duration {
         self.latencies.sort_unstable();
         let at = self.latencies.len() * 99 / 100;

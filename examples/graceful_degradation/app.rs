@@ -18,7 +18,7 @@ use crate::{
     database::{Database, Pool},
 };
 
-/// Who asks, said by each request in this header.
+/// The header in which each request names its caller.
 pub(crate) const CALLER: &str = "x-api-key";
 
 /// What each caller is entitled to: a policy, not an estimate of the capacity.
@@ -44,7 +44,7 @@ pub(crate) fn protected(
     options: &Options,
 ) -> Result<(Router, Protected), Problem> {
     let pool = database.autotuned(options.pool)?;
-    // Refusals are told at once here: whoever waits has its turn, within the bounds of the room.
+    // Requests over capacity are refused at once here: a waiter has its turn, within the bounds of the queue.
     let limiter = Limiter::builder()
         .bounds(options.limit.range())
         .codel(None)
@@ -84,7 +84,7 @@ impl Server {
             .await
             .map_err(|error| {
                 Problem::new(format_args!(
-                    "cannot listen on port {port}: {error}; expected a port that nobody uses"
+                    "cannot listen on port {port}: {error}; expected a port that is free"
                 ))
             })?;
         let address = listener.local_addr().map_err(Problem::new)?;

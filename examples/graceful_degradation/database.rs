@@ -15,7 +15,7 @@ use crate::cli::{Bounds, Problem};
 /// Rows that the query reads, since no index serves it.
 const ROWS: u32 = 200_000;
 
-/// SQLite: how much one customer has spent on orders whose note mentions a word.
+/// SQLite: how much one customer has spent on orders that mention a word in their note.
 const SQLITE_QUERY: &str =
     "SELECT count(*), coalesce(sum(cents), 0) FROM orders WHERE note LIKE '%' || ?1 || '%'";
 
@@ -210,7 +210,7 @@ pub(crate) struct PoolState {
 }
 
 impl Pool {
-    /// Counts the orders whose note mentions `word`.
+    /// Counts the orders that mention `word` in their note.
     pub(crate) async fn count(&self, word: String) -> Answer {
         match self {
             Self::BareSqlite(pool) => in_sqlite(&pool.get().await?, word).await,

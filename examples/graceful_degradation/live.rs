@@ -54,7 +54,7 @@ pub(crate) async fn serve(database: &Database, options: &Options) -> Result<(), 
         server.address
     );
     println!("stop  with Ctrl-C");
-    // A day of load: until then somebody has pressed Ctrl-C.
+    // A day of load: it is ended by Ctrl-C before.
     let _generator = options.load.map(|offered| {
         let step = Step {
             multiplier: 1.0,

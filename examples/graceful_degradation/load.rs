@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::app::CALLER;
 
-/// Answers later than this are worth nothing to the user.
+/// Responses later than this are worth nothing to the user.
 pub(crate) const OBJECTIVE: Duration = Duration::from_millis(500);
 /// Users go away after this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -90,7 +90,7 @@ pub(crate) enum Fate {
 pub(crate) struct Record {
     /// When it should have started, in seconds since the run did.
     pub(crate) at: f64,
-    /// From that moment to the end of the answer, or of the user's patience.
+    /// From that moment to the end of the response, or of the user's patience.
     pub(crate) latency: Duration,
     /// From that moment to when it did start: what the generator itself was late.
     pub(crate) late_start: Duration,
@@ -98,7 +98,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// When its user had the answer, or gave up.
+    /// When its user had the response, or gave up.
     pub(crate) const fn ended(&self) -> f64 {
         self.at + self.latency.as_secs_f64()
     }
@@ -208,7 +208,7 @@ async fn generate(address: SocketAddr, steps: Vec<Step>, seed: u64, shared: Arc<
     while requests.join_next().await.is_some() {}
 }
 
-/// Asks again and again for so long, and answers how often it was served.
+/// Sends requests back to back for `lasting`, and returns how many were served.
 pub(crate) async fn back_to_back(address: SocketAddr, lasting: Duration) -> u64 {
     let client = client();
     let end = Instant::now() + lasting;

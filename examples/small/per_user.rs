@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router, routing::get};
 use rate_limit::{Caller, MINUTE, Quota, RateLimitLayer, key};
 
-/// A user whose token was checked.
+/// A user with a token that was checked.
 #[derive(Clone, Hash)]
 struct User(String);
 

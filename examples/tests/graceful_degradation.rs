@@ -281,7 +281,7 @@ fn a_short_run_on_a_private_postgres_reports_both_runs() {
 struct Serving {
     child: Child,
     address: String,
-    /// Kept open: a server whose output is not read ends with its next line.
+    /// Kept open: a server ends with its next line when its output is not read.
     _stdout: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 

@@ -233,7 +233,7 @@ async fn what_is_shed_is_no_failure_and_browsers_read_it() {
     assert!(errors[0].contains("500"), "{log}");
 }
 
-/// A request that is inside the handler and whose body is still to come.
+/// A request that is inside the handler while its body is still to come.
 struct Upload(TcpStream);
 
 impl Upload {

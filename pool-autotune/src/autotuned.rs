@@ -92,7 +92,7 @@ impl<P: Adapter> Autotuned<P> {
     /// # async fn check<P: Adapter>(pool: Autotuned<P>) -> Result<(), Box<dyn std::error::Error>> {
     /// // A health check, which also may use what `Builder::reserved` keeps.
     /// let connection = pool.get_with(Ask::new().priority(Priority::Critical)).await?;
-    /// // A request whose caller gives up in 80 ms.
+    /// // A request that its caller gives up in 80 ms.
     /// let connection = pool.get_with(Ask::new().time_left(Duration::from_millis(80))).await?;
     /// # Ok(())
     /// # }

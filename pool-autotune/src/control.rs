@@ -55,7 +55,7 @@ pub(crate) struct Control {
     /// The last usual use time that was seen.
     pub(crate) usual: Option<Duration>,
     pub(crate) held_after: Duration,
-    /// Checkouts whose connection does not open.
+    /// Checkouts without a connection: it did not open.
     pub(crate) hanging: usize,
     /// Connections held for far longer, at the last look.
     pub(crate) held: Held,

@@ -444,7 +444,7 @@ fn with_room(target: usize) -> usize {
 }
 
 /// How many shared connections would do the work of a pool of exclusive ones, if the pool needs
-/// more than one, and for commands that answer at once: one that blocks, as `BLPOP` does, holds up
+/// more than one, and for commands that reply at once: one that blocks, as `BLPOP` does, holds up
 /// the tasks that share its connection.
 fn worth_sharing(window: &PoolWindow) -> Option<usize> {
     /// Less than a third of what one shared connection did when measured (362,000 a second).

@@ -178,7 +178,7 @@ impl Holders {
         checkouts.counts.returned(used);
     }
 
-    /// A checkout is over whose connection is on its way back until [`returned`](Self::returned).
+    /// A checkout is over, and its connection is on its way back until [`returned`](Self::returned).
     pub(crate) fn part(&self, slot: Slot) {
         let (mut checkouts, index) = self.at(slot);
         checkouts.out[index as usize] = None;

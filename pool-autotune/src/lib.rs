@@ -66,7 +66,7 @@
 //!   open, or than 25 ms, although more are allowed.
 //! - *Knee*: the size beyond which the database does no more work. *Elasticity*: by which part
 //!   throughput rises with connections: 1, each earns its share; 0, none does.
-//! - *On trial*: a growth whose throughput is being compared with that before it.
+//! - *On trial*: a growth, while its throughput is compared with that before it.
 //! - *Held*: out for 10 s and twenty times the usual use time, at least.
 //!
 //! # When not to use it

@@ -121,7 +121,7 @@ impl<P: Adapter> Shared<P> {
         })
     }
 
-    /// Another connection for a checkout whose dial hangs.
+    /// Another connection for a checkout while its dial hangs.
     async fn another(self: &Arc<Self>, ask: Ask) -> Option<Unused<P>> {
         let entry = pin!(self.gate.acquire_with(ask));
         let permit = self.enter(entry).await.ok()?;
@@ -139,7 +139,7 @@ impl<P: Adapter> Shared<P> {
         timeout_at(end, self.rights.take()).await.ok()
     }
 
-    /// What a checkout fails with whose connection did not open.
+    /// What a checkout fails with when its connection did not open.
     pub(crate) fn not_opened(&self, error: P::Error) -> Error<P::Error> {
         self.remember_why(&error);
         if self.note_error(&error) != Some(sqlstate::Meaning::TooManyConnections) {
@@ -336,7 +336,7 @@ impl<P: Adapter> Drop for Unused<P> {
     }
 }
 
-/// A checkout whose connection does not open.
+/// A checkout that no connection opens for.
 struct Hanging<'a, P: Adapter>(&'a Shared<P>);
 
 impl<'a, P: Adapter> Hanging<'a, P> {

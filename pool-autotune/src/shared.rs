@@ -95,12 +95,12 @@ impl<P: Adapter> Shared<P> {
         self.ceiling.load(Ordering::Acquire)
     }
 
-    /// Closes the idle connections whose permits are free.
+    /// Closes the idle connections that hold no permit.
     pub(crate) fn close_all_idle(&self) {
         self.close_free(usize::MAX);
     }
 
-    /// Closes up to `count` idle connections whose permits are free.
+    /// Closes up to `count` idle connections that hold no permit.
     pub(crate) fn close_free(&self, count: usize) {
         let free = iter::from_fn(|| self.gate.try_acquire().ok());
         let cover: Vec<Permit> = free.take(count).collect();

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::NoTls;
 
 /// Two experiments up and two down take about 30 s, with a disk of a few commits a second a minute and
-/// a half; on a busy machine some have no clear answer, and are made again.
+/// a half; on a busy machine some have no clear result, and are made again.
 const BOUNDED: Duration = Duration::from_secs(600);
 
 /// Holds the lock of the row for a millisecond.

@@ -135,7 +135,7 @@ impl LimiterBuilder {
     }
 
     /// Sets [`max_inflight`](Self::max_inflight) for the requests of one plan: "5 at once for
-    /// customers who pay nothing, 100 for those who do". The plans share the counts of a key, as
+    /// free customers, 100 for the others". The plans share the counts of a key, as
     /// they share its debts.
     ///
     /// Defaults to what holds for all plans.

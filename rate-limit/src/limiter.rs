@@ -176,7 +176,7 @@ impl Limiter {
         }
     }
 
-    /// Charges `cells` cells of every policy to `key` for work whose cost is not known yet. The
+    /// Charges `cells` cells of every policy to `key` for work of a cost that is not known yet. The
     /// [`Reservation`] charges the difference when it is settled, and gives everything back when
     /// it is dropped before that.
     ///

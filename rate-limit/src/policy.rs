@@ -6,7 +6,7 @@ use http::{Extensions, HeaderMap, StatusCode, response};
 
 use crate::{Quota, QuotaError, key::RequestHead};
 
-/// A quota with a name: the name goes into metrics, events and answers, never the key.
+/// A quota with a name: the name goes into metrics, events and responses, never the key.
 ///
 /// ```
 /// use rate_limit::{DAY, Limiter, Policy, Quota, SECOND, Unit};

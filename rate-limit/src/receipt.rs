@@ -54,7 +54,7 @@ pub(crate) trait Ledger: Clone + Send + Sync + 'static {
     }
 }
 
-/// Cells charged for work whose cost is not known yet, made by
+/// Cells charged for work of a cost that is not known yet, made by
 /// [`Limiter::reserve`](crate::Limiter::reserve) and
 /// [`FleetLimiter::reserve`](crate::fleet::FleetLimiter::reserve).
 ///

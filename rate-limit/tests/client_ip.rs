@@ -1,4 +1,4 @@
-//! Whose request is it? One row a case: peer, header lines, expected client.
+//! Which client sent it? One row a case: peer, header lines, expected client.
 
 use std::{
     net::{IpAddr, SocketAddr},

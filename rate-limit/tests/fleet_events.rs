@@ -56,7 +56,7 @@ impl Seen {
     }
 }
 
-/// What happens to a node whose Redis goes and comes back twice.
+/// What happens to a node when its Redis goes and comes back twice.
 async fn two_outages(mut redis: Redis, limiter: FleetLimiter, recorder: &Snapshotter) -> Seen {
     for _ in 0..1_000 {
         assert!(limiter.check("alice@example.org").await.is_ok());

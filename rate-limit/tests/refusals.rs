@@ -209,7 +209,7 @@ async fn what_a_load_shedder_refuses_costs_no_quota() {
     assert_eq!(limiter.peek(b"alice".as_slice()), 0);
 }
 
-/// Calls a service whose response is gRPC, with these trailers behind one message.
+/// Calls a service that responds in gRPC, with these trailers behind one message.
 async fn call_grpc(layer: &RateLimitLayer, trailers: &[(&'static str, &'static str)]) {
     let trailers: HeaderMap = trailers
         .iter()

@@ -630,7 +630,7 @@ impl LimiterBuilder {
     /// [`RefusedReason::Downstream`], the least important first: `Background` from ½ on,
     /// `Sheddable` from ¾, `Default` from 1; `Critical` never. Defaults to none.
     ///
-    /// Only for limiters whose requests all depend on it: give others a limiter of their own.
+    /// Only for limiters of requests that all depend on it: give others a limiter of their own.
     ///
     /// ```
     /// use tower_capacity::Limiter;
@@ -824,7 +824,7 @@ pub enum ConfigError {
     /// The shares are more than the limit.
     #[non_exhaustive]
     ShareSum {
-        /// The first key whose share no longer fits.
+        /// The first key with a share that no longer fits.
         key: String,
         /// Of the shares up to that one.
         sum: f64,
@@ -1132,7 +1132,7 @@ impl LimiterSnapshot {
         self.totals.ignored
     }
 
-    /// Requests whose caller went away since the limiter was built.
+    /// Requests that their callers gave up since the limiter was built.
     #[must_use]
     pub const fn cancelled(&self) -> u64 {
         self.totals.cancelled

@@ -96,7 +96,7 @@ struct Control {
     /// Logarithm of the typical time from entering to leaving, in ns: one that follows at once, and
     /// one that rises slowly.
     log_lifetime: Option<[f64; 2]>,
-    /// When the next mark is due among the running and among the answered.
+    /// When the next mark is due among the running and among the completed.
     marks_at: [u64; 2],
     opened: Totals,
     last: Option<Window>,

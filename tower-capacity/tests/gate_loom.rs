@@ -13,7 +13,7 @@ use std::{
 use loom::{future::block_on, thread};
 use tower_capacity::gate::{Ask, Gate, GateConfig, Permit, Priority, RefusedReason};
 
-/// Model time does not pass, so nobody gives up waiting.
+/// Model time does not pass, so no waiter gives up.
 fn gate(limit: usize) -> Gate {
     Gate::new(GateConfig::new(limit).max_queue(8).max_wait(Duration::MAX))
 }

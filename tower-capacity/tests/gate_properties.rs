@@ -34,7 +34,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// Who asks.
+/// The request that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
     class: Priority,
@@ -193,7 +193,7 @@ impl Bench {
         self.check()
     }
 
-    /// One permit came free: it went to somebody entitled to it, if such a one waited whose class
+    /// One permit came free: it went to a waiter that is entitled to it, if one waited in a class that
     /// may fill the limit.
     fn settle_one(&mut self) -> Result<(), TestCaseError> {
         let before = self.permits.len();
@@ -218,7 +218,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Whoever was admitted stood before all of its line who still wait; whoever was displaced
+    /// A waiter that was admitted stood before all of its kind that still wait; one that was displaced
     /// stood behind them.
     fn settle(&mut self) -> Result<(), TestCaseError> {
         let mut waiting: Vec<(Kind, Pin<Box<Acquire>>)> = Vec::new();

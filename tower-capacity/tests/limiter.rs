@@ -87,7 +87,7 @@ async fn very_thin_traffic_closes_a_window_after_ten_seconds() {
         advance(3 * Duration::from_secs(1)).await;
     }
     assert!(limiter.snapshot().window().is_none());
-    // The next arrival finds nobody inside and a stale window: it opens a new one.
+    // The next arrival finds no request inside and a stale window: it opens a new one.
     one_by_one(&limiter, 1, 20 * MS).await;
     assert!(limiter.snapshot().window().is_none());
 }
@@ -416,7 +416,7 @@ async fn the_saved_limit_of_a_fast_service_is_read_again() {
     assert_eq!(saved.to_string().parse(), Ok(saved));
 }
 
-/// A law that answers what it is told to.
+/// A law that returns the limit it was given.
 #[derive(Debug)]
 struct Script(Vec<usize>);
 

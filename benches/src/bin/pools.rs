@@ -19,7 +19,7 @@ use serde_json::json;
 /// Compares policies for the size of a connection pool in a deterministic model of a database.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Only scenarios whose name contains this; may be given again.
+    /// Only scenarios with this in the name; may be given again.
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
     /// Seed of callers and of their work.

@@ -20,7 +20,7 @@ use overload_benches::{
 /// Compares limiters in a deterministic simulation of a service.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Only scenarios whose name contains this; may be given again.
+    /// Only scenarios with this in the name; may be given again.
     #[arg(long)]
     scenario: Vec<String>,
     /// Runs N random scenarios instead of the named ones.
@@ -216,7 +216,7 @@ fn header(contenders: &[Contender]) {
     println!();
 }
 
-/// What share of each class was answered in time, phase by phase.
+/// What share of each class was served in time, phase by phase.
 fn by_class(scenario: &Scenario, contender: Contender, report: &Report) -> String {
     let mut text = format!(
         "{} / {}, % answered in time\n",

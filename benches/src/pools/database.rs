@@ -95,7 +95,7 @@ impl Processors {
         Some((f64::from_bits(end) - self.done).max(0.0) / self.speed(database, others))
     }
 
-    /// The job whose end comes next.
+    /// The job that ends next.
     pub(super) fn finish(&mut self) -> Option<usize> {
         self.ends.pop().map(|Reverse((_, job))| job)
     }

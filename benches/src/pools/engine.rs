@@ -70,7 +70,7 @@ impl PhaseReport {
         self.good as f64 / self.seconds
     }
 
-    /// Seconds within which 99 of 100 callers had their answer.
+    /// Seconds within which 99 of 100 callers were served.
     #[must_use]
     pub fn p99(&self) -> f64 {
         let Some(last) = self.times.len().checked_sub(1) else {
@@ -172,7 +172,7 @@ struct Engine<'a> {
     callers: Vec<Caller>,
     line: VecDeque<usize>,
     processors: Processors,
-    /// Who has the hot row, and who wants it.
+    /// The holder of the hot row, and the jobs that wait for it.
     row: VecDeque<usize>,
 
     target: usize,

@@ -13,7 +13,7 @@ pub struct Oracle {
     pub goodput: f64,
     /// Seconds.
     pub p99: f64,
-    /// Whether it served everybody.
+    /// Whether it served every caller.
     pub serves_all: bool,
     by_slot: Vec<u32>,
 }
@@ -30,8 +30,8 @@ pub fn sweep(scenario: &Scenario, seed: u64) -> Vec<Oracle> {
 }
 
 /// Picks a static size for each phase, of runs in ascending order: the smallest that serves within
-/// 2 % of what the best does, and, where callers are not turned away, whose P99 is within a quarter
-/// of the lowest (nobody with the sweep in hand would save a connection and have the wait).
+/// 2 % of what the best does, and, where no caller is refused, has a P99 within a quarter
+/// of the lowest (with the sweep in hand, a connection is not worth the wait).
 #[must_use]
 pub fn oracle(runs: &[(usize, Report)]) -> Vec<Oracle> {
     let phases = runs.first().map_or(0, |(_, run)| run.phases.len());
@@ -80,7 +80,7 @@ pub struct Score {
     /// Times the target moved while judged.
     pub resizes: usize,
     /// P99 in seconds, in the phase where it is the most times the oracle's; phases in which the
-    /// oracle turns callers away are left out, since everybody's line is full there.
+    /// oracle refuses callers are left out, since every queue is full there.
     pub p99: f64,
     /// The oracle's in that phase.
     pub oracle_p99: f64,

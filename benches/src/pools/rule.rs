@@ -55,7 +55,7 @@ impl Rule {
     }
 }
 
-/// Who is compared.
+/// What is compared.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Contender {
     /// The shipped tuner, enforced.

@@ -90,9 +90,9 @@ pub struct Class {
     pub weight: f64,
     /// How much they matter.
     pub priority: Priority,
-    /// On whose behalf.
+    /// The client it belongs to.
     pub tenant: Option<&'static str>,
-    /// Seconds that the answer streams for (mean, exponential), with the permit held.
+    /// Seconds that the response streams for (mean, exponential), with the permit held.
     pub streams: f64,
 }
 
@@ -263,7 +263,7 @@ impl Scenario {
         self
     }
 
-    /// Seconds that an answer streams for on average.
+    /// Seconds that a response streams for on average.
     pub(super) fn mean_stream(&self) -> f64 {
         let all: f64 = self.classes.iter().map(|class| class.weight).sum();
         let streams = self

@@ -1,4 +1,4 @@
-//! Who takes part.
+//! The contenders.
 
 use std::{str::FromStr, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{Guard, Scenario, peers};
 pub enum Contender {
     /// The default of this workspace.
     Ours,
-    /// The same, and those who wait keep their order and are never shed from the line.
+    /// The same, and waiters keep their order and are never shed from the queue.
     NoCodel,
     /// The same without a waiting room.
     NoRoom,
@@ -41,7 +41,7 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// Everybody, ours first.
+    /// All of them, ours first.
     pub const ALL: [Self; 10] = [
         Self::Ours,
         Self::Prototype,

@@ -160,7 +160,7 @@ enum Place {
     Connected,
     /// Its answer is on the way; nothing of the server is held.
     Travelling,
-    /// Answered, and still sending: it holds its permit and nothing else.
+    /// Served, and still sending: it holds its permit and nothing else.
     Streaming,
     /// Its client went away while it held a connection, which it still gives back.
     Abandoned,
@@ -250,7 +250,7 @@ struct Request {
     class: usize,
     /// Tells the requests apart that have the same place in memory one after the other.
     number: u64,
-    /// Whose it is, in a closed loop.
+    /// Its client, in a closed loop.
     client: Option<usize>,
     arrived: f64,
     entered: f64,
@@ -264,7 +264,7 @@ struct Request {
 struct Simulation<'a> {
     scenario: &'a Scenario,
     nodes: Vec<Node>,
-    /// Whose turn it is.
+    /// The client that is next.
     turn: usize,
     random: SmallRng,
     /// A source of its own: neighbours do the same whatever the guard admits.
@@ -360,7 +360,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// Moves the clock. The runtime fires timers only when it is given a turn, which costs more
-    /// than the rest of an event: once a millisecond while somebody waits, it gets one.
+    /// than the rest of an event: once a millisecond while a request waits, it gets one.
     async fn advance_to(&mut self, at: f64) {
         let target = self.start + Duration::from_secs_f64(at);
         let step = target.saturating_duration_since(Instant::now());

@@ -110,11 +110,11 @@ impl Oracle {
 /// How well a guard did.
 #[derive(Clone, Debug)]
 pub struct Score {
-    /// Good answers as a share of the best fixed limit's in each phase, summed over the phases.
+    /// Good responses as a share of the best fixed limit's in each phase, summed over the phases.
     pub share: f64,
     /// The same of each phase.
     pub phases: Vec<f64>,
-    /// The 99th percentile of the sojourn time of the answered in the slowest phase, in seconds.
+    /// The 99th percentile of the sojourn time of the served in the slowest phase, in seconds.
     pub p99: f64,
     /// The longest time from the start of an overloaded phase to half a second with 90 % of the
     /// best goodput; infinite if that never came.
@@ -184,7 +184,7 @@ fn converged(report: &Report, began: f64, lasts: f64, goodput: f64) -> f64 {
         .map_or(f64::INFINITY, |tenths| tenths as f64 / 10.0)
 }
 
-/// Does each piece of work on as many threads as there are cores; answers in order.
+/// Does each piece of work on as many threads as there are cores; returns the results in order.
 pub fn in_parallel<T: Sync, R: Send>(work: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let done: Vec<Mutex<Option<R>>> = work.iter().map(|_| Mutex::new(None)).collect();

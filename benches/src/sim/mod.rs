@@ -8,7 +8,7 @@
 //!   coefficient), then a dependency with a bounded pool and a delay.
 //! - [`Phase`]: what the clients offer and what the server has, from one moment on.
 //! - [`run`]: the scenario behind one guard; [`oracle`]: the best fixed limit, phase by phase.
-//! - [`scenarios`]: the table of scenarios; [`Contender`]: who is compared; [`Score`]: how well.
+//! - [`scenarios`]: the table of scenarios; [`Contender`]: what is compared; [`Score`]: how well.
 //!
 //! The measure is *goodput*: requests answered within the objective, counted from their arrival.
 

@@ -5,7 +5,7 @@
 pub struct ClassReport {
     /// Requests that arrived, retries included.
     pub offered: u64,
-    /// Answered within the objective.
+    /// Served within the objective.
     pub good: u64,
 }
 
@@ -16,7 +16,7 @@ pub struct PhaseReport {
     pub lasts: f64,
     /// Requests that arrived, retries included.
     pub offered: u64,
-    /// Answered within the objective.
+    /// Served within the objective.
     pub good: u64,
     /// Answered later.
     pub late: u64,
@@ -24,7 +24,7 @@ pub struct PhaseReport {
     pub refused: u64,
     /// Given up by the client.
     pub abandoned: u64,
-    /// Sojourn times of the answered, in seconds.
+    /// Sojourn times of the served, in seconds.
     pub sojourn: Vec<f32>,
     /// By class of request, in the order of the scenario.
     pub classes: Vec<ClassReport>,
@@ -33,7 +33,7 @@ pub struct PhaseReport {
 }
 
 impl PhaseReport {
-    /// Good answers a second.
+    /// Good responses a second.
     #[must_use]
     pub fn goodput(&self) -> f64 {
         self.good as f64 / self.lasts
@@ -78,7 +78,7 @@ pub struct Report {
     pub phases: Vec<PhaseReport>,
     /// Ten a second.
     pub samples: Vec<Sample>,
-    /// Good answers in each tenth of a second, by the time of the answer.
+    /// Good responses in each tenth of a second, by the time of the response.
     pub good_by_tenth: Vec<u32>,
     /// Every explained change of the limit that is still in the limiter's history.
     pub changes: Vec<String>,
@@ -87,7 +87,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Good answers over the whole run.
+    /// Good responses over the whole run.
     #[must_use]
     pub fn good(&self) -> u64 {
         self.phases.iter().map(|phase| phase.good).sum()

@@ -203,7 +203,7 @@ impl Cores {
         self.inside.remove(&(done, request));
     }
 
-    /// When the next request is done if nobody enters or leaves, and which.
+    /// When the next request is done if none enters or leaves, and which.
     pub(super) fn next(&mut self, now: f64, server: &Server) -> Option<(f64, usize)> {
         self.serve(now, server);
         self.version += 1;
@@ -289,7 +289,7 @@ impl Connections {
         }
     }
 
-    /// Gives a connection back; answers who gets it and for how long.
+    /// Gives a connection back; returns the request that gets it and for how long.
     pub(super) fn leave(&mut self, server: &Server) -> Option<(usize, f64)> {
         self.busy -= 1;
         if self.busy >= server.connections {

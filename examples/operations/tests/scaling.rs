@@ -1,5 +1,5 @@
 //! The autoscaler of `kubernetes/scaling.yaml`, simulated: what scaling by demand does to a service
-//! whose pods are the limit, and to one whose database is.
+//! that its pods limit, and to one that its database limits.
 
 use std::collections::VecDeque;
 

@@ -152,7 +152,7 @@ impl Process {
         signal("KILL", &all);
         // Errors are impossible for a child that was not waited for yet.
         let _ = child.wait();
-        // A dead process whose new parent does not wait for it is dead all the same.
+        // A dead process that its new parent does not wait for is dead all the same.
         wait_until(|| {
             all.iter()
                 .all(|&pid| matches!(state_of(pid), None | Some('Z')))

@@ -10,7 +10,7 @@ use crate::StartError;
 use crate::find::directory_of;
 use crate::process::{Process, free_port};
 
-/// A private Redis server, or a Valkey server, which is the same to those who ask it.
+/// A private Redis server, or a Valkey server, which is the same to its clients.
 ///
 /// Ended (SIGKILL) and removed from disk on drop. It keeps nothing: a restarted server is empty.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Redis {
             .collect()
     }
 
-    /// Says one command and returns what is answered: the text, the number, or the elements one a
+    /// Sends one command and returns the reply: the text, the number, or the elements one a
     /// line.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Redis {
         Ok(answer.join("\n"))
     }
 
-    /// Stops the server where it is (SIGSTOP): it holds its connections and answers nobody.
+    /// Stops the server where it is (SIGSTOP): it holds its connections and does not reply.
     pub fn suspend(&self) {
         self.process.signal("STOP");
     }

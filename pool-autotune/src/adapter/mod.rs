@@ -90,7 +90,7 @@ pub trait Adapter: Send + Sync + 'static {
         None
     }
 
-    /// Puts a connection back. The default drops it, for pools whose connections are back then.
+    /// Puts a connection back. The default drops it, for pools that have the connection back then.
     ///
     /// There is one; what is left of it is dropped. (Passed in place, since moving it costs more than a
     /// lock.)

@@ -38,10 +38,10 @@ pub struct KneeConfig {
     /// two of the pool's windows of 250 ms, in which what was under way before is done.
     pub settle: Duration,
     /// Time to measure it for. Defaults to 1.5 s, or to three use times where those are longer, and
-    /// up to 6 s for a clear answer. At a thousand queries a second that is a standard error of 0.09
+    /// up to 6 s for a clear result. At a thousand queries a second that is a standard error of 0.09
     /// for a growth by half.
     pub measure: Duration,
-    /// A standard error of ε above this is no clear answer. Defaults to 0.15: then 0.25
+    /// A standard error of ε above this is no clear result. Defaults to 0.15: then 0.25
     /// is told from 0 and from 0.5 by more than one and a half of it.
     pub precision: f64,
     /// How long connections may take to open before a trial is called off. Defaults to 10 s,
@@ -256,7 +256,7 @@ pub(super) enum Outcome {
     Useless(usize, Elasticity),
     /// The last part earns its keep: the knee lies higher.
     Useful(Elasticity, PoolWindow),
-    /// No clear answer.
+    /// No clear result.
     Unclear(Option<Elasticity>),
 }
 
@@ -419,7 +419,7 @@ impl Knee {
         }
     }
 
-    /// How far a pool of `size` whose checkouts wait may be opened.
+    /// How far a pool of `size` may be opened while checkouts wait.
     ///
     /// Doubled at first, and again once throughput shows that the last doubling paid. Until then it
     /// stays as it is, if a moment will show it; if not, a few more are opened at a time, since what

@@ -186,7 +186,7 @@ impl DecisionLog {
     ///
     /// # Errors
     ///
-    /// [`DecisionLogError`] names the line whose decision comes out different: another version of
+    /// [`DecisionLogError`] names the line where the decision comes out different: another version of
     /// this crate wrote it, or it was edited.
     pub fn replay(&self) -> Result<Vec<Decision>, DecisionLogError> {
         let mut tuner = self.tuner.clone();

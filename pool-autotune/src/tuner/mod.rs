@@ -1,7 +1,7 @@
 //! How many connections a pool should have: a pure value, driven by windows.
 //!
 //! A [`Tuner`] reads no clock, takes no lock and does no I/O: [`Tuner::on_window`] is given the
-//! time and what happened, and answers with a [`Decision`]. So a simulator drives the very code
+//! time and what happened, and returns a [`Decision`]. So a simulator drives the very code
 //! that runs in production, and every decision can be reproduced from its inputs.
 //!
 //! # Demand

@@ -19,7 +19,7 @@ pub struct PoolWindow {
     pub timeouts: u64,
     /// Checkouts that found the waiting room full.
     pub shed: u64,
-    /// Checkouts whose future was dropped while they waited.
+    /// Checkouts that were dropped while they waited.
     pub cancelled: u64,
     /// Checkouts that waited longer than [`TunerConfig::slow_wait`](super::TunerConfig), including
     /// those that timed out or were cancelled after waiting that long.

@@ -63,7 +63,7 @@ pub(crate) enum Event {
     Down(Duration),
     /// All connections die, and dials hang for so long; those begun meanwhile hang on after it.
     Hang(Duration),
-    /// Whatever is asked is answered only after this time.
+    /// The server replies only after this time.
     Pause(Duration),
     /// Idle connections die.
     IdleTimeout,

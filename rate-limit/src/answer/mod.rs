@@ -43,11 +43,11 @@ use crate::{
 
 /// Turns a refusal into a response. Implemented by [`StandardAnswer`] and by [`Hook`].
 pub trait Answer<B> {
-    /// The response to a request whose head was `request`.
+    /// The response to the request with the head `request`.
     fn answer(&self, limited: &Limited<'_>, request: request::Parts) -> Response<RateLimitBody<B>>;
 }
 
-/// The answers of the [module's table](self).
+/// The responses of the [module's table](self).
 #[derive(Clone, Debug)]
 pub struct StandardAnswer {
     plain: bool,

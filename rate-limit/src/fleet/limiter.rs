@@ -21,7 +21,7 @@ use crate::{
     rules::{Charge, Own, Ruling},
 };
 
-/// A [`Limiter`](crate::Limiter) whose quotas hold for a fleet of processes together, made by
+/// A [`Limiter`](crate::Limiter) with quotas that hold for a fleet of processes together, made by
 /// [`LimiterBuilder::build_on`].
 ///
 /// A cheap handle: clones share one state. When the last one goes, leases are given back if the
@@ -122,7 +122,7 @@ impl FleetLimiter {
         Ok(Decision::new(remaining))
     }
 
-    /// Charges `cells` cells of every policy to `key` for work whose cost is not known yet. The
+    /// Charges `cells` cells of every policy to `key` for work of a cost that is not known yet. The
     /// [`FleetReservation`] charges the difference when it is settled, and gives everything back when
     /// it is dropped before that.
     ///

@@ -49,7 +49,7 @@ enum Rule {
 }
 
 impl Trust {
-    /// Trusts the proxies whose addresses are in `networks`.
+    /// Trusts the proxies with addresses in `networks`.
     ///
     /// # Errors
     ///

@@ -25,7 +25,7 @@ pub struct AccessList {
 }
 
 impl AccessList {
-    /// The callers whose address is in one of `networks`: the client's as the layer's key finds it,
+    /// The callers with an address in one of `networks`: the client's as the layer's key finds it,
     /// or the peer's where the key is made of something else.
     ///
     /// # Errors

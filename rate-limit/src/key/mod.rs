@@ -1,4 +1,4 @@
-//! Whose quota a request is charged to.
+//! The caller that a request is charged to.
 //!
 //! A [`Key`] reads a request's head and hashes what it finds with a secret of the limiter's, so
 //! no client can choose keys that collide. Nothing is allocated and only the hash is kept.

@@ -173,7 +173,7 @@ impl Held {
     }
 }
 
-/// A gRPC call whose outcome its trailers tell.
+/// A gRPC call with an outcome that its trailers will tell.
 pub(super) struct Open {
     /// What is known of the response, until it is settled by.
     head: Option<response::Parts>,

@@ -90,7 +90,7 @@ impl<L: AnyLimiter> RateLimitLayer<StandardAnswer, L> {
 }
 
 impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
-    /// Sets whose quota a request is charged to.
+    /// Sets the key that a request is charged to.
     ///
     /// Defaults to [`key::peer`].
     #[must_use]
@@ -316,7 +316,7 @@ impl<A, L: AnyLimiter> RateLimitLayer<A, L> {
         }
     }
 
-    /// Replaces the answer by one of a type that can be named.
+    /// Replaces the response by one of a type that can be named.
     ///
     /// Defaults to [`StandardAnswer::new`].
     #[must_use]

@@ -22,7 +22,7 @@ use crate::{
     rules::{Charge, Ruling},
 };
 
-/// Everything about a layer except its answer.
+/// Everything about a layer except its response to refused requests.
 #[derive(Clone)]
 pub(super) struct Settings<L> {
     pub(super) limiter: L,

@@ -1,4 +1,4 @@
-//! The shaper around services whose requests are not HTTP.
+//! The shaper around services that take other requests than HTTP.
 
 use std::{
     fmt, mem,

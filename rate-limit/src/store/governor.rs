@@ -19,7 +19,7 @@ use super::{Slot, Table};
 #[derive(Clone, Debug)]
 pub(crate) struct Store(pub(crate) Arc<Table>);
 
-/// A key whose entry has been found already; brings the TAT back, which governor does not return.
+/// A key with an entry that has been found already; brings the TAT back, which governor does not return.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Probe {
     slot: usize,

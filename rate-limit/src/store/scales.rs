@@ -16,7 +16,7 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    /// Whether it is the first quota of its column, whose TATs need no account.
+    /// Whether it is the first quota of its column: its TATs need no account.
     pub(crate) fn is_first(&self) -> bool {
         self.number == 0
     }

@@ -249,7 +249,7 @@ impl Table {
         Some(slot)
     }
 
-    /// The place in `set` whose loss costs least, and its [rank](Gcra::rank): 0 if it is free or
+    /// The place in `set` that costs least to lose, and its [rank](Gcra::rank): 0 if it is free or
     /// owes nothing. What a key owes under any policy and quota counts, whatever the newcomer's.
     fn victim(&self, set: usize, now: u64) -> (usize, f64) {
         let (mut victim, mut least) = (0, f64::INFINITY);

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{HOUR, Quota, SECOND};
 
-/// A quota whose cells come back one in a second.
+/// A quota of one cell a second.
 fn table(keys: usize, columns: usize, on_full: OnFull) -> Table {
     let gcra = Gcra::new(&Quota::count(1).per(SECOND).burst(1_000)).unwrap();
     let columns = (0..columns).map(|_| gcra).collect();
@@ -21,7 +21,7 @@ fn owe(table: &Table, key: u64, column: usize, cells: u64) {
 
 const NOW: u64 = 1_000_000_000_000;
 
-/// Fingerprints of one set: those whose high bits are zero.
+/// Fingerprints of one set: those with zero high bits.
 fn same_set(n: u64) -> u64 {
     n
 }

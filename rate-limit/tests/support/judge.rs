@@ -132,7 +132,7 @@ pub(crate) fn plans(quotas: [Quota; 4], shared: bool) -> [Plan; PLANS] {
 }
 
 impl<S: Subject> Judge<S> {
-    /// For a subject whose debts are whole numbers of what drains in `tick` nanoseconds.
+    /// For a subject with debts that are whole numbers of what drains in `tick` nanoseconds.
     pub(crate) fn new(subject: S, plans: [Plan; PLANS], tick: i128) -> Self {
         let keys = ["a", "b"].map(|name| (name, Reference::with_tick(tick)));
         let mut judge = Self {

@@ -30,7 +30,7 @@ pub(crate) enum Refusal {
 }
 
 impl Reference {
-    /// For an implementation whose debts are whole numbers of what drains in `tick` nanoseconds.
+    /// For an implementation with debts that are whole numbers of what drains in `tick` nanoseconds.
     pub(crate) fn with_tick(tick: i128) -> Self {
         Self {
             tick,

@@ -222,7 +222,7 @@ impl Ask {
         self
     }
 
-    /// Sets whose request it is. Defaults to [`Partition::NONE`].
+    /// Sets the partition that the request belongs to. Defaults to [`Partition::NONE`].
     pub const fn partition(mut self, partition: Partition) -> Self {
         self.partition = partition;
         self

@@ -12,7 +12,7 @@ use std::fmt;
 pub enum Priority {
     /// Work that no caller is waiting for, such as a batch job or a prefetch.
     Background,
-    /// Work whose loss degrades a response without spoiling it.
+    /// Work that a response can do without, and is poorer for.
     Sheddable,
     /// What users ask for.
     #[default]

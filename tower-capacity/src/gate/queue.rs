@@ -95,7 +95,7 @@ impl Queue {
         classes.find(|class| self.by_class[class.rank()] > 0)
     }
 
-    /// The line whose turn it is, among those whose class may enter.
+    /// The line that is next, among those with a class that may enter.
     ///
     /// First those within their guarantee, then the higher class, then the one that uses the least of
     /// its guarantee, then the first to come.

@@ -77,7 +77,7 @@ impl Held {
     /// What a request holds that bypassed the limiter.
     pub(super) const NOTHING: Self = Self::Other(None);
 
-    /// Admits a request whose limiter is switched off: uncounted, unless the limiter drains.
+    /// Admits a request while its limiter is switched off: uncounted, unless the limiter drains.
     pub(super) fn uncounted(limiter: &Limiter) -> Result<Self, Refused> {
         match limiter.enter_uncounted() {
             Ok(permit) => Ok(Self::unusual(limiter, permit.into(), None)),
@@ -181,7 +181,7 @@ impl Held {
         }
     }
 
-    /// Returns the permit of a request whose response has `status`, if that upgrades the
+    /// Returns the permit of a request with a response of `status`, if that upgrades the
     /// connection and the connection is counted apart.
     #[inline]
     pub(super) fn answered(&mut self, status: StatusCode) {

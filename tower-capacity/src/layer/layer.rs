@@ -129,12 +129,12 @@ impl<R> CapacityLayer<R> {
         self
     }
 
-    /// Says whose request it is, such as a tenant or a route, so that one cannot starve the rest.
+    /// Sets the key of a request, such as a tenant or a route, so that one cannot starve the rest.
     ///
     /// Keys in use are guaranteed equal parts of the limit, or the
     /// [shares](crate::LimiterBuilder::share) that the limiter was built with, and may fill what
     /// others leave idle; see [`Partition`](crate::gate::Partition). Requests without a key
-    /// together count as one. A caller that writes the key chooses whose share it uses: read it from
+    /// together count as one. A caller that writes the key chooses the share that it uses: read it from
     /// what the service has verified.
     ///
     /// Needs a waiting room: a request within its guarantee that finds the limit used up by others
@@ -167,7 +167,7 @@ impl<R> CapacityLayer<R> {
         self
     }
 
-    /// Says whose request it is by a key that has to be computed, such as the claim of a token or
+    /// Sets the key of a request where it has to be computed, such as the claim of a token or
     /// the prefix of an address. Otherwise like [`partition`](Self::partition), which a key that
     /// stands in the request costs no allocation.
     ///
@@ -202,7 +202,7 @@ impl<R> CapacityLayer<R> {
 
     /// Returns the permit with the response head instead of the end of the body.
     ///
-    /// For services whose bodies cost nothing to send: otherwise a stream is inside until it ends.
+    /// For services with bodies that cost nothing to send: otherwise a stream is inside until it ends.
     /// Defaults to off.
     pub fn release_on_headers(mut self, release: bool) -> Self {
         self.config.response_mut().release_on_headers = release;

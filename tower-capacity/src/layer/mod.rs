@@ -44,7 +44,7 @@
 //!   runtime without, all goes well until the first request has to wait, and then panics. With
 //!   [`max_queue(0)`](crate::LimiterBuilder::max_queue) nothing waits.
 //!
-//! A request counts as one, whatever it costs. Give requests whose costs differ much a limiter of
+//! A request counts as one, whatever it costs. Give requests of very different costs a limiter of
 //! their own, or a [class](crate::Priority).
 //!
 //! # How it differs from tower's own

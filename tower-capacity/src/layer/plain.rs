@@ -103,7 +103,7 @@ impl<C, A> PlainCapacityLayer<C, A> {
         }
     }
 
-    /// Says what a request asks of the limiter: how much it matters, whose it is, how long it has.
+    /// Says what a request asks of the limiter: how much it matters, its key, how long it has.
     /// Defaults to [`Alike`].
     ///
     /// ```
@@ -257,7 +257,7 @@ impl<S, C, A> PlainCapacity<S, C, A> {
         State::Waiting { waiting }
     }
 
-    /// Serves a request whose limiter is not enforced, or that a layer further out counts.
+    /// Serves a request that its limiter does not enforce, or that a layer further out counts.
     #[cold]
     #[inline(never)]
     fn pass<Request>(&mut self, request: Request, ask: Ask) -> State<S, S::Future, Request>
@@ -457,7 +457,7 @@ pub type BoxError = Box<dyn error::Error + Send + Sync>;
 /// What went wrong in a [`PlainCapacity`].
 ///
 /// The error of the inner service is boxed, so that this layer can stand between tower's own
-/// middlewares, whose error is a `BoxError`, which is no [`Error`](error::Error) itself. A layer
+/// middlewares: their error is a `BoxError`, which is no [`Error`](error::Error) itself. A layer
 /// whose neighbour wants a `BoxError` and nothing else, such as
 /// `reqwest::ClientBuilder::connector_layer`, stands under a `map_err`:
 ///

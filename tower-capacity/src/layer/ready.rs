@@ -24,7 +24,7 @@ use crate::{
     sync::lock,
 };
 
-/// Layer that applies [`ReadyCapacity`]: a limit whose backpressure shows in readiness, for clients.
+/// Layer that applies [`ReadyCapacity`]: a limit with backpressure that shows in readiness, for clients.
 ///
 /// [`CapacityLayer`] waits in its future and is always as ready as the inner service, which is
 /// right for servers. A client that picks work from a queue, or a balancer that picks a backend,
@@ -78,7 +78,7 @@ impl ReadyCapacityLayer {
         Self::new(limiter)
     }
 
-    /// Creates a layer around a limiter, whose waiting room is where `poll_ready` waits.
+    /// Creates a layer around a limiter; `poll_ready` waits in its waiting room.
     ///
     /// If the room is full, the wait is over or the limiter drains, the service is ready all the
     /// same, and its next call is refused, unless readiness is polled again before and a permit is

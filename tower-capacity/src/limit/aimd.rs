@@ -48,7 +48,7 @@ impl Aimd {
         self
     }
 
-    /// Takes a window whose typical (geometric mean) service time exceeds `threshold` for a drop.
+    /// Takes a window for a drop if its typical (geometric mean) service time exceeds `threshold`.
     ///
     /// Defaults to none: only requests that time out or fail lower the limit.
     #[must_use]

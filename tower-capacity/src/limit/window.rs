@@ -8,7 +8,7 @@ use std::time::Duration;
 /// simulator.
 ///
 /// A window closes once it has lasted 2.5 service times (50 ms at least, 4 s at most) and holds 128
-/// completions, or 32 whose service times differ little (a standard error of 5 %), or is a second
+/// completions, or 32 with service times that differ little (a standard error of 5 %), or is a second
 /// old and saw 8 requests end in any way. Only thin traffic keeps one open for longer, ten seconds
 /// at most.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub struct Window {
     pub completions: u64,
     /// Requests that ended in a way that signals overload: a timeout, a 5xx.
     pub drops: u64,
-    /// Requests whose caller went away before they ended.
+    /// Requests that their callers gave up before they ended.
     pub cancelled: u64,
     /// Dropped and cancelled requests that had been inside for longer than a successful one usually
     /// takes: work that was done in vain.

@@ -67,7 +67,7 @@ impl Answer {
     /// is compared with the response's own `Date`), and in gRPC in `grpc-retry-pushback-ms`
     /// (gRFC A6: negative or unreadable means never).
     ///
-    /// A gRPC response whose headers come before its status was accepted: gRFC A6 calls such a call
+    /// A gRPC response with headers before its status was accepted: gRFC A6 calls such a call
     /// committed.
     #[must_use]
     pub fn of<B>(response: &Response<B>) -> Self {

@@ -40,7 +40,7 @@ fn fixed(limit: usize) -> LimiterBuilder {
 type Handle = mock::Handle<Request<()>, Response<Full<Bytes>>>;
 type Spawned = task::Spawn<ReadyCapacity<Mock>>;
 
-/// Two handles on a service whose inner service is always ready.
+/// Two handles on a service with an inner service that is always ready.
 fn pair(layer: &ReadyCapacityLayer) -> (Spawned, Spawned, Handle) {
     let (service, mut handle) = mock::pair();
     handle.allow(100);
@@ -187,7 +187,7 @@ async fn a_call_without_readiness_panics() {
     drop(first.call(Request::new(())));
 }
 
-/// Work that counts who is inside and lasts until the test opens it.
+/// Work that counts the requests inside and lasts until the test opens it.
 #[derive(Clone)]
 struct Work {
     inside: Arc<AtomicUsize>,

@@ -53,7 +53,7 @@ enum Kind {
 enum Spell {
     /// It returns 503.
     Rejects,
-    /// It does not answer.
+    /// It sends no response.
     Hangs,
     /// Its requests take ten times as long.
     Slow,

@@ -31,7 +31,7 @@ type Body = Full<Bytes>;
 type Mock = mock::Mock<Request<()>, Response<Body>>;
 type Handle = mock::Handle<Request<()>, Response<Body>>;
 
-/// A backend that gives one answer, and counts what it is sent.
+/// A backend that gives one response, and counts what it is sent.
 #[derive(Clone)]
 struct Backend {
     answer: Arc<dyn Fn() -> Response<Body> + Send + Sync>,
@@ -85,7 +85,7 @@ fn strict() -> Throttler {
     Throttler::new(ThrottleConfig::new().share(0.0)).unwrap()
 }
 
-/// A throttler whose backend has accepted nothing for ten seconds, and that has just sent what it
+/// A throttler of a backend that has accepted nothing for ten seconds, and that has just sent what it
 /// sends each second.
 async fn desperate() -> Throttler {
     let throttler = strict();

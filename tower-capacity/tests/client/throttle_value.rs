@@ -12,7 +12,7 @@ fn throttle(config: ThrottleConfig) -> AdaptiveThrottle {
     AdaptiveThrottle::new(config).unwrap()
 }
 
-/// A throttle whose backend has rejected 100 requests a second for `seconds`, and the time.
+/// A throttle of a backend that has rejected 100 requests a second for `seconds`, and the time.
 fn rejected_for(seconds: u32) -> (AdaptiveThrottle, Instant) {
     let (mut throttle, start) = (throttle(ThrottleConfig::new()), Instant::now());
     for request in 0..=100 * seconds {

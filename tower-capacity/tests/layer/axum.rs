@@ -128,7 +128,7 @@ async fn forty_connections_are_all_served_when_the_room_holds_them() {
     assert_eq!(inner.peak(), LIMIT);
 }
 
-/// A router with limit 1 whose only permit is taken by a request to `/`.
+/// A router with limit 1, and its only permit taken by a request to `/`.
 async fn taken(layer: CapacityLayer) -> (SocketAddr, Limiter, Work) {
     let inner = Work::new();
     let limiter = layer.limiter().clone();

@@ -18,7 +18,7 @@ type Boxed = BoxCloneSyncService<Request<()>, Response<Body>, Infallible>;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A service whose requests take 100 ms.
+/// A service with requests that take 100 ms.
 fn service(layer: CapacityLayer) -> Boxed {
     let work = service_fn(async |_request: Request<()>| {
         sleep(100 * MS).await;

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tower_capacity::{Limiter, limit::Fixed};
 
-/// Work that counts who is inside and lasts until the test opens it.
+/// Work that counts the requests inside and lasts until the test opens it.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     inside: Arc<AtomicUsize>,

@@ -45,7 +45,7 @@ struct Server {
 }
 
 impl Server {
-    /// A limit of 5 for requests, another for sockets, and nobody waits.
+    /// A limit of 5 for requests, another for sockets, and no waiting.
     async fn start(sockets: usize) -> Self {
         let (requests, sockets) = (fixed(LIMIT, 0), fixed(sockets, 0));
         let inner = Work::new();

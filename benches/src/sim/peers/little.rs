@@ -54,7 +54,7 @@ impl Peer for Little {
     }
 
     fn on_end(&mut self, ended: Ended) -> usize {
-        // A request whose client went away leaves no sample.
+        // A request that its client gave up leaves no sample.
         if !ended.success {
             return self.limit;
         }

@@ -1,4 +1,4 @@
-//! An earlier law of this project: a latency gradient whose baseline is owned by a dither.
+//! An earlier law of this project: a latency gradient with a baseline that is owned by a dither.
 
 use super::{Ended, Peer};
 
