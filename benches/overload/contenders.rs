@@ -11,7 +11,7 @@ use tower::{Layer, Service, ServiceExt, limit::GlobalConcurrencyLimitLayer, load
 use tower_capacity::{Limiter, PlainCapacityLayer};
 use tower_resilience_adaptive as resilience;
 
-use crate::{backend::Backend, load::OBJECTIVE};
+use crate::{backend::Backend, scenarios::OBJECTIVE};
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug)]

@@ -14,11 +14,9 @@ use tokio::{
 use crate::{
     backend::{Backend, gap},
     contenders::{Call, Reply},
-    scenarios::Scenario,
+    scenarios::{OBJECTIVE, Scenario},
 };
 
-/// A response after this is worth nothing.
-pub(crate) const OBJECTIVE: Duration = Duration::from_millis(200);
 /// Clients wait no longer.
 const PATIENCE: Duration = Duration::from_millis(500);
 

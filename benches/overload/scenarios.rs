@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// A response after this is worth nothing.
+pub(crate) const OBJECTIVE: Duration = Duration::from_millis(200);
+
 /// A name, and what happens in turn.
 #[derive(Debug)]
 pub(crate) struct Scenario {

@@ -40,6 +40,19 @@ pub(crate) enum Excess {
     Never,
 }
 
+impl Quota {
+    /// Checks that the quota can be enforced, without building anything.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the count, the period or the burst is zero, when cells would come back faster
+    /// than one per nanosecond, or when refilling the burst would take more than 146 years (less
+    /// for rates that are not a whole number of nanoseconds per cell).
+    pub fn validate(&self) -> Result<(), QuotaError> {
+        Gcra::new(self).map(|_| ())
+    }
+}
+
 impl Gcra {
     pub(crate) fn new(quota: &Quota) -> Result<Self, QuotaError> {
         let refuse = |problem| Err(QuotaError::new(*quota, problem));

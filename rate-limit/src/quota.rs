@@ -73,17 +73,6 @@ impl Quota {
     pub const fn cell_unit(&self) -> Unit {
         self.unit
     }
-
-    /// Checks that the quota can be enforced, without building anything.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the count, the period or the burst is zero, when cells would come back faster
-    /// than one per nanosecond, or when refilling the burst would take more than 146 years (less
-    /// for rates that are not a whole number of nanoseconds per cell).
-    pub fn validate(&self) -> Result<(), QuotaError> {
-        crate::gcra::Gcra::new(self).map(|_| ())
-    }
 }
 
 impl fmt::Display for Quota {

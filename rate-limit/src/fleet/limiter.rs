@@ -320,6 +320,11 @@ impl FleetLimiter {
         own.unwrap_or_else(|| Arc::clone(&plan.terms))
     }
 
+    /// This process as a part of the fleet.
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// Starts to decide. Give the verdict to [`rule`](Self::rule).
     pub(crate) fn ask(&self, question: &Question) -> Asked {
         self.node.ask(question.id, &question.terms, &question.cost)
@@ -360,7 +365,11 @@ impl FleetLimiter {
         }
         let verdict = match self.ask(&question) {
             Asked::Decided(verdict) => verdict,
-            Asked::Waits(told) => Waiting::new(self, told).verdict(self, &question).await,
+            Asked::Waits(told) => {
+                Waiting::new(&self.node, told)
+                    .verdict(&self.node, &question)
+                    .await
+            }
         };
         let shadow = mode == Mode::Shadow;
         match self.rule(&question, verdict, shadow) {

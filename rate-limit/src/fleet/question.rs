@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     account::{AccountId, Cells, Verdict},
-    limiter::FleetLimiter,
+    node::Node,
     script::{Term, Terms},
 };
 use crate::{
@@ -98,9 +98,9 @@ pin_project! {
 }
 
 impl Waiting {
-    pub(crate) fn new(limiter: &FleetLimiter, told: oneshot::Receiver<Verdict>) -> Self {
+    pub(crate) fn new(node: &Node, told: oneshot::Receiver<Verdict>) -> Self {
         // A timer is rounded up to a millisecond, and so is the sleep of the thread that minds it.
-        let deadline = limiter.node.settings().deadline - LATE;
+        let deadline = node.settings().deadline - LATE;
         Self {
             told,
             overdue: sleep_until(Instant::now() + deadline),
@@ -109,7 +109,7 @@ impl Waiting {
 
     pub(crate) fn poll_verdict(
         self: Pin<&mut Self>,
-        limiter: &FleetLimiter,
+        node: &Node,
         question: &Question,
         cx: &mut Context<'_>,
     ) -> Poll<Verdict> {
@@ -125,18 +125,16 @@ impl Waiting {
         };
         Poll::Ready(match told {
             Some(verdict) => {
-                limiter.node.told();
+                node.told();
                 verdict
             }
-            None => limiter
-                .node
-                .decide_overdue(question.id, &question.terms, &question.cost),
+            None => node.decide_overdue(question.id, &question.terms, &question.cost),
         })
     }
 
-    pub(super) async fn verdict(self, limiter: &FleetLimiter, question: &Question) -> Verdict {
+    pub(super) async fn verdict(self, node: &Node, question: &Question) -> Verdict {
         let mut this = std::pin::pin!(self);
-        std::future::poll_fn(|cx| this.as_mut().poll_verdict(limiter, question, cx)).await
+        std::future::poll_fn(|cx| this.as_mut().poll_verdict(node, question, cx)).await
     }
 }
 

@@ -60,7 +60,7 @@ where
                 FleetFuture::decided(self.conclude(request, pending, verdict))
             }
             Asked::Waits(told) => {
-                let waiting = Waiting::new(limiter, told);
+                let waiting = Waiting::new(limiter.node(), told);
                 // The service that is ready moves into the future; a clone takes its place.
                 let clone = self.clone();
                 let service = mem::replace(self, clone);
@@ -166,7 +166,8 @@ where
                     // Taken once: the state changes below.
                     let (service, _, pending) = call.as_ref().expect("polled after completion");
                     let limiter = &service.settings.limiter;
-                    let verdict = ready!(waiting.poll_verdict(limiter, &pending.question, cx));
+                    let verdict =
+                        ready!(waiting.poll_verdict(limiter.node(), &pending.question, cx));
                     let (mut service, request, pending) =
                         call.take().expect("polled after completion");
                     let future = service.conclude(request, pending, verdict);

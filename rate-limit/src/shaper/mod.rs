@@ -44,6 +44,11 @@ mod layer;
 mod line;
 mod plain;
 mod service;
+#[expect(
+    clippy::module_inception,
+    reason = "the handle has the name of what the module is about"
+)]
+mod shaper;
 mod ticket;
 
 pub use self::{

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::time::Sleep;
 
-use super::{Shaper, WaitRefused, line::Allowance};
+use super::{
+    WaitRefused,
+    line::{Allowance, Shaper},
+};
 
 /// A place in the queue. Dropping it gives it up.
 pub(super) struct Ticket {
