@@ -1,0 +1,1 @@
+/let traced/,/ServiceBuilder/ s/ServiceBuilder::new()/&.layer(tower_capacity::CapacityLayer::adaptive())/

@@ -1,0 +1,223 @@
+//! Drives a server that was written elsewhere past its capacity, as it was published and with the layers of
+//! this workspace, and judges the second. `examples/foreign/run` builds both and runs this.
+//!
+//! ```text
+//! overload-foreign BARE PROTECTED
+//! ```
+//!
+//! Each of the two programs gets a private Postgres of its own, twenty users, and the same load: clients that
+//! store twenty records in a transaction, and as many that ask what is stored. A closed loop measures what
+//! this machine can do, before and after; in between, three times as much is offered for fifteen seconds by
+//! an open loop, and its users go after two seconds; in the end, half of it.
+//!
+//! Exits with 0 if all promises are kept, 1 if one is not, 2 if it could not run, and 3 if the machine was too
+//! busy with something else to say.
+
+mod load;
+mod server;
+
+use std::{env, process::ExitCode, time::Duration};
+
+use crate::{
+    load::{Client, Tally},
+    server::Server,
+};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// How much is offered, in multiples of what the machine can do.
+const OVERLOAD: f64 = 3.0;
+
+/// The pool of the published server.
+const CONNECTIONS: i64 = 100;
+
+/// The least share of the machine's throughput that has to be useful in the overload. The clients take a part of
+/// the same two cores, three times as large as in the measurement.
+const USEFUL: f64 = 0.7;
+
+/// The machine is steady if it can do at most this many times as much at one time as at the other.
+const STEADY: f64 = 1.25;
+
+/// What was seen of one program.
+struct Run {
+    /// Requests a second in the closed loop, before the overload and after it.
+    can: [f64; 2],
+    overload: Tally,
+    calm: Tally,
+    /// Health checks in the overload, and those that failed or took longer than a second.
+    checks: (usize, usize),
+    connections: i64,
+}
+
+impl Run {
+    /// What the machine can do, in requests a second.
+    fn capacity(&self) -> f64 {
+        f64::midpoint(self.can[0], self.can[1])
+    }
+
+    /// Whether the machine was the same before and after.
+    fn is_steady(&self) -> bool {
+        let [before, after] = self.can;
+        before.max(after) <= STEADY * before.min(after)
+    }
+
+    fn goodput(&self) -> f64 {
+        self.overload.good_a_second()
+    }
+}
+
+async fn play(name: &str, program: &str) -> Result<Run, Error> {
+    println!("{name}: starting it and its Postgres");
+    let server = Server::start(program).await?;
+    let client = Client::register(server.address(), 20).await?;
+    load::closed(&client, 16, Duration::from_secs(3)).await;
+    let before = load::closed(&client, 16, Duration::from_secs(5)).await;
+    println!("{name}: {before:.0} requests a second; now {OVERLOAD} times as many");
+    let watch = server.watch();
+    let overload = load::open(&client, OVERLOAD * before, Duration::from_secs(15)).await;
+    let (checks, connections) = watch.finish().await?;
+    let after = load::closed(&client, 16, Duration::from_secs(5)).await;
+    println!("{name}: {after:.0} requests a second afterwards; now half of it");
+    let calm = load::open(&client, 0.5 * before.min(after), Duration::from_secs(6)).await;
+    Ok(Run {
+        can: [before, after],
+        overload,
+        calm,
+        checks,
+        connections,
+    })
+}
+
+fn table(runs: [(&str, &Run); 2]) {
+    println!(
+        "\n{:<11}{:>9}{:>11}{:>10}{:>8}{:>8}{:>9}{:>10}{:>9}{:>14}{:>13}",
+        "",
+        "can do/s",
+        "offered/s",
+        "in time/s",
+        "late/s",
+        "503/s",
+        "other/s",
+        "gone/s",
+        "P99, ms",
+        "health checks",
+        "connections"
+    );
+    for (name, run) in runs {
+        let load = &run.overload;
+        println!(
+            "{name:<11}{:>9.0}{:>11.0}{:>10.0}{:>8.0}{:>8.0}{:>9.0}{:>10.0}{:>9.0}{:>8} of {:>3}{:>13}",
+            run.capacity(),
+            load.a_second(load.offered()),
+            run.goodput(),
+            load.a_second(load.late),
+            load.a_second(load.shed),
+            load.a_second(load.failed),
+            load.a_second(load.gone),
+            load.p99().as_secs_f64() * 1e3,
+            run.checks.0 - run.checks.1,
+            run.checks.0,
+            run.connections,
+        );
+    }
+    println!();
+}
+
+/// What the run shows.
+enum Verdict {
+    Kept,
+    NotKept,
+    NotMeasurable,
+}
+
+/// Each promise, and whether it is kept.
+fn judge(bare: &Run, protected: &Run) -> Verdict {
+    let share = protected.goodput() / protected.capacity();
+    let promises = [
+        (
+            format!(
+                "at least {:.0} % of what the machine can do is useful: {:.0} %, bare {:.0} %",
+                100.0 * USEFUL,
+                100.0 * share,
+                100.0 * bare.goodput() / bare.capacity()
+            ),
+            share >= USEFUL,
+        ),
+        (
+            "more than bare".to_owned(),
+            protected.goodput() > bare.goodput(),
+        ),
+        (
+            format!(
+                "every health check passes within a second: {} did not",
+                protected.checks.1
+            ),
+            protected.checks.0 > 0 && protected.checks.1 == 0,
+        ),
+        (
+            format!(
+                "at most {CONNECTIONS} connections: {}",
+                protected.connections
+            ),
+            protected.connections <= CONNECTIONS,
+        ),
+        (
+            format!(
+                "each refusal is a 503 that says when to come back: {} were not",
+                protected.overload.failed
+            ),
+            protected.overload.shed > 0 && protected.overload.failed == 0,
+        ),
+        (
+            format!(
+                "under half of the load all are served again: {} of {} were",
+                protected.calm.good,
+                protected.calm.offered()
+            ),
+            protected.calm.good == protected.calm.offered(),
+        ),
+    ];
+    for (promise, is_kept) in &promises {
+        println!(
+            "{}  {promise}",
+            if *is_kept { "kept    " } else { "NOT KEPT" }
+        );
+    }
+    match promises.iter().all(|(_, is_kept)| *is_kept) {
+        true => Verdict::Kept,
+        false => Verdict::NotKept,
+    }
+}
+
+async fn compare() -> Result<Verdict, Error> {
+    let mut programs = env::args().skip(1);
+    let (Some(bare), Some(protected)) = (programs.next(), programs.next()) else {
+        return Err("expected two programs: the server as published, and the protected one".into());
+    };
+    let bare = play("bare", &bare).await?;
+    let protected = play("protected", &protected).await?;
+    table([("bare", &bare), ("protected", &protected)]);
+    for run in [&bare, &protected] {
+        if !run.is_steady() {
+            let [before, after] = run.can;
+            println!(
+                "this machine is busy: {before:.0} requests a second before, {after:.0} after"
+            );
+            return Ok(Verdict::NotMeasurable);
+        }
+    }
+    Ok(judge(&bare, &protected))
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match compare().await {
+        Ok(Verdict::Kept) => ExitCode::SUCCESS,
+        Ok(Verdict::NotKept) => ExitCode::FAILURE,
+        Ok(Verdict::NotMeasurable) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
