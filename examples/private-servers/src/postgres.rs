@@ -36,17 +36,7 @@ impl Postgres {
     ///
     /// As [`start`](Self::start).
     pub async fn start_with(settings: &[(&str, &str)]) -> Result<Self, StartError> {
-        let bin = directory_of(
-            &["initdb", "postgres"],
-            &[
-                "/usr/lib/postgresql/*/bin",
-                "/usr/pgsql-*/bin",
-                "/usr/local/pgsql/bin",
-                "/usr/local/bin",
-                "/opt/homebrew/opt/postgresql@*/bin",
-            ],
-            "postgresql",
-        )?;
+        let bin = directory_of(&["initdb", "postgres"], PLACES, "postgresql")?;
         let process = Process::new("postgres", true)?;
         initdb(&process, &bin).await?;
         let settings = settings
@@ -70,8 +60,10 @@ impl Postgres {
     ///
     /// See [`start`](Self::start).
     pub async fn replica(&self) -> Result<Self, StartError> {
+        // Some packages link only the servers' programs into a common place.
+        let bin = directory_of(&["pg_basebackup"], PLACES, "postgresql")?;
         let process = Process::new("postgres", true)?;
-        let mut command = process.command(&self.bin.join("pg_basebackup"));
+        let mut command = process.command(&bin.join("pg_basebackup"));
         command
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
             .args(["-U", "postgres", "-c", "fast", "-X", "stream", "-R", "-D"])
@@ -148,6 +140,14 @@ impl Postgres {
             .await
     }
 }
+
+const PLACES: &[&str] = &[
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/usr/local/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+];
 
 async fn initdb(process: &Process, bin: &Path) -> Result<(), StartError> {
     let program = bin.join("initdb");

@@ -168,11 +168,15 @@ async fn a_replica_follows_its_primary_and_refuses_to_write() {
     let replica = primary.replica().await.expect("it starts");
     let (writer, reader) = (connect(&primary).await, connect(&replica).await);
     writer
+        .batch_execute("SET synchronous_commit = on")
+        .await
+        .expect("it sets");
+    writer
         .batch_execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)")
         .await
         .expect("it writes");
     let end: String = writer
-        .query_one("SELECT pg_current_wal_lsn()::text", &[])
+        .query_one("SELECT pg_current_wal_flush_lsn()::text", &[])
         .await
         .expect("a row")
         .get(0);
