@@ -13,7 +13,7 @@ use crate::fleet::{Fleet, Watcher};
 use crate::load::{Load, Running};
 use crate::measure::{Measured, Second, difference, fill, summarise};
 use crate::pod::stats::Counted;
-use crate::pod::{Spec, Way};
+use crate::pod::{SUPERUSERS, Spec, Way};
 use crate::profile::{Kind, Level, Profile};
 use crate::servers::Servers;
 use crate::sockets::Sockets;
@@ -60,6 +60,9 @@ pub(crate) struct Played {
 
 /// On a new server, a budget gives no rights for one lease.
 const LEASE: Duration = Duration::from_secs(16);
+
+/// How long the cache is filled before the best static numbers are looked for, in seconds.
+const WARM: f64 = 6.0;
 
 pub(crate) struct Driver<'a> {
     pub(crate) profile: &'a Profile,
@@ -135,13 +138,14 @@ impl Driver<'_> {
     pub(crate) async fn play(&self) -> Result<Played, Box<dyn Error>> {
         let load_average = load_average();
         self.bar.set_message("servers");
-        let servers = Servers::start(self.profile).await?;
+        let mut servers = Servers::start(self.profile).await?;
         let sweep = self.sweep(&servers).await?;
         let saturated = sweep.iter().map(|swept| swept.seen.good_per_s);
         let saturated = saturated.reduce(f64::max);
         let mut runs = Vec::new();
         for way in [Way::Static, Way::Ours] {
             if way == Way::Ours {
+                servers.end_bouncer();
                 sleep_until(servers.installed + LEASE).await;
             }
             runs.push(self.run(&servers, way).await?);
@@ -185,6 +189,14 @@ impl Driver<'_> {
             return Ok(swept);
         };
         let level = self.profile.level(&sweep.level).ok_or("no such level")?;
+        if let Some(first) = self.profile.levels.first() {
+            // With an empty cache, what is measured first would be its misses.
+            let mut stage = Stage::new(servers);
+            let load = Load::of(self.profile, first, WARM);
+            self.level(&mut stage, Way::Swept(10_000), first, load)
+                .await?;
+            stage.close().await?;
+        }
         for &concurrency in self.limits(&sweep.concurrency) {
             let mut stage = Stage::new(servers);
             let load = Load::of(self.profile, level, self.seconds(sweep.seconds));
@@ -219,7 +231,7 @@ impl Driver<'_> {
             before = Some(level);
         }
         stage.close().await?;
-        let capacity = self.search(servers, way).await?;
+        let capacity = self.search(servers, way, &mut explained).await?;
         Ok(Run {
             way: name(way),
             levels,
@@ -234,6 +246,7 @@ impl Driver<'_> {
         &self,
         servers: &Servers,
         way: Way,
+        explained: &mut Vec<(String, String)>,
     ) -> Result<Option<Capacity>, Box<dyn Error>> {
         let Some(search) = self.profile.search else {
             return Ok(None);
@@ -253,7 +266,8 @@ impl Driver<'_> {
                 sockets: 0,
                 ..level.clone()
             };
-            let (seen, _) = self.level(&mut stage, way, &plain, load).await?;
+            let (seen, text) = self.level(&mut stage, way, &plain, load).await?;
+            explained.push((plain.name.replace('/', "-per-"), text));
             let within = |p95: f64, errors: f64| {
                 seen.p95_ms.is_some_and(|ms| ms <= scale.ms(p95))
                     && seen.error_pct.is_some_and(|pct| pct <= errors)
@@ -278,7 +292,9 @@ impl Driver<'_> {
         let scale = &self.profile.scale;
         let all = match way {
             // All that there is, without those of superusers.
-            Way::Swept(_) => scale.count(self.profile.servers.max_connections) - 3,
+            Way::Swept(_) => {
+                scale.count(self.profile.servers.max_connections) - scale.count(SUPERUSERS)
+            }
             Way::Static | Way::Ours => scale.count(level.pool),
         };
         Spec {

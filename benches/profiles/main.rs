@@ -174,6 +174,7 @@ mod tests {
             .iter()
             .map(|text| Profile::parse(text).map_or_else(|error| panic!("{error}"), |p| p.name))
             .collect();
+        names.sort();
         names.dedup();
         assert_eq!(names.len(), SHIPPED.len());
     }
@@ -202,12 +203,12 @@ mod tests {
                 "`plan` or `beyond`",
             ),
             (
-                "level = \"peak\"",
+                "level = \"2x\"",
                 "level = \"top\"",
                 "sweep.level",
                 "the name of a level",
             ),
-            ("seconds = 20", "second = 20", "second", "seconds"),
+            ("seconds = 12", "second = 12", "second", "seconds"),
         ] {
             assert!(mina.contains(from), "{from}");
             let error = Profile::parse(&mina.replacen(from, to, 1)).expect_err(to);

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_postgres::{Client, NoTls};
 
 use crate::api::Api;
-use crate::pod::{ROWS, Way};
+use crate::pod::{ROWS, SUPERUSERS, Way};
 use crate::profile::Profile;
 
 /// Everything that pods connect to.
@@ -44,8 +44,13 @@ impl Servers {
     pub(crate) async fn start(profile: &Profile) -> Result<Self, Box<dyn Error>> {
         let scale = &profile.scale;
         // One more for the driver's own count, which is a superuser's.
-        let most = scale.count(profile.servers.max_connections).to_string();
-        let primary = Postgres::start_with(&[("max_connections", &most)]).await?;
+        let most = (scale.count(profile.servers.max_connections) + 1).to_string();
+        let superusers = scale.count(SUPERUSERS).to_string();
+        let primary = Postgres::start_with(&[
+            ("max_connections", &most),
+            ("superuser_reserved_connections", &superusers),
+        ])
+        .await?;
         let admin = connect(&primary.url()).await?;
         admin
             .batch_execute(&format!(
@@ -121,6 +126,11 @@ impl Servers {
 
     pub(crate) fn redis(&self) -> Option<String> {
         self.redis.as_ref().map(Redis::url)
+    }
+
+    /// Ends the bouncer, whose idle connections would take places from pods that do without it.
+    pub(crate) fn end_bouncer(&mut self) {
+        self.bouncer = None;
     }
 
     /// Forgets what is cached and counted, between two runs.

@@ -12,8 +12,8 @@ use sqlx_0_9 as sqlx;
 use tokio::time::Instant;
 use tokio_postgres::{Config, NoTls};
 
-use super::Spec;
 use super::stats::Stats;
+use super::{SUPERUSERS, Spec};
 
 /// Why a request got nothing from the database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,6 +62,7 @@ impl Db {
             .profile
             .scale
             .count(spec.profile.servers.max_connections);
+        let superusers = spec.profile.scale.count(SUPERUSERS);
         if !spec.is_ours() {
             let primary = Deadpool::Plain(deadpool(config, spec.pool, Some(timeout))?);
             let options = PgPoolOptions::new()
@@ -87,7 +88,7 @@ impl Db {
         for (number, url) in spec.replicas.iter().enumerate() {
             // A replica cannot keep the table of a budget, so each pod has a fixed share of it, as
             // many as there may be pods while one is being replaced.
-            let share = Budget::fixed(limit - SUPERUSERS, spec.most_pods + 1)?;
+            let share = Budget::fixed(limit - superusers, spec.most_pods + 1)?;
             let options: PgConnectOptions = url.parse()?;
             let pool = PgPoolOptions::new()
                 .max_connections(u32::try_from(limit)?)
@@ -215,12 +216,17 @@ impl Db {
     pub(super) async fn close(&self) {
         match &self.primary {
             Deadpool::Plain(pool) => pool.close(),
-            Deadpool::Tuned(pool) => pool.close(),
+            Deadpool::Tuned(pool) => {
+                // Rights are free at once only when the server shows no session of them.
+                pool.drain(LATE).await;
+            }
         }
         for replica in &self.replicas {
             match replica {
                 Sqlx::Plain(pool) => pool.close().await,
-                Sqlx::Tuned(pool) => pool.close(),
+                Sqlx::Tuned(pool) => {
+                    pool.drain(LATE).await;
+                }
             }
         }
         if let Some(budget) = &self.budget {
@@ -229,8 +235,8 @@ impl Db {
     }
 }
 
-/// `superuser_reserved_connections`.
-const SUPERUSERS: usize = 3;
+/// How long a pod that ends waits for connections that are still out.
+const LATE: Duration = Duration::from_secs(2);
 
 fn deadpool(
     config: Config,

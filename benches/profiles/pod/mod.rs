@@ -75,6 +75,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Users find this header in the requests that carry a quota.
 pub(crate) const USER: &str = "x-user";
 
+/// `superuser_reserved_connections`, before scaling.
+pub(crate) const SUPERUSERS: usize = 3;
+
 /// Rows of the table.
 pub(crate) const ROWS: u32 = 10_000;
 
@@ -194,6 +197,16 @@ fn limiter(
         limiter.build().ok()
     };
     match spec.way {
+        // What the cache serves does not depend on the database, and is not to be shed for it.
+        Way::Ours
+            if spec
+                .profile
+                .endpoints
+                .iter()
+                .any(|endpoint| endpoint.cached) =>
+        {
+            Limiter::builder().build().ok()
+        }
         Way::Ours => Limiter::builder().downstream(pressure).build().ok(),
         Way::Static => spec.profile.documented.concurrency.and_then(fixed),
         Way::Swept(most) => fixed(most),
