@@ -183,13 +183,19 @@ impl<P: Adapter> Autotuned<P> {
     /// How hard the pool is pressed: ½ when all connections are in use, 1 when as many checkouts
     /// wait as connections are allowed, so that the next waits for about one use time.
     ///
+    /// Checkouts that wait do not count while they make the pool open more connections.
+    ///
     /// On the scale of `tower_capacity::Limiter::pressure`.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
         let gate = self.shared.gate.snapshot();
         // After a shrink more may be out than are allowed.
         let in_use = gate.inflight().min(gate.limit());
-        Pressure::of(in_use, gate.queued(), gate.limit())
+        let waiting = match self.shared.grows.load(Ordering::Relaxed) {
+            true => 0,
+            false => gate.queued(),
+        };
+        Pressure::of(in_use, waiting, gate.limit())
     }
 
     /// Changes the bounds. The target moves into them at once; connections above it are closed as

@@ -1,6 +1,6 @@
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -349,6 +349,7 @@ impl<P: Adapter> Builder<P> {
         let holders = Holders::new();
         let reader = WindowReader::new(&stats, &holders);
         let target = tuner.target();
+        let grows = enforce && tuner.may_grow();
         let control = Control::new(tuner, dial, reader, now);
         #[cfg(feature = "json")]
         let control = control.with_log(log);
@@ -370,6 +371,7 @@ impl<P: Adapter> Builder<P> {
             target: AtomicUsize::new(target),
             allowed: AtomicUsize::new(target),
             ceiling: AtomicUsize::new(limit),
+            grows: AtomicBool::new(grows),
             opening: AtomicUsize::new(0),
             size_seen: AtomicUsize::new(size),
             rights,

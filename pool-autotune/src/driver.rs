@@ -41,6 +41,9 @@ pub(crate) async fn run<P: Adapter>(pool: Weak<Shared<P>>, news: Arc<Notify>, tu
     }
 }
 
+/// A pool that waits so long for connections to open waits for nothing else.
+const OPENING_FOR: Duration = Duration::from_secs(5);
+
 impl<P: Adapter> Shared<P> {
     /// Closes a window if it is time, moves the limit towards its target, and says when to look
     /// again.
@@ -263,8 +266,6 @@ impl<P: Adapter> Shared<P> {
     fn judge(&self, control: &Control, now: Instant) -> Verdict {
         /// A deadlock that formed so recently is worth telling before anything else.
         const NESTED_FOR: Duration = Duration::from_secs(60);
-        /// A pool that waits so long for connections to open waits for nothing else.
-        const OPENING_FOR: Duration = Duration::from_secs(5);
         if let Some(nested) = control.confirm(self.holders.completions()) {
             return Verdict::NestedAcquire(nested);
         }
@@ -386,6 +387,7 @@ impl<P: Adapter> Shared<P> {
     /// Moves the limit in force towards the target, and closes what is too many.
     pub(crate) fn apply(&self, control: &mut Control, now: Instant) {
         if self.mode == Mode::Recommend {
+            self.grows.store(false, Relaxed);
             return;
         }
         let ceiling = self.ceiling();
@@ -422,6 +424,12 @@ impl<P: Adapter> Shared<P> {
         }
         let opening = raised < target && gate.queued() > 0 || hanging > 0;
         control.opening_since = opening.then(|| control.opening_since.unwrap_or(now));
+        let is_late = control
+            .opening_since
+            .is_some_and(|since| now - since >= OPENING_FOR);
+        let grows = raised < target || control.tuner.may_grow();
+        let grows = grows && dials > 0 && !is_late && !control.dial.is_failing();
+        self.grows.store(grows, Relaxed);
         // A pool that puts connections back late leaves some to be closed later.
         // The limit of a dither is no reason to close any: it ends in a second.
         let inside = self.gate.inflight();

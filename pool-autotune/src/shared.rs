@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::iter;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(crate) struct Shared<P> {
     /// How many connections may exist. The limit of the gate, or more while the tuner tries with an
     /// open pool whether fewer would do.
     pub(crate) ceiling: AtomicUsize,
+    /// Whether a checkout that waits makes the pool open one more.
+    pub(crate) grows: AtomicBool,
     /// Checkouts that are to open a connection.
     pub(crate) opening: AtomicUsize,
     /// Connections that exist, when last looked at.

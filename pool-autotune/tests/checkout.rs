@@ -725,3 +725,28 @@ async fn a_limiter_upstream_sheds_what_would_only_wait_for_a_connection() {
     let shed = RefusedReason::Downstream;
     assert_eq!(results, [Ok(()), Ok(()), Ok(()), Ok(()), Err(shed)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_limiter_upstream_sheds_nothing_while_the_pool_opens_more() {
+    let pool = Autotuned::builder(Memory::new(20, DIAL))
+        .bounds(1..=20)
+        .build()
+        .expect("valid settings");
+    let pressed = pool.clone();
+    let limiter = tower_capacity::Limiter::builder()
+        .downstream(move || pressed.pressure())
+        .build()
+        .expect("valid settings");
+    // A process that has just started has one connection, and is to have ten.
+    let work = async || {
+        let mut admission = limiter.admit().await.map_err(|refused| refused.reason())?;
+        let connection = pool.get().await.expect("in time");
+        sleep(ms(100)).await;
+        drop(connection);
+        admission.complete(tower_capacity::Outcome::Success);
+        Ok(())
+    };
+    let results = join_all((0..10).map(|_| work())).await;
+    let shed: Vec<RefusedReason> = results.into_iter().filter_map(Result::err).collect();
+    assert_eq!(shed, []);
+}

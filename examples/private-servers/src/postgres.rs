@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::StartError;
 use crate::find::directory_of;
@@ -35,17 +36,7 @@ impl Postgres {
     ///
     /// As [`start`](Self::start).
     pub async fn start_with(settings: &[(&str, &str)]) -> Result<Self, StartError> {
-        let bin = directory_of(
-            &["initdb", "postgres"],
-            &[
-                "/usr/lib/postgresql/*/bin",
-                "/usr/pgsql-*/bin",
-                "/usr/local/pgsql/bin",
-                "/usr/local/bin",
-                "/opt/homebrew/opt/postgresql@*/bin",
-            ],
-            "postgresql",
-        )?;
+        let bin = directory_of(&["initdb", "postgres"], PLACES, "postgresql")?;
         let process = Process::new("postgres", true)?;
         initdb(&process, &bin).await?;
         let settings = settings
@@ -57,6 +48,32 @@ impl Postgres {
             bin,
             port: free_port()?,
             settings,
+        };
+        server.run().await?;
+        Ok(server)
+    }
+
+    /// Starts a read-only replica of this server by streaming replication, with its settings, and
+    /// waits until it accepts connections.
+    ///
+    /// # Errors
+    ///
+    /// See [`start`](Self::start).
+    pub async fn replica(&self) -> Result<Self, StartError> {
+        // Some packages link only the servers' programs into a common place.
+        let bin = directory_of(&["pg_basebackup"], PLACES, "postgresql")?;
+        let process = Process::new("postgres", true)?;
+        let mut command = process.command(&bin.join("pg_basebackup"));
+        command
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(["-U", "postgres", "-c", "fast", "-X", "stream", "-R", "-D"])
+            .arg(process.directory().join("data"));
+        run_once(command).await?;
+        let mut server = Self {
+            process,
+            bin: self.bin.clone(),
+            port: free_port()?,
+            settings: self.settings.clone(),
         };
         server.run().await?;
         Ok(server)
@@ -124,6 +141,14 @@ impl Postgres {
     }
 }
 
+const PLACES: &[&str] = &[
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/usr/local/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+];
+
 async fn initdb(process: &Process, bin: &Path) -> Result<(), StartError> {
     let program = bin.join("initdb");
     let mut command = process.command(&program);
@@ -139,19 +164,22 @@ async fn initdb(process: &Process, bin: &Path) -> Result<(), StartError> {
         "-D",
     ]);
     command.arg(process.directory().join("data"));
+    run_once(command).await
+}
+
+/// Runs a program of Postgres that ends by itself.
+async fn run_once(command: Command) -> Result<(), StartError> {
+    let program = command.get_program().to_string_lossy().into_owned();
     let output = tokio::process::Command::from(command)
         .output()
         .await
-        .map_err(|error| {
-            StartError::io(format!("cannot run {}: {error}", program.display()), error)
-        })?;
+        .map_err(|error| StartError::io(format!("cannot run {program}: {error}"), error))?;
     if output.status.success() {
         return Ok(());
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     Err(StartError::new(format!(
-        "{} failed ({}): {}",
-        program.display(),
+        "{program} failed ({}): {}",
         output.status,
         errors
             .lines()

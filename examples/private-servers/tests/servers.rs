@@ -161,3 +161,41 @@ async fn a_cluster_is_whole_and_each_server_holds_its_part() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_replica_follows_its_primary_and_refuses_to_write() {
+    let primary = Postgres::start().await.expect("it starts");
+    let replica = primary.replica().await.expect("it starts");
+    let (writer, reader) = (connect(&primary).await, connect(&replica).await);
+    writer
+        .batch_execute("SET synchronous_commit = on")
+        .await
+        .expect("it sets");
+    writer
+        .batch_execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)")
+        .await
+        .expect("it writes");
+    let end: String = writer
+        .query_one("SELECT pg_current_wal_flush_lsn()::text", &[])
+        .await
+        .expect("a row")
+        .get(0);
+    // The write is there when the replica has replayed what the primary had written by then.
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
+    while !reader
+        .query_one(&replayed, &[])
+        .await
+        .expect("a row")
+        .get::<_, bool>(0)
+    {
+        tokio::task::yield_now().await;
+    }
+    let row = reader.query_one("SELECT n FROM kept", &[]).await;
+    assert_eq!(row.expect("a row").get::<_, i32>(0), 7);
+    assert!(
+        reader
+            .batch_execute("INSERT INTO kept VALUES (8)")
+            .await
+            .is_err()
+    );
+}

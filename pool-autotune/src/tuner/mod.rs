@@ -192,7 +192,7 @@ impl Tuner {
             verdict: Verdict::Healthy,
             dial: None,
             fastest_dial: None,
-            may_grow: true,
+            may_grow: bounds.clamp(start) < bounds.max(),
             in_use: 0,
             lately: PoolWindow::default(),
             full: PoolWindow::default(),
