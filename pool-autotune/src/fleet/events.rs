@@ -57,3 +57,16 @@ pub(super) fn fixed(total: usize, processes: usize, share: usize) {
 
 #[cfg(not(feature = "tracing"))]
 pub(super) fn fixed(_total: usize, _processes: usize, _share: usize) {}
+
+/// That no Postgres is asked, once for each connection to the store.
+#[cfg(all(feature = "fleet-redis", feature = "tracing"))]
+pub(super) fn uncounted(tag: &str) {
+    tracing::warn!(
+        tag,
+        "no Postgres counts the sessions of this budget: those of a process that is stopped, or that \
+         keeps its sessions when it is killed, may exceed the total"
+    );
+}
+
+#[cfg(all(feature = "fleet-redis", not(feature = "tracing")))]
+pub(super) fn uncounted(_tag: &str) {}

@@ -90,11 +90,18 @@ pub mod metrics;
 #[cfg(test)]
 mod model;
 mod pod;
+mod postgres;
+#[cfg(feature = "fleet-redis")]
+mod redis;
+#[cfg(all(test, feature = "fleet-redis"))]
+mod redis_tests;
 mod schema;
 mod shares;
 mod snapshot;
 #[cfg(test)]
 mod sql_tests;
+#[cfg(test)]
+mod store_tests;
 
 pub use self::budget::{Budget, Place};
 pub(crate) use self::budget::{Member, Right};

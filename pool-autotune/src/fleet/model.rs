@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::kernel::{Mutant, Row, Store, World};
+use super::kernel::{Count, Mutant, Row, Store, World};
 use super::pod::{Beat, Pod, Terms};
 
 const PODS: usize = 3;
@@ -530,8 +530,9 @@ impl State {
             now: NOW,
             boot: 0,
             ttl: TTL,
-            sessions: &sessions,
+            count: Count::Of(&sessions, NOW),
             sweeps: true,
+            looks: true,
         };
         let store = || Store {
             total: self.total,
@@ -539,6 +540,8 @@ impl State {
             boot: 0,
             epoch: 0,
             settle_until: NOW + i64::from(self.is_settling),
+            excess: 0,
+            counted: NOW,
             rows: self.nodes.iter().filter_map(|node| node.row).collect(),
         };
         let most = std::cell::Cell::new(0);
@@ -563,7 +566,7 @@ impl State {
             if is_latest {
                 node.flight = Flight::Replied {
                     grant: reply.grant,
-                    seen: reply.seen,
+                    seen: reply.seen.unwrap_or(0),
                     in_time: !reply.is_late,
                 };
                 if reply.is_late {
@@ -579,7 +582,7 @@ impl State {
                     node.flight = Flight::None;
                     let seq = node.pod.seq();
                     node.pod
-                        .reply(now(), seq, reply.grant, Some(reply.seen), node.open);
+                        .reply(now(), seq, reply.grant, reply.seen, node.open);
                     node.pod.renumber(seq + 1);
                 }
             }
