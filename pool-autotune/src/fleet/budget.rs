@@ -346,7 +346,12 @@ impl Inner {
 
     /// A beat was replied to, or failed: rights may have changed.
     pub(super) fn beaten(&self) {
-        self.state().tried += 1;
+        {
+            let mut state = self.state();
+            state.tried += 1;
+            // Also where no beat is sent, because the store cannot be connected to.
+            state.pod.lapse(Instant::now());
+        }
         self.divide();
         self.freed.notify_waiters();
         self.beaten.notify_waiters();

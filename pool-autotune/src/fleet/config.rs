@@ -35,6 +35,18 @@ enum Kept {
     Redis(Hash),
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            label: String::new(),
+            weight: 1.0,
+            total: None,
+            reserve: None,
+            create: false,
+        }
+    }
+}
+
 impl Kept {
     /// Connections of the budget itself, of those that are divided.
     fn own(&self) -> usize {
@@ -168,13 +180,7 @@ impl Config {
     fn new(kept: Kept) -> Self {
         Self {
             kept,
-            settings: Settings {
-                label: String::new(),
-                weight: 1.0,
-                total: None,
-                reserve: None,
-                create: false,
-            },
+            settings: Settings::default(),
             floor: 0,
             extra: 0,
             mode: Mode::Enforce,

@@ -85,6 +85,8 @@ mod config;
 mod error;
 mod events;
 #[cfg(test)]
+mod fleet_tests;
+#[cfg(test)]
 mod kernel;
 pub mod metrics;
 #[cfg(test)]

@@ -80,8 +80,8 @@ impl Store for Hash {
         session.is_lost
     }
 
-    /// Opens the connection that counts: within the rights, or else, where the total is not known without
-    /// it, from the reserve for processes that join.
+    /// Opens the connection that counts: within the rights, or else from the reserve for processes that join,
+    /// unless there is nothing that it could find out.
     async fn prepare(&self, session: &mut Session, budget: &Arc<Inner>, knows_total: bool) {
         let is_open = (session.counting.as_ref()).is_some_and(|c| !c.client.is_closed());
         let Some(postgres) = self.postgres.as_ref().filter(|_| !is_open) else {
@@ -97,7 +97,8 @@ impl Store for Hash {
                 return;
             }
             if !state.pod.dial(now) {
-                if knows_total || session.joined.is_some_and(recently) {
+                let has_none = state.pod.bound() == 0;
+                if knows_total && has_none || session.joined.is_some_and(recently) {
                     return;
                 }
                 session.joined = Some(now);
