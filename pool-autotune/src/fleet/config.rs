@@ -26,6 +26,7 @@ pub struct Config {
     extra: usize,
     mode: Mode,
     ttl: Duration,
+    reap_after: Option<Duration>,
 }
 
 /// Where it is kept.
@@ -185,6 +186,7 @@ impl Config {
             extra: 0,
             mode: Mode::Enforce,
             ttl: Duration::from_secs(15),
+            reap_after: None,
         }
     }
 
@@ -256,6 +258,17 @@ impl Config {
         self
     }
 
+    /// Sets after how long without a beat the sessions of a process are ended by another, so that a machine
+    /// that is frozen or cut off gives back what it holds. Defaults to never: until the server notices by
+    /// itself that such a process is gone, its sessions count.
+    ///
+    /// A process that cannot beat while its pools work loses their connections, too. Only for a budget that is
+    /// kept in Postgres.
+    pub fn reap_after(mut self, after: Duration) -> Self {
+        self.reap_after = Some(after);
+        self
+    }
+
     /// Joins the fleet: returns after the first beat, whether it gave rights or not.
     ///
     /// # Errors
@@ -282,6 +295,7 @@ impl Config {
             floor,
             extra,
             mode,
+            reap_after,
             ..
         } = self;
         let id = random_id();
@@ -297,7 +311,11 @@ impl Config {
         match kept {
             Kept::Postgres(postgres) => {
                 let create = settings.create;
-                let table = Table { postgres, create };
+                let table = Table {
+                    postgres,
+                    create,
+                    reap_after,
+                };
                 runtime.spawn(beats::run(weak, table, settings))
             }
             #[cfg(feature = "fleet-redis")]
@@ -353,6 +371,19 @@ impl Config {
         ];
         if let Some(most) = most.into_iter().flatten().find(|&n| n > 1_000_000) {
             return wrong(format!("{most} connections: expected at most 1000000"));
+        }
+        if let Some(after) = self.reap_after {
+            if !matches!(self.kept, Kept::Postgres(_)) {
+                return wrong(
+                    "reap_after is set, and the budget is not kept in Postgres".to_owned(),
+                );
+            }
+            if after < 2 * self.ttl {
+                return wrong(format!(
+                    "reap_after is {after:?}: expected at least two leases, {:?}",
+                    2 * self.ttl
+                ));
+            }
         }
         if !TTL.contains(&self.ttl) {
             return wrong(format!("ttl is {:?}: expected 1 s to 60 s", self.ttl));

@@ -10,7 +10,7 @@ use super::beats::{Ask, Reply, Store};
 use super::budget::Inner;
 use super::config::Connect;
 use super::schema::MIGRATION;
-use super::{Budget, BudgetError};
+use super::{Budget, BudgetError, events};
 
 /// A Postgres, and how to connect to it.
 #[derive(Clone)]
@@ -54,6 +54,8 @@ impl Drop for Connection {
 pub(super) struct Table {
     pub(super) postgres: Postgres,
     pub(super) create: bool,
+    /// After how long without a beat the sessions of another process are ended.
+    pub(super) reap_after: Option<Duration>,
 }
 
 /// The connection that beats.
@@ -86,6 +88,7 @@ impl Store for Table {
             statement: None,
             _connection: connection,
         };
+        fence(&session, budget.tag()).await.map_err(read)?;
         if let Err(refused) = session.prepare().await {
             let refused = read(refused);
             if !matches!(refused, BudgetError::NotInstalled(_)) || !self.create {
@@ -107,7 +110,12 @@ impl Store for Table {
     }
 
     async fn beat(&self, session: &mut Session, ask: &Ask<'_>) -> Result<Reply, BudgetError> {
-        send(session, ask).await.map_err(read)
+        let reply = send(session, ask).await.map_err(read)?;
+        // What it ends shows at the next beat.
+        if let Some(after) = self.reap_after.filter(|_| ask.asks) {
+            reap(session, ask, after).await.map_err(read)?;
+        }
+        Ok(reply)
     }
 }
 
@@ -168,4 +176,31 @@ async fn send(session: &Session, ask: &Ask<'_>) -> Result<Reply, tokio_postgres:
         floors: count("o_floors"),
         counted: count("o_counted"),
     })
+}
+
+async fn reap(
+    session: &Session,
+    ask: &Ask<'_>,
+    after: Duration,
+) -> Result<(), tokio_postgres::Error> {
+    let after = i32::try_from(after.as_millis()).unwrap_or(i32::MAX);
+    let reap = "select pool_autotune.reap($1::int8, $2::int4)";
+    let id = ask.budget.id;
+    let row = session.client.query_one(reap, &[&id, &after]).await?;
+    let reaped: i32 = row.get(0);
+    if reaped > 0 {
+        events::reaped(ask.budget.tag(), reaped);
+    }
+    Ok(())
+}
+
+/// Reports a role that could exceed the budget.
+async fn fence(session: &Session, tag: &str) -> Result<(), tokio_postgres::Error> {
+    let role = "select rolsuper, rolconnlimit < 0 from pg_roles where rolname = current_user";
+    let row = session.client.query_one(role, &[]).await?;
+    let (is_superuser, is_unlimited): (bool, bool) = (row.get(0), row.get(1));
+    if is_superuser || is_unlimited {
+        events::unfenced(tag, is_superuser);
+    }
+    Ok(())
 }

@@ -241,6 +241,7 @@ async fn what_is_wrong_at_the_start_is_named() {
         (budget().total(5).reserve(5), "reserve is 5 of a total of 5"),
         (budget().total(5).floor(5), "floor is 5"),
         (budget().ttl(Duration::ZERO), "ttl is 0ns"),
+        (budget().reap_after(SECOND), "reap_after is 1s"),
     ];
     for (config, named) in settings {
         let error = config.spawn().expect_err("a wrong setting").to_string();
@@ -438,4 +439,22 @@ async fn the_sessions_of_a_killed_process_end_while_their_queries_run() {
     process.signal("KILL");
     // The connection that beats is idle, and ends at once.
     until(3 * SECOND, "all have ended", || watch.now() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sessions_of_a_process_that_stands_still_are_ended_where_that_is_asked_for() {
+    let server = Server::installed(100).await;
+    server.sql("alter role app connection limit 20").await;
+    let watch = server.watch().await;
+    let one = RealProcess::start(&server, 20);
+    let mut other = server.join(|config| config.reap_after(2 * TTL)).await;
+    other.load(40);
+    let both_have_half = || watch.now() >= 17 && other.size() <= 9;
+    until(20 * SECOND, "both have half", both_have_half).await;
+    one.signal("STOP");
+    until(30 * SECOND, "the other has all", || other.size() >= 15).await;
+    one.signal("CONT");
+    until(30 * SECOND, "both have half again", both_have_half).await;
+    assert!(watch.most() <= 20, "{}", watch.most());
+    assert_eq!(other.failed(), 0);
 }
