@@ -97,6 +97,8 @@ pub(crate) enum Mutant {
     NoDials,
     /// A raise is paid from nothing.
     NoLimit,
+    /// A count is believed of leases that ended after it.
+    OldCounts,
 }
 
 impl Store {

@@ -61,7 +61,7 @@
 //! At shutdown, drain the pools and call [`Budget::leave`], which frees the rights at once; a process that
 //! just ends is counted for one lease more.
 //!
-//! Where Postgres cannot keep a table, [`Budget::redis`](Budget) keeps the budget in a Redis or a Valkey
+//! Where Postgres cannot keep a table, `Budget::redis` keeps the budget in a Redis or a Valkey
 //! (feature `fleet-redis`): the same rules, and every process asks Postgres what sessions it shows. A Redis
 //! that was restarted, emptied or failed over gives no new rights for one lease. While Redis is gone and
 //! Postgres is not, a connection that breaks is not replaced once the lease has ended.
