@@ -114,6 +114,7 @@ mod tests {
         let runs = Way::ALL.map(|way| Run {
             way,
             seconds: vec![second; 5],
+            causes: std::collections::BTreeMap::new(),
         });
         let svg = svg(&runs);
         assert_eq!(svg.matches("<polyline").count(), 9);

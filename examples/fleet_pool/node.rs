@@ -1,8 +1,9 @@
 //! One process: a pool and its users; it reports once a second.
 
+use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, Pool, Runtime};
@@ -37,24 +38,43 @@ enum Kind {
 }
 
 impl Kind {
-    async fn query(&self) -> bool {
+    /// Does one query, or says in a few words why it failed.
+    async fn query(&self) -> Result<(), String> {
         match self {
-            Self::Bare(pool) => match pool.get().await {
-                Ok(client) => client.query(QUERY, &[]).await.is_ok(),
-                Err(_) => false,
-            },
-            Self::Ours(pool) => match pool.get().await {
-                Ok(client) => match client.query(QUERY, &[]).await {
-                    Ok(_) => true,
-                    Err(error) => {
-                        pool.note_error(&error);
-                        false
-                    }
-                },
-                Err(_) => false,
-            },
+            Self::Bare(pool) => {
+                let client = pool.get().await.map_err(|error| why(&error))?;
+                client
+                    .query(QUERY, &[])
+                    .await
+                    .map_err(|error| why(&error))?;
+            }
+            Self::Ours(pool) => {
+                let client = pool.get().await.map_err(|error| why(&error))?;
+                let done = client.query(QUERY, &[]).await;
+                done.map_err(|error| {
+                    pool.note_error(&error);
+                    why(&error)
+                })?;
+            }
         }
+        Ok(())
     }
+}
+
+/// An error and its causes, without the numbers that differ from one to the next.
+fn why(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let own = error.to_string();
+        if !text.contains(&own) {
+            text = format!("{text}: {own}");
+        }
+        source = error.source();
+    }
+    let numbers = |c: char| c.is_ascii_digit();
+    let end = text.find(numbers).unwrap_or(text.len());
+    text[..end].trim().replace('\n', " ")
 }
 
 fn pool(config: Config, most: usize) -> Result<Pool, Box<dyn Error>> {
@@ -95,7 +115,8 @@ pub(crate) fn serve(
         .build()?;
     runtime.block_on(async {
         let kind = Arc::new(build(url, way).await?);
-        let (done, failed) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let done = Arc::<AtomicU64>::default();
+        let failed = Arc::<Mutex<BTreeMap<String, u64>>>::default();
         let start = Instant::now();
         let length = Duration::from_secs(seconds.into());
         for user in 0..BUSY {
@@ -107,10 +128,16 @@ pub(crate) fn serve(
                         sleep(Duration::from_millis(100)).await;
                         continue;
                     }
-                    let ok = kind.query().await;
-                    let count = if ok { &done } else { &failed };
-                    count.fetch_add(1, Relaxed);
-                    if !ok || user < IDLE {
+                    let result = kind.query().await;
+                    let is_ok = result.is_ok();
+                    match result {
+                        Ok(()) => _ = done.fetch_add(1, Relaxed),
+                        Err(why) => {
+                            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                            *failed.entry(why).or_default() += 1;
+                        }
+                    }
+                    if !is_ok || user < IDLE {
                         sleep(Duration::from_millis(100)).await;
                     }
                 }
@@ -120,7 +147,12 @@ pub(crate) fn serve(
         seconds.tick().await;
         while start.elapsed() < length + Duration::from_secs(5) {
             seconds.tick().await;
-            println!("{} {}", done.swap(0, Relaxed), failed.swap(0, Relaxed));
+            println!("done {}", done.swap(0, Relaxed));
+            let failed =
+                std::mem::take(&mut *failed.lock().unwrap_or_else(PoisonError::into_inner));
+            for (why, count) in failed {
+                println!("failed {count} {why}");
+            }
         }
         Ok(())
     })

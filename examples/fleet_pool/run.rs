@@ -1,9 +1,10 @@
 //! The three runs, and what the server says of them.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,31 @@ pub(crate) struct Second {
 pub(crate) struct Run {
     pub(crate) way: Way,
     pub(crate) seconds: Vec<Second>,
+    /// Errors by their causes.
+    pub(crate) causes: BTreeMap<String, u64>,
+}
+
+/// What the processes reported and was not read yet.
+#[derive(Debug, Default)]
+struct Reports {
+    done: u64,
+    failed: BTreeMap<String, u64>,
+}
+
+impl Reports {
+    fn add(&mut self, line: &str) {
+        let mut words = line.splitn(3, ' ');
+        let kind = words.next();
+        let count = words.next().and_then(|count| count.parse::<u64>().ok());
+        match (kind, count, words.next()) {
+            (Some("done"), Some(count), None) => self.done += count,
+            (Some("failed"), Some(count), Some(why)) => {
+                *self.failed.entry(why.to_owned()).or_default() += count;
+            }
+            // A process that is killed may leave half a line.
+            _ => {}
+        }
+    }
 }
 
 impl Run {
@@ -84,6 +110,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         for run in &runs {
             let (done, failed, most) = (run.done(), run.failed(), run.most());
             println!("{:>7} {done:>12} {failed:>8} {most:>18}", run.way.as_str());
+            for (why, count) in &run.causes {
+                println!("        {count} × {why}");
+            }
         }
         std::fs::write(&options.svg, chart::svg(&runs))?;
         println!("picture: {}", options.svg.display());
@@ -114,7 +143,7 @@ async fn play(
     admin: &Client,
     way: Way,
 ) -> Result<Run, Box<dyn Error>> {
-    let (done, failed) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+    let reports = Arc::<Mutex<Reports>>::default();
     let url = postgres.url().replace("postgres@", "app@");
     let program = std::env::current_exe()?;
     let mut processes = Vec::new();
@@ -131,14 +160,11 @@ async fn play(
             .spawn()?;
         let stdout = child.stdout.take().ok_or("the process has no output")?;
         processes.push(Process(child));
-        let (done, failed) = (Arc::clone(&done), Arc::clone(&failed));
+        let reports = Arc::clone(&reports);
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let counts: Vec<u64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
-                if let [its_done, its_failed] = counts[..] {
-                    done.fetch_add(its_done, Relaxed);
-                    failed.fetch_add(its_failed, Relaxed);
-                }
+                let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
+                reports.add(&line);
             }
         });
     }
@@ -149,14 +175,19 @@ async fn play(
         way.as_str()
     );
     let start = Instant::now();
-    let seconds: Mutex<Vec<Second>> = Mutex::default();
+    let mut run = Run {
+        way,
+        seconds: Vec::new(),
+        causes: BTreeMap::new(),
+    };
     let killed_at = (KILLED_AT * f64::from(options.seconds)) as u16;
     for number in 1..=options.seconds {
         sleep_until(start + Duration::from_secs(number.into())).await;
+        let reported = std::mem::take(&mut *reports.lock().unwrap_or_else(PoisonError::into_inner));
         let second = Second {
             connections: most.swap(0, Relaxed),
-            done: done.swap(0, Relaxed),
-            failed: failed.swap(0, Relaxed),
+            done: reported.done,
+            failed: reported.failed.values().sum(),
         };
         let Second {
             connections,
@@ -164,10 +195,10 @@ async fn play(
             failed,
         } = second;
         println!("{number:>8} {connections:>12} {done:>8} {failed:>8}");
-        seconds
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(second);
+        for (why, count) in reported.failed {
+            *run.causes.entry(why).or_default() += count;
+        }
+        run.seconds.push(second);
         if number == killed_at {
             processes[KILLED].0.kill()?;
         }
@@ -179,8 +210,7 @@ async fn play(
     while admin.query_one(left, &[]).await?.get::<_, i64>(0) > 0 {
         sleep(Duration::from_millis(50)).await;
     }
-    let seconds = seconds.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Run { way, seconds })
+    Ok(run)
 }
 
 /// Counts the sessions of the processes every 10 ms.

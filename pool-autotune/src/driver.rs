@@ -178,8 +178,9 @@ impl<P: Adapter> Shared<P> {
 
     /// What this pool uses or waits for, and what it would have if there were enough.
     fn needs(&self, control: &mut Control, now: Instant) -> (usize, usize) {
-        /// The most in one to two of these counts.
-        const LATELY: Duration = Duration::from_millis(1500);
+        /// The most in one to two of these counts. Longer, and what a load that has moved on leaves behind
+        /// comes too late for the queue at its new place.
+        const LATELY: Duration = Duration::from_millis(500);
         let gate = self.gate.snapshot();
         let used = gate.inflight() + gate.queued();
         if now.saturating_duration_since(control.needed_since) >= LATELY {

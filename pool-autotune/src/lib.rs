@@ -89,6 +89,7 @@
 //! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (The features
 //!   for sqlx read those of sqlx.)
 //! - `fleet`: one budget of connections for all processes that share a Postgres (`fleet`).
+//! - `fleet-redis`: the same, with the budget kept in a Redis or a Valkey.
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.

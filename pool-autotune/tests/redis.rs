@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 /// Connections that the server sees, less the one that asks.
 async fn clients(url: &str) -> usize {
-    let client = deadpool_redis::redis::Client::open(url).expect("a valid url");
+    let client = redis::Client::open(url).expect("a valid url");
     let mut connection = client
         .get_multiplexed_async_connection()
         .await

@@ -43,6 +43,7 @@ create table if not exists pool_autotune.lease(
   dial_for interval not null,          -- how long one may take
   total int,                           -- what it was told to share, if anything
   reserve int,
+  beaten timestamptz,                  -- when it last beat
   primary key (role, pod)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 500);
 
@@ -198,7 +199,7 @@ begin
     if not o_settling then
       -- A process that did not beat on this server while the others waited for it has lapsed.
       update pool_autotune.lease
-        set epoch = b.epoch, expires = least(expires, now_ - interval '1 us')
+        set epoch = b.epoch, expires = least(expires, now_ - interval '1 us'), beaten = now_
         where role = current_user and pod <> me and epoch <> b.epoch;
       delete from pool_autotune.lease
         where role = current_user and pod <> me and expires < now_ - dial_for
@@ -231,11 +232,12 @@ begin
   -- Also for one that has to wait: its floor is to pull the shares of the others down.
   insert into pool_autotune.lease values (current_user, me, p_label, sq, now_ + ttl, b.epoch, old,
       m.share, p_weight, p_floor, p_need, p_want, p_dials,
-      p_dial_ms * interval '1 ms', p_total, p_reserve)
+      p_dial_ms * interval '1 ms', p_total, p_reserve, now_)
     on conflict (role, pod) do update set label = excluded.label, seq = excluded.seq,
       expires = excluded.expires, epoch = excluded.epoch, weight = excluded.weight,
       floor = excluded.floor, need = excluded.need, want = excluded.want, dials = excluded.dials,
-      dial_for = excluded.dial_for, total = excluded.total, reserve = excluded.reserve;
+      dial_for = excluded.dial_for, total = excluded.total, reserve = excluded.reserve,
+      beaten = excluded.beaten;
   if m.pod is null or (m.weight, m.floor, m.need, m.want, m.total, m.reserve)
     is distinct from (p_weight, p_floor, p_need, p_want, p_total, p_reserve)
   then b.is_stale := true; changed := true; end if;
@@ -292,3 +294,13 @@ begin
   o_total := b.total; o_reserve := b.reserve; o_members := b.members; o_floors := b.floors;
   o_counted := b.sum_cap;
 end $$;
+
+-- Ends the sessions of processes that have not beaten for as long; returns how many. A machine that is frozen
+-- so gives back what it holds.
+create or replace function pool_autotune.reap(me bigint, after_ms int) returns int language sql volatile as $$
+  select count(pg_terminate_backend(a.pid))::int
+  from pool_autotune.lease l join pg_stat_get_activity(null) a on a.application_name = 'pa1:' || l.pod
+  where l.role = current_user and l.pod <> me
+    and a.usesysid = (select oid from pg_roles where rolname = current_user)
+    and l.beaten < pool_autotune.clock() - after_ms * interval '1 ms'
+    and l.expires < pool_autotune.clock() $$;

@@ -1,39 +1,115 @@
 //! The task that beats.
 
+use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, Statement};
 
 use super::budget::{Demand, Inner};
-use super::config::{Config, Connect, jitter};
-use super::pod::Beat;
-use super::schema::MIGRATION;
-use super::{Budget, BudgetError, events, metrics};
+use super::config::{Settings, jitter};
+use super::pod::{Beat, Terms};
+use super::{BudgetError, events, metrics};
 
 /// A reply that takes longer counts as lost.
 const REPLY_WITHIN: Duration = Duration::from_secs(2);
 
-/// What is urgent is sent this soon after the last beat, once; then not more often than [`SOON`].
+/// What is urgent is sent this soon after the last beat, [`QUICK`] times; then not more often than [`SOON`].
 const AT_ONCE: Duration = Duration::from_millis(400);
+
+/// Enough for a load that moves: less is needed, it is given up, and it is gone.
+const QUICK: u32 = 3;
 
 const SOON: Duration = Duration::from_secs(1);
 
+/// For this long after the need of a process rose beyond its rights, it beats twice as often as one that
+/// has had too few for long: its queue may not be patient for more than a beat or two.
+const URGENT_FOR: Duration = Duration::from_secs(3);
+
+/// The server shows within this time that an idle connection was closed.
+const CLOSED_WITHIN: Duration = Duration::from_millis(20);
+
+/// What grants connections.
+pub(super) trait Store: Send + Sync + 'static {
+    /// A connection to it.
+    type Session: Send;
+
+    /// Whether that connection is one of those that are divided.
+    const IS_DIVIDED: bool;
+
+    fn open(
+        &self,
+        budget: &Arc<Inner>,
+    ) -> impl Future<Output = Result<Self::Session, BudgetError>> + Send;
+
+    fn is_closed(session: &Self::Session) -> bool;
+
+    /// What has to be done before a beat is numbered.
+    fn prepare(
+        &self,
+        _session: &mut Self::Session,
+        _budget: &Arc<Inner>,
+        _knows_total: bool,
+    ) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
+    /// Sends a beat, and returns the reply.
+    fn beat(
+        &self,
+        session: &mut Self::Session,
+        ask: &Ask<'_>,
+    ) -> impl Future<Output = Result<Reply, BudgetError>> + Send;
+
+    /// Creates what is missing in the store.
+    fn install(
+        &self,
+        _session: &mut Self::Session,
+    ) -> impl Future<Output = Result<(), BudgetError>> + Send {
+        std::future::ready(Ok(()))
+    }
+}
+
+/// What is sent to a store.
+pub(super) struct Ask<'a> {
+    pub(super) budget: &'a Arc<Inner>,
+    pub(super) settings: &'a Settings,
+    pub(super) beat: Beat,
+    pub(super) demand: Demand,
+    pub(super) terms: Terms,
+    /// Whether the server's count of this process' sessions makes a difference.
+    pub(super) asks: bool,
+}
+
+/// What a store replied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reply {
+    pub(super) grant: u32,
+    /// Sessions of this process that the server shows, if it was asked.
+    pub(super) seen: Option<u32>,
+    pub(super) is_late: bool,
+    pub(super) is_settling: bool,
+    pub(super) total: usize,
+    pub(super) reserve: usize,
+    pub(super) members: usize,
+    pub(super) floors: usize,
+    pub(super) counted: usize,
+}
+
 /// Beats until `inner` is dropped.
-pub(super) async fn run(inner: Weak<Inner>, connect: Connect, config: Config) {
+pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settings) {
     let mut beats = Beats {
-        connect,
-        config,
+        store,
+        settings,
         session: None,
         joined: None,
         untagged: 0,
         unanswered: 0,
         granted: None,
         needed: (0, false),
+        rose: None,
     };
-    let mut least = AT_ONCE;
+    let mut quick = 0;
     loop {
         let Some(budget) = inner.upgrade() else {
             return;
@@ -43,8 +119,7 @@ pub(super) async fn run(inner: Weak<Inner>, connect: Connect, config: Config) {
         let result = beats.beat(&budget).await;
         let hungry = beats.settle(&budget, &result, before);
         if let Err(Failed::Lost) = result {
-            beats.session = None;
-            budget.state().beats = false;
+            beats.hang_up(&budget);
         }
         let has_left = budget.state().leaving && result.is_ok();
         budget.beaten();
@@ -56,25 +131,29 @@ pub(super) async fn run(inner: Weak<Inner>, connect: Connect, config: Config) {
         let often = (ttl / 3).mul_f64(0.8 + 0.4 * jitter());
         let soon = often.min(SOON.mul_f64(1.0 + jitter()));
         let pause = match hungry {
+            true if beats.is_urgent(sent) => soon / 2,
             true => soon,
             false => often,
         };
+        let least = match quick < QUICK {
+            true => AT_ONCE,
+            false => SOON,
+        };
         sleep(least.min(pause)).await;
         let hurry = budget.hurry.notified();
-        let rest = pause.saturating_sub(least);
         // Either way it is time.
-        let _ = timeout(rest, hurry).await;
-        least = match sent.elapsed() < SOON {
-            true => SOON,
-            false => AT_ONCE,
+        let _ = timeout(pause.saturating_sub(least), hurry).await;
+        quick = match sent.elapsed() < SOON {
+            true => quick + 1,
+            false => 0,
         };
     }
 }
 
-struct Beats {
-    connect: Connect,
-    config: Config,
-    session: Option<Session>,
+struct Beats<S: Store> {
+    store: S,
+    settings: Settings,
+    session: Option<S::Session>,
     /// When a connection was opened that was not within the rights.
     joined: Option<Instant>,
     /// Beats in a row at which the server showed none of the pools' connections.
@@ -86,32 +165,8 @@ struct Beats {
     /// What the last beat said is needed, and whether that was news: shares may not have been made anew
     /// for it yet.
     needed: (usize, bool),
-}
-
-/// The connection that beats.
-struct Session {
-    client: Client,
-    statement: Option<Statement>,
-    connection: JoinHandle<()>,
-}
-
-impl Session {
-    async fn prepare(&mut self) -> Result<(), tokio_postgres::Error> {
-        self.statement = Some(self.client.prepare(BEAT).await?);
-        Ok(())
-    }
-
-    async fn install(&mut self) -> Result<(), tokio_postgres::Error> {
-        self.client.batch_execute(MIGRATION).await?;
-        self.prepare().await
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // It ends by itself when the client is dropped, unless the server does not read.
-        self.connection.abort();
-    }
+    /// When the need rose beyond the rights.
+    rose: Option<Instant>,
 }
 
 enum Failed {
@@ -125,12 +180,20 @@ enum Failed {
     Refused,
 }
 
-impl Beats {
+impl<S: Store> Beats<S> {
+    fn hang_up(&mut self, budget: &Inner) {
+        self.session = None;
+        budget.state().beats = false;
+    }
+
+    fn is_urgent(&self, now: Instant) -> bool {
+        self.rose.is_some_and(|rose| now < rose + URGENT_FOR)
+    }
+
     /// Sends a beat and takes its reply.
     async fn beat(&mut self, budget: &Arc<Inner>) -> Result<(), Failed> {
-        if self.session.as_ref().is_some_and(|s| s.client.is_closed()) {
-            self.session = None;
-            budget.state().beats = false;
+        if self.session.as_ref().is_some_and(S::is_closed) {
+            self.hang_up(budget);
         }
         if self.session.is_none() {
             self.open(budget).await?;
@@ -138,10 +201,21 @@ impl Beats {
         let Some(session) = &mut self.session else {
             return Err(Failed::Lost);
         };
+        let knows_total = budget.state().counts.total > 0;
+        self.store.prepare(session, budget, knows_total).await;
+        let before = self.needed.0;
+        let yields = budget.yields(before);
+        if yields {
+            // What is closed meanwhile is free with this beat, not with the next.
+            sleep(CLOSED_WITHIN).await;
+        }
         let now = Instant::now();
-        let demand = budget.demand(now);
+        let mut demand = budget.demand(now);
+        if yields {
+            demand.want = demand.need;
+        }
         budget.asked(false);
-        let (before, need) = (self.needed.0, demand.need);
+        let need = demand.need;
         self.needed = (need, need * 4 < before * 3 || before * 4 < need * 3);
         let (beat, terms, old) = {
             let mut state = budget.state();
@@ -149,40 +223,37 @@ impl Beats {
             let old = state.pod.cap();
             (state.pod.send(now), state.pod.terms(), old)
         };
-        let asks = self.untagged > 0 || beat.bound as usize != demand.open || beat.seq % 4 == 1;
-        let reply = timeout(
-            REPLY_WITHIN.min(terms.ttl / 3),
-            send(
-                session,
-                budget.id,
-                &self.config,
-                &beat,
-                &demand,
-                terms,
-                asks,
-            ),
-        );
-        let reply = match reply.await {
+        if before * 4 < need * 3 && need > old as usize {
+            self.rose = Some(now);
+        }
+        let asks =
+            yields || self.untagged > 0 || beat.bound as usize != demand.open || beat.seq % 4 == 1;
+        let ask = Ask {
+            budget,
+            settings: &self.settings,
+            beat,
+            demand,
+            terms,
+            asks,
+        };
+        let within = REPLY_WITHIN.min(terms.ttl / 3);
+        let reply = match timeout(within, self.store.beat(session, &ask)).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => {
-                let error = BudgetError::from_postgres(&error);
                 let is_missing = matches!(error, BudgetError::NotInstalled(_));
                 fail(budget, error);
-                if is_missing && self.config.create {
+                if is_missing && self.settings.create {
                     // Its rights are counted anew once the new table has settled.
-                    if let Err(error) = session.install().await {
-                        fail(budget, BudgetError::from_postgres(&error));
+                    if let Err(error) = self.store.install(session).await {
+                        fail(budget, error);
                     }
                 }
-                let is_closed = session.client.is_closed();
-                return Err(if is_closed {
-                    Failed::Lost
-                } else {
-                    Failed::Refused
+                return Err(match S::is_closed(session) {
+                    true => Failed::Lost,
+                    false => Failed::Refused,
                 });
             }
             Err(_) => {
-                let within = REPLY_WITHIN.min(terms.ttl / 3);
                 let silent = format!("no reply to a beat within {within:?}");
                 fail(budget, BudgetError::unreachable(silent));
                 self.unanswered += 1;
@@ -213,9 +284,10 @@ impl Beats {
     ) -> Result<(), Failed> {
         let now = Instant::now();
         let open = budget.demand(now).open;
+        let own = budget.own();
         // The pools' own: all but the connection that beats.
-        let pools = demand.open.min(open).saturating_sub(1);
-        let is_hidden = pools > 0 && reply.seen.is_some_and(|seen| seen <= 1);
+        let pools = demand.open.min(open).saturating_sub(own);
+        let is_hidden = pools > 0 && reply.seen.is_some_and(|seen| seen as usize <= own);
         self.untagged = match (reply.seen, is_hidden) {
             (None, _) => self.untagged,
             (_, true) => self.untagged + 1,
@@ -252,7 +324,7 @@ impl Beats {
             let new = state.pod.cap();
             events::granted(budget.tag(), old, new, reply.members, reply.total);
         }
-        let is_idle = open <= 1 && state.pod.dialing() == 0;
+        let is_idle = open <= own && state.pod.dialing() == 0;
         let waits = !has_rights && is_idle && !state.leaving;
         drop(state);
         let age = self.granted.replace(now).map(|last| now - last);
@@ -271,8 +343,7 @@ impl Beats {
         before: Option<&'static str>,
     ) -> bool {
         if matches!(result, Err(Failed::Waits)) {
-            self.session = None;
-            budget.state().beats = false;
+            self.hang_up(budget);
         }
         let error = budget.state().error.clone();
         match (before, &error) {
@@ -290,7 +361,7 @@ impl Beats {
     async fn open(&mut self, budget: &Arc<Inner>) -> Result<(), Failed> {
         let now = Instant::now();
         let recently = |joined: Instant| now - joined < Duration::from_secs(1);
-        {
+        if S::IS_DIVIDED {
             let mut state = budget.state();
             if !state.pod.dial(now) {
                 if self.joined.is_some_and(recently) {
@@ -301,11 +372,12 @@ impl Beats {
             }
         }
         let within = budget.state().pod.dial_for().min(Duration::from_secs(5));
-        let opened = timeout(within, self.connect(budget)).await;
-        let mut state = budget.state();
-        state.pod.dial_ended();
-        state.beats = matches!(opened, Ok(Ok(_)));
-        drop(state);
+        let opened = timeout(within, self.store.open(budget)).await;
+        if S::IS_DIVIDED {
+            let mut state = budget.state();
+            state.pod.dial_ended();
+            state.beats = matches!(opened, Ok(Ok(_)));
+        }
         match opened {
             Ok(Ok(session)) => {
                 self.session = Some(session);
@@ -322,35 +394,6 @@ impl Beats {
             }
         }
     }
-
-    async fn connect(&self, budget: &Arc<Inner>) -> Result<Session, BudgetError> {
-        let error = |error: tokio_postgres::Error| BudgetError::from_postgres(&error);
-        let mut postgres = self.config.postgres.clone();
-        Budget::from_inner(Arc::clone(budget)).tag(&mut postgres);
-        // What a pooler does not forward is missed in the beat.
-        let id = budget.id;
-        let mut options = postgres.get_options().unwrap_or_default().to_owned();
-        options += &format!(
-            " -c pool_autotune.pod={id} -c default_transaction_isolation=read\\ committed \
-             -c statement_timeout=5000"
-        );
-        postgres.options(options);
-        let (client, connection) = (self.connect)(postgres).await.map_err(error)?;
-        let connection = tokio::spawn(connection);
-        let mut session = Session {
-            client,
-            statement: None,
-            connection,
-        };
-        if let Err(refused) = session.prepare().await {
-            let refused = error(refused);
-            if !matches!(refused, BudgetError::NotInstalled(_)) || !self.config.create {
-                return Err(refused);
-            }
-            session.install().await.map_err(error)?;
-        }
-        Ok(session)
-    }
 }
 
 fn fail(budget: &Inner, error: BudgetError) {
@@ -358,77 +401,4 @@ fn fail(budget: &Inner, error: BudgetError) {
     state.counts.store_errors += 1;
     metrics::store_error(&error);
     state.error = Some(error);
-}
-
-/// What the store replied.
-pub(super) struct Reply {
-    pub(super) grant: u32,
-    seen: Option<u32>,
-    is_late: bool,
-    is_settling: bool,
-    pub(super) total: usize,
-    reserve: usize,
-    pub(super) members: usize,
-    floors: usize,
-    counted: usize,
-}
-
-const BEAT: &str = "select o_grant, o_seen, o_late, o_settling, o_total, o_reserve, o_members, \
-    o_floors, o_counted from pool_autotune.beat_v1($1::int8, $2::int8, $3::int4, $4::int4, $5::int4, \
-    $6::int4, $7::int4, $8::int4, $9::bool, $10::text, $11::int4, $12::int4, $13::int4, $14::int4, \
-    $15::int4, $16::int4)";
-
-async fn send(
-    session: &Session,
-    id: i64,
-    config: &Config,
-    beat: &Beat,
-    demand: &Demand,
-    terms: super::pod::Terms,
-    asks: bool,
-) -> Result<Reply, tokio_postgres::Error> {
-    let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-    let millis = |time: Duration| number(time.as_millis() as usize);
-    let statement: &Statement = match &session.statement {
-        Some(statement) => statement,
-        None => &session.client.prepare(BEAT).await?,
-    };
-    let row = session
-        .client
-        .query_one(
-            statement,
-            &[
-                &id,
-                &(beat.seq as i64),
-                &(beat.cap as i32),
-                &(beat.bound as i32),
-                &(beat.dialing as i32),
-                &millis(terms.ttl),
-                &(terms.dials as i32),
-                &millis(terms.dial_for),
-                &asks,
-                &config.label,
-                &((config.weight * 1000.0) as i32),
-                &number(demand.floor),
-                &number(demand.need),
-                &number(demand.want),
-                &config.total.map(number),
-                &config.reserve.map(number),
-            ],
-        )
-        .await?;
-    let count = |column: &str| row.get::<_, i32>(column).max(0) as usize;
-    Ok(Reply {
-        grant: count("o_grant") as u32,
-        seen: row
-            .get::<_, Option<i32>>("o_seen")
-            .map(|seen| seen.max(0) as u32),
-        is_late: row.get("o_late"),
-        is_settling: row.get::<_, Option<bool>>("o_settling").unwrap_or(false),
-        total: count("o_total"),
-        reserve: count("o_reserve"),
-        members: count("o_members"),
-        floors: count("o_floors"),
-        counted: count("o_counted"),
-    })
 }

@@ -24,8 +24,8 @@ pub struct Budget {
 /// How rights come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
-    /// From a store, lease by lease.
-    Postgres,
+    /// From a store, lease by lease. The budget itself has `own` connections of what is divided.
+    Leased { own: usize },
     /// For ever, without a store.
     Fixed,
 }
@@ -49,10 +49,13 @@ pub(super) struct Inner {
 pub(super) struct State {
     pub(super) pod: Pod,
     pools: Vec<Weak<Pool>>,
-    /// Whether the connection that beats is open.
+    /// Whether the budget's own connection, of those that are divided, is open.
     pub(super) beats: bool,
     /// Extra connections that are open.
     extra_open: u32,
+    /// Where no server counts.
+    #[cfg(feature = "fleet-redis")]
+    own_counts: std::collections::VecDeque<OwnCount>,
     pub(super) counts: Counts,
     pub(super) error: Option<BudgetError>,
     /// Beats that were replied to or failed.
@@ -63,6 +66,16 @@ pub(super) struct State {
     /// The server had no place although this process was below its cap: until when it asks for no more
     /// than it has.
     refused_until: Option<Instant>,
+}
+
+/// What this process had at one moment.
+#[cfg(feature = "fleet-redis")]
+#[derive(Clone, Copy, Debug)]
+struct OwnCount {
+    at: Instant,
+    open: u32,
+    /// Dials begun until then.
+    begun: u64,
 }
 
 /// A pool that is bound by a budget.
@@ -285,6 +298,8 @@ impl Inner {
                 pools: Vec::new(),
                 beats: false,
                 extra_open: 0,
+                #[cfg(feature = "fleet-redis")]
+                own_counts: std::collections::VecDeque::new(),
                 counts: Counts::default(),
                 error: None,
                 tried: 0,
@@ -307,6 +322,14 @@ impl Inner {
         &self.tag
     }
 
+    /// Connections of the budget itself, of those that are divided.
+    pub(super) fn own(&self) -> usize {
+        match self.kind {
+            Kind::Leased { own } => own,
+            Kind::Fixed => 0,
+        }
+    }
+
     pub(super) fn enforces(&self) -> bool {
         self.enforces.load(Relaxed)
     }
@@ -323,7 +346,12 @@ impl Inner {
 
     /// A beat was replied to, or failed: rights may have changed.
     pub(super) fn beaten(&self) {
-        self.state().tried += 1;
+        {
+            let mut state = self.state();
+            state.tried += 1;
+            // Also where no beat is sent, because the store cannot be connected to.
+            state.pod.lapse(Instant::now());
+        }
         self.divide();
         self.freed.notify_waiters();
         self.beaten.notify_waiters();
@@ -333,8 +361,7 @@ impl Inner {
         let mut state = self.state();
         let pools = state.pools();
         let sum = |part: fn(&Pool) -> usize| -> usize { pools.iter().map(|pool| part(pool)).sum() };
-        // One connection beats.
-        let own = 1 + self.extra;
+        let own = self.own() + self.extra;
         let open = sum(|pool| pool.open.load(Relaxed));
         /// What a pool begins with, so that the first does not have to wait for a second beat.
         const START: usize = 4;
@@ -343,7 +370,7 @@ impl Inner {
             true => START,
             false => sum(|pool| pool.want.load(Relaxed)),
         };
-        let floor = 1 + self.floor.max(pools.len() + self.extra);
+        let floor = self.own() + self.floor.max(pools.len() + self.extra);
         let (floor, mut need, mut want) = match state.leaving {
             true => (0, 0, 0),
             false => (floor, (own + need).max(floor), (own + want).max(floor)),
@@ -362,6 +389,51 @@ impl Inner {
             open: all,
             is_hungry: state.starves || bound > cap || need > cap || (bound >= cap && bound > all),
         }
+    }
+
+    /// The most sessions that the server may show, by this process' own count: those that were open a while
+    /// ago, and those dialled since. What was closed before that is taken for gone.
+    #[cfg(feature = "fleet-redis")]
+    pub(super) fn own_count(&self, now: Instant) -> u32 {
+        let open = self.demand(now).open as u32;
+        let mut state = self.state();
+        let begun = state.pod.begun();
+        let gone_within = state.pod.dial_for();
+        let open = open + state.pod.dialing();
+        let bound = state.pod.bound();
+        let counts = &mut state.own_counts;
+        counts.push_back(OwnCount {
+            at: now,
+            open,
+            begun,
+        });
+        // The latest that is old enough, and one before it: pools report what they have open a little late.
+        while counts.len() > 2 && counts[2].at + gone_within <= now {
+            counts.pop_front();
+        }
+        match (counts.front(), counts.get(1)) {
+            (Some(before), Some(old)) if old.at + gone_within <= now => {
+                old.open + (begun - before.begun) as u32
+            }
+            _ => bound,
+        }
+    }
+
+    /// Gives up what is no longer needed, where others are likely to wait for it: the fleet has no more, and
+    /// this process needs less than half of what it did. Its next beat but one asks for room again.
+    pub(super) fn yields(&self, before: usize) -> bool {
+        let need = self.demand(Instant::now()).need;
+        let mut state = self.state();
+        let counts = &state.counts;
+        let is_full = counts.counted + counts.reserve + counts.members >= counts.total;
+        let yields = self.enforces() && is_full && need * 2 < before;
+        let yields = yields && (need as u32) < state.pod.cap();
+        if yields {
+            state.pod.shrink(need as u32);
+            drop(state);
+            self.divide();
+        }
+        yields
     }
 
     /// A beat asks for the pools there are, or was replied to.
@@ -419,9 +491,9 @@ impl Inner {
         }
         match self.kind {
             Kind::Fixed => Some(state.counts.granted as u32),
-            Kind::Postgres if state.pod.lease_end().is_none() => None,
-            Kind::Postgres => {
-                let own = 1 + self.extra as u32;
+            Kind::Leased { .. } if state.pod.lease_end().is_none() => None,
+            Kind::Leased { own } => {
+                let own = (own + self.extra) as u32;
                 Some(state.pod.cap().saturating_sub(own))
             }
         }
@@ -432,7 +504,7 @@ impl Inner {
             return usize::MAX;
         }
         match self.kind {
-            Kind::Postgres => state.pod.may_dial(now) as usize,
+            Kind::Leased { .. } => state.pod.may_dial(now) as usize,
             Kind::Fixed => state
                 .counts
                 .granted
@@ -496,7 +568,7 @@ impl Inner {
             },
             counts: state.counts,
             granted: match self.kind {
-                Kind::Postgres => state.pod.cap() as usize,
+                Kind::Leased { .. } => state.pod.cap() as usize,
                 Kind::Fixed => state.counts.granted,
             },
             bound: state.pod.bound() as usize,
@@ -660,7 +732,7 @@ impl Member {
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         let state = self.inner.state();
         let has_none = self.inner.enforces()
-            && self.inner.kind == Kind::Postgres
+            && self.inner.kind != Kind::Fixed
             && state.pod.lease_end().is_none();
         match &state.error {
             Some(BudgetError::TooSmall {

@@ -11,23 +11,62 @@ use tokio_postgres::{Client, NoTls, Socket};
 
 use super::budget::{Budget, Inner, Kind};
 use super::pod::{Pod, Terms};
+use super::postgres::{Postgres, Table};
+#[cfg(feature = "fleet-redis")]
+use super::redis::Hash;
 use super::{BudgetError, beats};
 use crate::Mode;
 
-/// Settings of a [`Budget`] that is kept in a Postgres.
+/// Settings of a [`Budget`] that is kept in a store.
 #[must_use = "nothing beats until `start` or `spawn` is called"]
 pub struct Config {
-    connect: Connect,
-    pub(super) postgres: tokio_postgres::Config,
+    kept: Kept,
+    pub(super) settings: Settings,
+    floor: usize,
+    extra: usize,
+    mode: Mode,
+    ttl: Duration,
+    reap_after: Option<Duration>,
+}
+
+/// Where it is kept.
+enum Kept {
+    Postgres(Postgres),
+    #[cfg(feature = "fleet-redis")]
+    Redis(Hash),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            label: String::new(),
+            weight: 1.0,
+            total: None,
+            reserve: None,
+            create: false,
+        }
+    }
+}
+
+impl Kept {
+    /// Connections of the budget itself, of those that are divided.
+    fn own(&self) -> usize {
+        match self {
+            Self::Postgres(_) => 1,
+            #[cfg(feature = "fleet-redis")]
+            Self::Redis(hash) => hash.postgres.iter().count(),
+        }
+    }
+}
+
+/// What every beat says.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
     pub(super) label: String,
     pub(super) weight: f64,
-    pub(super) floor: usize,
-    pub(super) extra: usize,
     pub(super) total: Option<usize>,
     pub(super) reserve: Option<usize>,
     pub(super) create: bool,
-    mode: Mode,
-    ttl: Duration,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -59,44 +98,108 @@ impl Budget {
         T::TlsConnect: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        let connect: Connect = Arc::new(move |postgres| {
-            let tls = tls.clone();
-            Box::pin(async move {
-                let (client, connection) = postgres.connect(tls).await?;
-                let ended: Boxed<()> = Box::pin(async move {
-                    // The next beat finds the connection closed.
-                    let _ = connection.await;
-                });
-                Ok((client, ended))
-            })
-        });
-        Config {
-            connect,
-            postgres,
-            label: String::new(),
-            weight: 1.0,
-            floor: 0,
-            extra: 0,
-            total: None,
-            reserve: None,
-            create: false,
-            mode: Mode::Enforce,
-            ttl: Duration::from_secs(15),
-        }
+        Config::new(Kept::Postgres(connect_by(postgres, tls)))
+    }
+
+    /// Begins a budget that is kept in a Redis or a Valkey, under `key`, for the connections of `postgres`.
+    ///
+    /// For a Postgres that cannot keep a table. `postgres` is the address of Postgres itself, not of a
+    /// pooler, and the role that the pools use: each process asks it, over one connection of its part, what
+    /// sessions it shows. All processes that share its connections as this role use the same key.
+    #[cfg(feature = "fleet-redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "fleet-redis")))]
+    pub fn redis(
+        client: redis::Client,
+        key: impl Into<String>,
+        postgres: tokio_postgres::Config,
+    ) -> Config {
+        Self::redis_tls(client, key, postgres, NoTls)
+    }
+
+    /// Like [`redis`](Self::redis), with TLS to Postgres.
+    #[cfg(feature = "fleet-redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "fleet-redis")))]
+    pub fn redis_tls<T>(
+        client: redis::Client,
+        key: impl Into<String>,
+        postgres: tokio_postgres::Config,
+        tls: T,
+    ) -> Config
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::Stream: Send,
+        T::TlsConnect: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        Config::new(Kept::Redis(Hash {
+            client,
+            key: key.into(),
+            postgres: Some(connect_by(postgres, tls)),
+        }))
+    }
+
+    /// Like [`redis`](Self::redis), where Postgres cannot be asked, as behind a pooler.
+    ///
+    /// The [total](Config::total) has to be set, and less is certain: a connection that was closed is taken
+    /// for gone a third of a lease later, and what a process had that no longer beats, two leases after its
+    /// last beat, whatever the server shows. A process that is stopped for longer keeps connections that
+    /// are not counted, as does one that was killed where the server does not notice. A limit of the role
+    /// (`ALTER ROLE .. CONNECTION LIMIT`) or headroom has to pay for them.
+    #[cfg(feature = "fleet-redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "fleet-redis")))]
+    pub fn redis_uncounted(client: redis::Client, key: impl Into<String>) -> Config {
+        Config::new(Kept::Redis(Hash {
+            client,
+            key: key.into(),
+            postgres: None,
+        }))
     }
 }
 
+fn connect_by<T>(config: tokio_postgres::Config, tls: T) -> Postgres
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::Stream: Send,
+    T::TlsConnect: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    let connect: Connect = Arc::new(move |config| {
+        let tls = tls.clone();
+        Box::pin(async move {
+            let (client, connection) = config.connect(tls).await?;
+            let ended: Boxed<()> = Box::pin(async move {
+                // The next beat finds the connection closed.
+                let _ = connection.await;
+            });
+            Ok((client, ended))
+        })
+    });
+    Postgres { connect, config }
+}
+
 impl Config {
+    fn new(kept: Kept) -> Self {
+        Self {
+            kept,
+            settings: Settings::default(),
+            floor: 0,
+            extra: 0,
+            mode: Mode::Enforce,
+            ttl: Duration::from_secs(15),
+            reap_after: None,
+        }
+    }
+
     /// Sets what kind of process this is, for readers of the table: `web`, `worker`, `cron`. Defaults to
     /// none.
     pub fn label(mut self, label: impl Into<String>) -> Self {
-        self.label = label.into();
+        self.settings.label = label.into();
         self
     }
 
     /// Sets how much of what is scarce this process gets, in relation to others. Defaults to 1.
     pub fn weight(mut self, weight: f64) -> Self {
-        self.weight = weight;
+        self.settings.weight = weight;
         self
     }
 
@@ -121,7 +224,7 @@ impl Config {
     /// the role's `CONNECTION LIMIT`, or else to `max_connections` less those reserved for superusers,
     /// those that other roles have open, and a twentieth; looked up anew once a second.
     pub fn total(mut self, connections: usize) -> Self {
-        self.total = Some(connections);
+        self.settings.total = Some(connections);
         self
     }
 
@@ -130,14 +233,14 @@ impl Config {
     /// many, though not the limit of the role or the server. Where processes differ, the highest counts.
     /// Defaults to two, or 3 % if that is more; an eighth of a total below 16.
     pub fn reserve(mut self, connections: usize) -> Self {
-        self.reserve = Some(connections);
+        self.settings.reserve = Some(connections);
         self
     }
 
     /// Sets whether a missing schema `pool_autotune` is created. Defaults to `false`: run
     /// [`MIGRATION`](super::MIGRATION) instead.
     pub fn create(mut self, create: bool) -> Self {
-        self.create = create;
+        self.settings.create = create;
         self
     }
 
@@ -152,6 +255,17 @@ impl Config {
     /// that time. Defaults to 15 s; a beat is sent three times as often.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Sets after how long without a beat the sessions of a process are ended by another, so that a machine
+    /// that is frozen or cut off gives back what it holds. Defaults to never: until the server notices by
+    /// itself that such a process is gone, its sessions count.
+    ///
+    /// A process that cannot beat while its pools work loses their connections, too. Only for a budget that is
+    /// kept in Postgres.
+    pub fn reap_after(mut self, after: Duration) -> Self {
+        self.reap_after = Some(after);
         self
     }
 
@@ -175,17 +289,38 @@ impl Config {
     pub fn spawn(self) -> Result<Budget, BudgetError> {
         let runtime = Handle::try_current().map_err(|_| BudgetError::NoRuntime)?;
         let terms = self.check()?;
+        let Self {
+            kept,
+            settings,
+            floor,
+            extra,
+            mode,
+            reap_after,
+            ..
+        } = self;
         let id = random_id();
         let inner = Arc::new(Inner::new(
             id,
-            Kind::Postgres,
+            Kind::Leased { own: kept.own() },
             Pod::new(terms),
-            self.mode,
-            self.extra,
-            self.floor,
+            mode,
+            extra,
+            floor,
         ));
-        let connect = Arc::clone(&self.connect);
-        runtime.spawn(beats::run(Arc::downgrade(&inner), connect, self));
+        let weak = Arc::downgrade(&inner);
+        match kept {
+            Kept::Postgres(postgres) => {
+                let create = settings.create;
+                let table = Table {
+                    postgres,
+                    create,
+                    reap_after,
+                };
+                runtime.spawn(beats::run(weak, table, settings))
+            }
+            #[cfg(feature = "fleet-redis")]
+            Kept::Redis(hash) => runtime.spawn(beats::run(weak, hash, settings)),
+        };
         Ok(Budget::from_inner(inner))
     }
 
@@ -193,31 +328,62 @@ impl Config {
         const TTL: std::ops::RangeInclusive<Duration> =
             Duration::from_secs(1)..=Duration::from_secs(60);
         let wrong = |message: String| Err(BudgetError::Setting(message));
-        if !(0.001..=1_000.0).contains(&self.weight) {
-            return wrong(format!("weight is {}: expected 0.001 to 1000", self.weight));
+        if !(0.001..=1_000.0).contains(&self.settings.weight) {
+            return wrong(format!(
+                "weight is {}: expected 0.001 to 1000",
+                self.settings.weight
+            ));
         }
-        if self.total == Some(0) {
+        #[cfg(feature = "fleet-redis")]
+        if let Kept::Redis(Hash { key, postgres, .. }) = &self.kept {
+            if key.is_empty() {
+                return wrong("the key in Redis is empty".to_owned());
+            }
+            if postgres.is_none() && self.settings.total.is_none() {
+                return wrong("no total is set, and no Postgres is asked for it".to_owned());
+            }
+        }
+        if self.settings.total == Some(0) {
             return wrong("total is 0: expected at least 1".to_owned());
         }
-        if let Some(total) = self.total {
-            let kept = self.reserve.unwrap_or(0);
+        if let Some(total) = self.settings.total {
+            let kept = self.settings.reserve.unwrap_or(0);
             if kept >= total {
                 return wrong(format!(
                     "reserve is {kept} of a total of {total}: nothing is left"
                 ));
             }
-            let floor = 1 + self.floor.max(self.extra);
+            let own = self.kept.own();
+            let floor = own + self.floor.max(self.extra);
             if floor > total - kept {
                 return wrong(format!(
-                    "floor is {} and one connection beats: above the total of {total} less the \
+                    "floor is {}, and {own} for the budget itself: above the total of {total} less the \
                      reserve of {kept}",
-                    floor - 1
+                    floor - own
                 ));
             }
         }
-        let most = [self.total, self.reserve, Some(self.floor), Some(self.extra)];
+        let most = [
+            self.settings.total,
+            self.settings.reserve,
+            Some(self.floor),
+            Some(self.extra),
+        ];
         if let Some(most) = most.into_iter().flatten().find(|&n| n > 1_000_000) {
             return wrong(format!("{most} connections: expected at most 1000000"));
+        }
+        if let Some(after) = self.reap_after {
+            if !matches!(self.kept, Kept::Postgres(_)) {
+                return wrong(
+                    "reap_after is set, and the budget is not kept in Postgres".to_owned(),
+                );
+            }
+            if after < 2 * self.ttl {
+                return wrong(format!(
+                    "reap_after is {after:?}: expected at least two leases, {:?}",
+                    2 * self.ttl
+                ));
+            }
         }
         if !TTL.contains(&self.ttl) {
             return wrong(format!("ttl is {:?}: expected 1 s to 60 s", self.ttl));
@@ -233,12 +399,9 @@ impl Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("label", &self.label)
-            .field("weight", &self.weight)
+            .field("settings", &self.settings)
             .field("floor", &self.floor)
             .field("extra", &self.extra)
-            .field("total", &self.total)
-            .field("reserve", &self.reserve)
             .finish_non_exhaustive()
     }
 }

@@ -57,3 +57,45 @@ pub(super) fn fixed(total: usize, processes: usize, share: usize) {
 
 #[cfg(not(feature = "tracing"))]
 pub(super) fn fixed(_total: usize, _processes: usize, _share: usize) {}
+
+/// That no Postgres is asked, once for each connection to the store.
+#[cfg(all(feature = "fleet-redis", feature = "tracing"))]
+pub(super) fn uncounted(tag: &str) {
+    tracing::warn!(
+        tag,
+        "no Postgres counts the sessions of this budget: those of a process that is stopped, or that \
+         keeps its sessions when it is killed, may exceed the total"
+    );
+}
+
+#[cfg(all(feature = "fleet-redis", not(feature = "tracing")))]
+pub(super) fn uncounted(_tag: &str) {}
+
+/// That the sessions of a process that does not beat were ended.
+#[cfg(feature = "tracing")]
+pub(super) fn reaped(tag: &str, sessions: i32) {
+    tracing::warn!(
+        tag,
+        sessions,
+        "ended {sessions} sessions of processes that do not beat"
+    );
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn reaped(_tag: &str, _sessions: i32) {}
+
+/// That the server does not refuse what exceeds the budget.
+#[cfg(feature = "tracing")]
+pub(super) fn unfenced(tag: &str, is_superuser: bool) {
+    let why = match is_superuser {
+        true => "a superuser is bound by no limit",
+        false => "the role has none: `ALTER ROLE .. CONNECTION LIMIT ..`",
+    };
+    tracing::info!(
+        tag,
+        "no limit of the role fences the budget in, should a frozen machine exceed it: {why}"
+    );
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn unfenced(_tag: &str, _is_superuser: bool) {}

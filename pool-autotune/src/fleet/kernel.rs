@@ -29,7 +29,21 @@ pub(crate) struct Store {
     pub(crate) epoch: u32,
     /// Until then nothing is raised: processes may hold rights that this table does not show.
     pub(crate) settle_until: i64,
+    /// Sessions that no row counts, when they were last looked at.
+    pub(crate) excess: u32,
+    /// When a process last said what the server shows.
+    pub(crate) counted: i64,
     pub(crate) rows: Vec<Row>,
+}
+
+/// What is known of the sessions that the server shows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Count<'a> {
+    /// Those of every process, whether it beats or not, as they were at that time or later.
+    Of(&'a [(u64, u32)], i64),
+    /// Those of the process that beats, by its own count.
+    Own(u32),
+    None,
 }
 
 /// What the server knows at one beat.
@@ -38,23 +52,30 @@ pub(crate) struct World<'a> {
     pub(crate) now: i64,
     pub(crate) boot: u64,
     pub(crate) ttl: i64,
-    /// Sessions by process, of those that beat or not.
-    pub(crate) sessions: &'a [(u64, u32)],
+    pub(crate) count: Count<'a>,
     /// Whether the rows of others are looked through.
     pub(crate) sweeps: bool,
+    /// Whether sessions that no row counts are looked for.
+    pub(crate) looks: bool,
 }
 
 impl World<'_> {
-    fn seen(&self, id: u64) -> u32 {
-        let of = self.sessions.iter().filter(|&&(process, _)| process == id);
-        of.map(|&(_, count)| count).sum()
+    fn seen(&self, id: u64) -> Option<u32> {
+        match self.count {
+            Count::Of(sessions, _) => {
+                let of = sessions.iter().filter(|&&(process, _)| process == id);
+                Some(of.map(|&(_, count)| count).sum())
+            }
+            Count::Own(count) => Some(count),
+            Count::None => None,
+        }
     }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Reply {
     pub(crate) grant: u32,
-    pub(crate) seen: u32,
+    pub(crate) seen: Option<u32>,
     pub(crate) is_settling: bool,
     pub(crate) is_late: bool,
 }
@@ -76,6 +97,8 @@ pub(crate) enum Mutant {
     NoDials,
     /// A raise is paid from nothing.
     NoLimit,
+    /// A count is believed of leases that ended after it.
+    OldCounts,
 }
 
 impl Store {
@@ -103,21 +126,33 @@ impl Store {
             self.boot = world.boot;
             self.epoch += 1;
             self.settle_until = world.now + world.ttl;
+            self.counted = world.now;
+        }
+        if matches!(world.count, Count::Of(..)) {
+            self.counted = world.now;
         }
         let is_settling = world.now < self.settle_until && mutant != Mutant::NoSettle;
         let old = mine.map_or(0, |mine| self.rows[mine].cap);
         if world.sweeps && !is_settling {
             self.sweep(id, world, mutant);
         }
-        let held = beat.cap.max(beat.bound.min(seen + beat.dialing));
+        let most = seen.map_or(beat.bound, |seen| beat.bound.min(seen + beat.dialing));
+        let held = beat.cap.max(most);
         let others = || self.rows.iter().filter(|row| row.id != id);
         let counted: u32 = others().map(|row| row.cap).sum();
         let cap_of = |id: u64| others().find(|row| row.id == id).map_or(0, |row| row.cap);
-        let foreign = world.sessions.iter().filter(|&&(other, _)| other != id);
-        let excess: u32 = foreign
-            .map(|&(other, count)| count.saturating_sub(cap_of(other)))
-            .sum();
-        let excess = if mutant == Mutant::TtlOnly { 0 } else { excess };
+        if let Count::Of(sessions, _) = world.count
+            && world.looks
+        {
+            let foreign = sessions.iter().filter(|&&(other, _)| other != id);
+            self.excess = foreign
+                .map(|&(other, count)| count.saturating_sub(cap_of(other)))
+                .sum();
+        }
+        let excess = match mutant {
+            Mutant::TtlOnly => 0,
+            _ => self.excess,
+        };
         let kept = self.reserve.max(excess);
         let limit = self.total.saturating_sub(kept).saturating_sub(counted);
         let limit = if mutant == Mutant::NoLimit {
@@ -161,9 +196,9 @@ impl Store {
         }
     }
 
-    /// Counts processes whose lease has ended by what the server shows of them.
+    /// Counts a process with an ended lease by what the server shows of it.
     fn sweep(&mut self, me: u64, world: &World<'_>, mutant: Mutant) {
-        let (epoch, now) = (self.epoch, world.now);
+        let (epoch, now, counted) = (self.epoch, world.now, self.counted);
         self.rows.retain_mut(|row| {
             if row.id == me {
                 return true;
@@ -173,11 +208,21 @@ impl Store {
                 row.epoch = epoch;
                 row.expires = row.expires.min(now - 1);
             }
-            if row.expires >= now {
+            let at = match world.count {
+                Count::Of(_, at) => at,
+                // What it had is taken for gone one more lease after its own, where no process counts.
+                Count::None => return true,
+                Count::Own(_) => {
+                    let is_counted = counted >= now - 2 * world.ttl;
+                    return is_counted || row.expires >= now - row.dial_for - world.ttl;
+                }
+            };
+            // A count that is older than the end of its lease says nothing.
+            if row.expires >= at {
                 return true;
             }
-            let seen = world.seen(row.id);
-            let is_gone = seen == 0 && row.expires < now - row.dial_for;
+            let seen = world.seen(row.id).unwrap_or(0);
+            let is_gone = seen == 0 && row.expires < at - row.dial_for;
             if is_gone || mutant == Mutant::TtlOnly {
                 return false;
             }
@@ -188,7 +233,7 @@ impl Store {
             };
             row.cap = row.cap.min(seen + dials);
             if seen > 0 {
-                row.expires = now - 1;
+                row.expires = at - 1;
             }
             true
         });

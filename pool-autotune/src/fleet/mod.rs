@@ -61,6 +61,11 @@
 //! At shutdown, drain the pools and call [`Budget::leave`], which frees the rights at once; a process that
 //! just ends is counted for one lease more.
 //!
+//! Where Postgres cannot keep a table, `Budget::redis` keeps the budget in a Redis or a Valkey
+//! (feature `fleet-redis`): the same rules, and every process asks Postgres what sessions it shows. A Redis
+//! that was restarted, emptied or failed over gives no new rights for one lease. While Redis is gone and
+//! Postgres is not, a connection that breaks is not replaced once the lease has ended.
+//!
 //! Where the number of processes is known and the server cannot keep a table, [`Budget::fixed`] divides evenly
 //! without one.
 //!
@@ -85,16 +90,25 @@ mod config;
 mod error;
 mod events;
 #[cfg(test)]
+mod fleet_tests;
+#[cfg(test)]
 mod kernel;
 pub mod metrics;
 #[cfg(test)]
 mod model;
 mod pod;
+mod postgres;
+#[cfg(feature = "fleet-redis")]
+mod redis;
+#[cfg(all(test, feature = "fleet-redis"))]
+mod redis_tests;
 mod schema;
 mod shares;
 mod snapshot;
 #[cfg(test)]
 mod sql_tests;
+#[cfg(test)]
+mod store_tests;
 
 pub use self::budget::{Budget, Place};
 pub(crate) use self::budget::{Member, Right};

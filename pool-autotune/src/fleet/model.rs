@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::kernel::{Mutant, Row, Store, World};
+use super::kernel::{Count, Mutant, Row, Store, World};
 use super::pod::{Beat, Pod, Terms};
 
 const PODS: usize = 3;
@@ -53,6 +53,8 @@ struct Setup {
     /// Beats whose reply is not waited for: it is lost, or late, or the beat itself is late.
     lost: u8,
     joins: u8,
+    /// Whether the server's sessions are counted when a beat is sent, not when it is taken.
+    counts_before: bool,
     /// Members, too, may open the connection that beats anew, at any time.
     reopens: bool,
     mutant: Mutant,
@@ -72,6 +74,7 @@ const SETUP: Setup = Setup {
     shrinks: 0,
     lost: 0,
     joins: 0,
+    counts_before: false,
     reopens: false,
     mutant: Mutant::None,
     pod_mutant: PodMutant::None,
@@ -103,6 +106,13 @@ enum Flight {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Sent(Beat);
 
+/// Sessions of each process at one moment, and how far its row was.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Counted {
+    sessions: [u8; PODS],
+    expires: [i8; PODS],
+}
+
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Node {
     pod: Pod,
@@ -114,6 +124,8 @@ struct Node {
     flight: Flight,
     /// An earlier beat that is still under way.
     earlier: Option<Beat>,
+    /// What was counted before each of the two was sent.
+    counts: [Option<Counted>; 2],
     row: Option<Row>,
     /// It beat on the server there is.
     registered: bool,
@@ -140,6 +152,10 @@ const TTL: i64 = 1;
 const DIAL_FOR: i64 = 1;
 const LAPSED: i64 = -1;
 const GONE: i64 = -9;
+
+// Of the counts of a process.
+const LATEST: usize = 0;
+const EARLIER: usize = 1;
 
 /// The only time at which a process acts. Its lease ends when it is shown [`later`].
 fn now() -> Instant {
@@ -189,6 +205,12 @@ impl Node {
         if matches!(self.flight, Flight::None) {
             self.pod.give_up_waiting();
         }
+        if !matches!(self.flight, Flight::Sent(_)) {
+            self.counts[LATEST] = None;
+        }
+        if self.earlier.is_none() {
+            self.counts[EARLIER] = None;
+        }
         // Only the order of the numbers matters.
         let latest = self.pod.seq();
         let earlier = self.earlier.map(|beat| beat.seq);
@@ -220,6 +242,7 @@ impl State {
             lingering: 0,
             flight: Flight::None,
             earlier: None,
+            counts: [None; 2],
             row: None,
             registered: false,
         };
@@ -293,7 +316,17 @@ impl State {
             }
         };
         rows(&mut self.nodes, |_| 0);
-        self.nodes[..setup.pods].sort_by_cached_key(fingerprint);
+        let mut order: [usize; PODS] = std::array::from_fn(|index| index);
+        order[..setup.pods].sort_by_cached_key(|&index| fingerprint(&self.nodes[index]));
+        self.nodes = order.map(|index| self.nodes[index]);
+        for counted in self
+            .nodes
+            .iter_mut()
+            .flat_map(|node| node.counts.iter_mut().flatten())
+        {
+            counted.sessions = order.map(|index| counted.sessions[index]);
+            counted.expires = order.map(|index| counted.expires[index]);
+        }
         rows(&mut self.nodes, |index| index as u64);
     }
 
@@ -364,7 +397,7 @@ impl State {
             });
         }
         if runs && node.open > 0 {
-            self.send(id, to);
+            self.send(setup, id, to);
         }
         if let Flight::Sent(Sent(beat)) = node.flight {
             self.apply(setup, id, beat, true, to);
@@ -494,25 +527,36 @@ impl State {
         }
     }
 
-    fn send(&self, id: usize, to: &mut Vec<(Self, Event)>) {
+    fn send(&self, setup: &Setup, id: usize, to: &mut Vec<(Self, Event)>) {
         let node = self.nodes[id];
         let abandons = !matches!(node.flight, Flight::None);
         if abandons && (self.lost == 0 || node.earlier.is_some()) {
             return;
         }
+        let counted = setup.counts_before.then(|| self.count());
         let mut next = *self;
         next.lost -= u8::from(abandons);
         let node = &mut next.nodes[id];
         if let Flight::Sent(Sent(beat)) = node.flight {
             node.earlier = Some(beat);
+            node.counts[EARLIER] = node.counts[LATEST];
         }
         let beat = node.pod.send(now());
         node.flight = Flight::Sent(Sent(beat));
+        node.counts[LATEST] = counted;
         let name = match abandons {
             true => "waits no longer and beats again",
             false => "beats",
         };
         to.push((next, Event::new(name, id)));
+    }
+
+    fn count(&self) -> Counted {
+        let expires = |node: &Node| node.row.map_or(NOW + TTL, |row| row.expires);
+        Counted {
+            sessions: std::array::from_fn(|id| self.nodes[id].sessions() as u8),
+            expires: std::array::from_fn(|id| expires(&self.nodes[id]) as i8),
+        }
     }
 
     /// A beat reaches the store, which grants whatever it may.
@@ -524,14 +568,30 @@ impl State {
         is_latest: bool,
         to: &mut Vec<(Self, Event)>,
     ) {
+        let counted = match is_latest {
+            true => self.nodes[id].counts[LATEST],
+            false => self.nodes[id].counts[EARLIER],
+        };
+        let counted = counted.unwrap_or_else(|| self.count());
+        let sessions = counted.sessions;
         let sessions: [(u64, u32); PODS] =
-            std::array::from_fn(|id| (id as u64, self.nodes[id].sessions()));
+            std::array::from_fn(|id| (id as u64, sessions[id].into()));
+        // A count says nothing of what lapsed after it: the row is as it was then, as far as the store looks.
+        let as_counted = |row: Row| {
+            let then = counted.expires[row.id as usize].into();
+            let expires = match setup.mutant {
+                Mutant::OldCounts => row.expires,
+                _ => row.expires.max(then),
+            };
+            Row { expires, ..row }
+        };
         let world = World {
             now: NOW,
             boot: 0,
             ttl: TTL,
-            sessions: &sessions,
+            count: Count::Of(&sessions, NOW),
             sweeps: true,
+            looks: true,
         };
         let store = || Store {
             total: self.total,
@@ -539,7 +599,11 @@ impl State {
             boot: 0,
             epoch: 0,
             settle_until: NOW + i64::from(self.is_settling),
-            rows: self.nodes.iter().filter_map(|node| node.row).collect(),
+            excess: 0,
+            counted: NOW,
+            rows: (self.nodes.iter())
+                .filter_map(|node| node.row.map(as_counted))
+                .collect(),
         };
         let most = std::cell::Cell::new(0);
         let mut grant = 0;
@@ -553,7 +617,12 @@ impl State {
             let reply = store.beat(id as u64, &beat, dials, &world, share, setup.mutant);
             let mut next = *self;
             for (id, node) in next.nodes.iter_mut().enumerate() {
-                node.row = store.rows.iter().find(|row| row.id == id as u64).copied();
+                let row = store.rows.iter().find(|row| row.id == id as u64).copied();
+                // What it did not look at is as it was.
+                node.row = match (row, node.row) {
+                    (Some(row), Some(old)) if row == as_counted(old) => Some(old),
+                    _ => row,
+                };
             }
             let node = &mut next.nodes[id];
             if !reply.is_late {
@@ -563,7 +632,7 @@ impl State {
             if is_latest {
                 node.flight = Flight::Replied {
                     grant: reply.grant,
-                    seen: reply.seen,
+                    seen: reply.seen.unwrap_or(0),
                     in_time: !reply.is_late,
                 };
                 if reply.is_late {
@@ -579,7 +648,7 @@ impl State {
                     node.flight = Flight::None;
                     let seq = node.pod.seq();
                     node.pod
-                        .reply(now(), seq, reply.grant, Some(reply.seen), node.open);
+                        .reply(now(), seq, reply.grant, reply.seen, node.open);
                     node.pod.renumber(seq + 1);
                 }
             }
@@ -852,6 +921,16 @@ mod small {
     }
 
     #[test]
+    fn sessions_counted_before_a_beat_is_taken_never_exceed_the_total() {
+        assert_safe(Setup {
+            counts_before: true,
+            crashes: 1,
+            pauses: 1,
+            ..TWO
+        });
+    }
+
+    #[test]
     fn processes_that_join_never_exceed_the_total() {
         assert_safe(Setup {
             reserve: 1,
@@ -1015,6 +1094,16 @@ mod mutants {
         assert_caught(Setup {
             pauses: 1,
             mutant: Mutant::NoDials,
+            ..SETUP
+        });
+    }
+
+    #[test]
+    fn a_count_that_is_older_than_the_end_of_a_lease_is_found() {
+        assert_caught(Setup {
+            counts_before: true,
+            crashes: 1,
+            mutant: Mutant::OldCounts,
             ..SETUP
         });
     }

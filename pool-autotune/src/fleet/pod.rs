@@ -12,6 +12,7 @@
 //! 4. A reply sets the cap, and lowers `bound` to what the server showed and what was dialled since.
 //!    The lease counts from when the beat was sent.
 
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -45,7 +46,25 @@ pub(crate) struct Pod {
     lease_end: Option<Instant>,
     bound: u32,
     dialing: u32,
+    /// Dials begun in all. States that differ only in it behave alike.
+    begun: Begun,
     sent: Option<Sent>,
+}
+
+/// A number that does not tell states apart.
+#[derive(Clone, Copy, Debug, Default)]
+struct Begun(u64);
+
+impl PartialEq for Begun {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Begun {}
+
+impl Hash for Begun {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -65,6 +84,7 @@ impl Pod {
             lease_end: None,
             bound: 0,
             dialing: 0,
+            begun: Begun::default(),
             sent: None,
         }
     }
@@ -104,6 +124,7 @@ impl Pod {
 
     fn begin_dial(&mut self) {
         self.dialing += 1;
+        self.begun.0 += 1;
         self.bound += 1;
         if let Some(sent) = &mut self.sent {
             sent.since += 1;
@@ -195,6 +216,12 @@ impl Pod {
     /// lives.
     pub(crate) fn dialing(&self) -> u32 {
         self.dialing
+    }
+
+    /// Dials begun since it was made.
+    #[cfg(feature = "fleet-redis")]
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.0
     }
 
     /// When its rights end, if it has any.

@@ -3,18 +3,16 @@
 use std::collections::HashMap;
 
 use private_servers::Postgres;
-use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, NoTls};
 
-use super::kernel::{Mutant, Store, World};
+use super::kernel::Count;
 use super::pod::Beat;
 use super::schema::MIGRATION;
-use super::shares::{Claim, shares};
+use super::shares::Claim;
+use super::store_tests::{MadeUp, Subject, Taken, differs, gives_exact_shares};
 
 async fn connect(server: &Postgres) -> Client {
     let (client, connection) = tokio_postgres::connect(&server.url(), NoTls)
@@ -42,175 +40,86 @@ const BEAT: &str = "select set_config('pool_autotune.pod', $1::bigint::text, fal
     from pool_autotune.beat_v1($1, $2, $3, $4, $5, 15000, 2, 5000, true, 'web', 1000, $6, $7, $8,
       null, 2) b";
 
-struct Simulated {
-    cap: i32,
-    bound: i32,
-    seq: i64,
-    sessions: i32,
+/// The table of a server with a made-up clock, start, sessions and room.
+struct Table<'a> {
+    client: &'a Client,
 }
 
-/// Plays beats of five processes at random, and compares each with the reference. Returns what differed
-/// first, if anything did.
-async fn differs(client: &Client, migration: &str, seed: u64, steps: usize) -> Option<String> {
-    client
-        .batch_execute(
-            "drop schema if exists pool_autotune cascade; drop table if exists fake, fake_session",
-        )
-        .await
-        .expect("it is dropped");
-    client.batch_execute(migration).await.expect("valid SQL");
-    client.batch_execute(FAKES).await.expect("valid SQL");
-    client
-        .batch_execute("update pool_autotune.installed set at = '-infinity'")
-        .await
-        .expect("updated");
-    let mut random = SmallRng::seed_from_u64(seed);
-    let mut store = Store {
-        total: 20,
-        reserve: 2,
-        boot: 0,
-        epoch: 1,
-        settle_until: i64::MIN,
-        rows: Vec::new(),
-    };
-    let (mut now, mut boot, mut swept, mut room) = (0_i64, 0_u64, i64::MIN / 2, 20_i32);
-    let mut pods: HashMap<u64, Simulated> = HashMap::new();
-    for step in 0..steps {
-        now += [0, 300, 1_000, 1_000, 4_000, 9_000][random.random_range(0..6)];
-        if random.random_ratio(1, 25) {
-            boot += 1;
-            // Its clock may be behind.
-            now -= random.random_range(0..30_000);
-            pods.values_mut().for_each(|pod| pod.sessions = 0);
-        }
-        if random.random_ratio(1, 20) {
-            room = random.random_range(8..25);
-        }
-        let id = random.random_range(1..6_u64);
-        let pod = pods.entry(id).or_insert(Simulated {
-            cap: 0,
-            bound: 0,
-            seq: 0,
-            sessions: 0,
-        });
-        // Whatever a process may send; the invariants are the model's to check.
-        pod.sessions = random.random_range(0..=pod.cap.max(1));
-        if random.random_ratio(1, 3) {
-            pod.cap = random.random_range(0..=pod.cap);
-        }
-        pod.bound = pod.sessions + random.random_range(0..3);
-        let seq = match random.random_ratio(1, 6) {
-            true => random.random_range(0..=pod.seq),
-            false => pod.seq + 1,
+impl<'a> Table<'a> {
+    async fn new(client: &'a Client, migration: &str) -> Self {
+        let drop =
+            "drop schema if exists pool_autotune cascade; drop table if exists fake, fake_session";
+        client.batch_execute(drop).await.expect("it is dropped");
+        client.batch_execute(migration).await.expect("valid SQL");
+        client.batch_execute(FAKES).await.expect("valid SQL");
+        let installed = "update pool_autotune.installed set at = '-infinity'";
+        client.batch_execute(installed).await.expect("updated");
+        Self { client }
+    }
+}
+
+impl Subject for Table<'_> {
+    const SETTLES: bool = false;
+    const LOOKS: bool = true;
+
+    async fn beat(&mut self, made_up: &MadeUp<'_>, id: u64, beat: &Beat, claim: &Claim) -> Taken {
+        let MadeUp {
+            now, boot, room, ..
+        } = made_up;
+        let Count::Of(sessions, _) = made_up.count else {
+            panic!("the table counts itself");
         };
-        pod.seq = pod.seq.max(seq);
-        let dialing = random.random_range(0..3);
-        let (floor, need, more) = (1, random.random_range(0..12), random.random_range(0..5));
-        let beat = Beat {
-            seq: seq as u64,
-            cap: pod.cap as u32,
-            bound: pod.bound as u32,
-            dialing,
-        };
-        let arguments = (seq, pod.cap, pod.bound);
-        let sessions: Vec<(u64, u32)> = pods
-            .iter()
-            .map(|(&id, pod)| (id, pod.sessions as u32))
-            .chain([(99, random.random_range(0..4))])
-            .collect();
         let values: Vec<String> = (sessions.iter())
             .map(|(id, n)| format!("('pa1:{id}', {n})"))
             .collect();
         let setup = format!(
             "update fake set at = '2020-01-01'::timestamptz + {now} * interval '1 ms',
                boot = '2019-01-01'::timestamptz + {boot} * interval '1 s', room = {room};
-             delete from fake_session; insert into fake_session values {}",
+             delete from fake_session; insert into fake_session values {};
+             select set_config('pool_autotune.pod', '{id}', false)",
             values.join(",")
         );
-        client.batch_execute(&setup).await.expect("it is set");
-        client
-            .execute(
-                "select set_config('pool_autotune.pod', $1, false)",
-                &[&id.to_string()],
-            )
-            .await
-            .expect("it is set");
-        let (seq, cap, bound) = arguments;
-        let row = client
+        self.client.batch_execute(&setup).await.expect("it is set");
+        let id = id as i64;
+        let number = |n: u32| n as i32;
+        let row = self
+            .client
             .query_one(
                 BEAT,
                 &[
-                    &(id as i64),
-                    &seq,
-                    &cap,
-                    &bound,
-                    &(dialing as i32),
-                    &floor,
-                    &need,
-                    &(need + more),
+                    &id,
+                    &(beat.seq as i64),
+                    &number(beat.cap),
+                    &number(beat.bound),
+                    &number(beat.dialing),
+                    &number(claim.floor),
+                    &number(claim.need),
+                    &number(claim.want),
                 ],
             )
             .await
             .expect("a beat");
-        let (grant, late): (i32, bool) = (row.get("o_grant"), row.get("o_late"));
-        let share: i32 = client
-            .query_one(
-                "select share from pool_autotune.lease where pod = $1",
-                &[&(id as i64)],
-            )
-            .await
-            .expect("a row")
-            .get(0);
-
-        let (total, reserve): (i32, i32) = (row.get("o_total"), row.get("o_reserve"));
-        (store.total, store.reserve) = (total as u32, reserve as u32);
-        let new_server = store.boot != boot;
-        let sweeps = now >= swept + 1_000 || new_server;
-        let world = World {
-            now,
-            boot,
-            ttl: 15_000,
-            sessions: &sessions,
-            sweeps,
-        };
-        let most = share.min(need + more) as u32;
-        let reply = store.beat(id, &beat, (2, 5_000), &world, |_| most, Mutant::None);
-        if sweeps && !reply.is_late {
-            swept = now;
-        }
-        let rows = client
-            .query(
-                "select pod, seq, cap from pool_autotune.lease order by pod",
-                &[],
-            )
-            .await
-            .expect("rows");
-        let rows: Vec<(i64, i64, i32)> = (rows.iter())
-            .map(|row| (row.get(0), row.get(1), row.get(2)))
-            .collect();
-        let mut wanted: Vec<(i64, i64, i32)> = (store.rows.iter())
-            .map(|row| (row.id as i64, row.seq as i64, row.cap as i32))
-            .collect();
-        wanted.sort_unstable();
-        let sums: i32 = client
-            .query_one("select sum_cap from pool_autotune.budget", &[])
-            .await
-            .expect("a row")
-            .get(0);
-        let sum: i32 = wanted.iter().map(|row| row.2).sum();
-        // What was swept by others shows in the sum at the next sweep.
-        let is_sum = sums == sum || late;
-        if grant as u32 != reply.grant || late != reply.is_late || rows != wanted || !is_sum {
-            return Some(format!(
-                "step {step}, {id} at {now} with {beat:?}: {grant}, {late}, {rows:?} (sum {sums}), \
-                 expected {reply:?}, {wanted:?}"
-            ));
-        }
-        if !late && let Some(pod) = pods.get_mut(&id) {
-            pod.cap = grant;
+        let lease = "select pod, seq, cap, share from pool_autotune.lease";
+        let rows = self.client.query(lease, &[]).await.expect("rows");
+        let mine = rows.iter().find(|row| row.get::<_, i64>(0) == id);
+        let sum = "select sum_cap from pool_autotune.budget";
+        let sum: i32 = self.client.query_one(sum, &[]).await.expect("a row").get(0);
+        let unsigned = |n: i32| u32::try_from(n).expect("none is negative");
+        Taken {
+            grant: unsigned(row.get("o_grant")),
+            is_late: row.get("o_late"),
+            total: unsigned(row.get("o_total")),
+            reserve: unsigned(row.get("o_reserve")),
+            share: unsigned(mine.expect("a row").get(3)),
+            rows: (rows.iter())
+                .map(|row| {
+                    let (pod, seq): (i64, i64) = (row.get(0), row.get(1));
+                    (pod as u64, seq as u64, unsigned(row.get(2)))
+                })
+                .collect(),
+            sum: unsigned(sum),
         }
     }
-    None
 }
 
 #[tokio::test]
@@ -218,7 +127,8 @@ async fn the_sql_does_what_the_reference_does() {
     let server = Postgres::start().await.expect("Postgres starts");
     let client = connect(&server).await;
     for seed in 0..4 {
-        let different = differs(&client, MIGRATION, seed, 300).await;
+        let mut table = Table::new(&client, MIGRATION).await;
+        let different = differs(&mut table, seed, 300).await;
         assert_eq!(different, None, "seed {seed}");
     }
 }
@@ -253,7 +163,8 @@ async fn sql_without_one_of_the_rules_differs_from_the_reference() {
         let mutant = MIGRATION.replace(rule, without);
         let mut found = None;
         for seed in 0..8 {
-            found = differs(&client, &mutant, seed, 300).await;
+            let mut table = Table::new(&client, &mutant).await;
+            found = differs(&mut table, seed, 300).await;
             if found.is_some() {
                 break;
             }
@@ -267,22 +178,7 @@ async fn the_shares_of_the_sql_are_those_of_exact_arithmetic() {
     let server = Postgres::start().await.expect("Postgres starts");
     let client = connect(&server).await;
     client.batch_execute(MIGRATION).await.expect("valid SQL");
-    let mut runner = TestRunner::deterministic();
-    let weight = prop_oneof![Just(1000_u32), Just(500), Just(3000), 500..3000_u32];
-    let claim = (weight, 0..5_u32, 0..60_u32, 0..60_u32, 0..60_u32);
-    let cases = (1..200_u32, prop::collection::vec(claim, 1..40));
-    for _ in 0..400 {
-        let (total, claims) = cases.new_tree(&mut runner).expect("a case").current();
-        let claims: Vec<Claim> = claims
-            .into_iter()
-            .map(|(weight, floor, need, more, held)| Claim {
-                weight,
-                floor,
-                need,
-                want: need + more,
-                held,
-            })
-            .collect();
+    gives_exact_shares(async |total, claims| {
         let values: Vec<String> = (claims.iter().enumerate())
             .map(|(pod, c)| {
                 format!(
@@ -296,25 +192,14 @@ async fn the_shares_of_the_sql_are_those_of_exact_arithmetic() {
             values.join(",")
         );
         client.batch_execute(&sql).await.expect("rows");
-        let rows = client
-            .query(
-                "select share from pool_autotune.shares($1) order by pod",
-                &[&(total as i32)],
-            )
-            .await
-            .expect("shares");
-        let given: Vec<u32> = (rows.iter())
+        let shares = "select share from pool_autotune.shares($1) order by pod";
+        let rows = client.query(shares, &[&(total as i32)]).await;
+        let rows = rows.expect("shares");
+        (rows.iter())
             .map(|row| row.get::<_, i32>(0) as u32)
-            .collect();
-        let exact = shares(total, &claims);
-        // Which of two gets a unit may differ where the remainders are the same to fifteen digits.
-        let is_close = given.iter().zip(&exact).all(|(a, b)| a.abs_diff(*b) <= 1);
-        let (sum, exact_sum): (u32, u32) = (given.iter().sum(), exact.iter().sum());
-        assert!(
-            is_close && sum == exact_sum,
-            "{total} among {claims:?}: {given:?}, exactly {exact:?}"
-        );
-    }
+            .collect()
+    })
+    .await;
 }
 
 /// Rights of simulated processes, by process.

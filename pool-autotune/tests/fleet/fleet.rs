@@ -8,7 +8,7 @@ use std::time::Duration;
 use deadpool_postgres::{Manager, Pool};
 use pool_autotune::Autotuned;
 use pool_autotune::fleet::{self, Budget, BudgetError};
-use private_servers::Postgres;
+use private_servers::{Postgres, Redis};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Config, NoTls};
@@ -24,10 +24,28 @@ pub(crate) async fn connect(config: &Config) -> Client {
     client
 }
 
-/// A Postgres with the role `app`, whose sessions are those of the fleet.
+/// A Postgres with the role `app` for the sessions of the fleet.
 pub(crate) struct Server {
     pub(crate) postgres: Postgres,
     pub(crate) admin: Client,
+    /// Where the budget is kept, unless in the Postgres itself.
+    pub(crate) redis: Option<Redis>,
+    /// Where processes find it.
+    pub(crate) redis_url: Option<String>,
+}
+
+/// The key of the budget.
+pub(crate) const KEY: &str = "budget";
+
+fn budget(config: &Config, redis: Option<&str>) -> fleet::Config {
+    let config = config.clone();
+    match redis {
+        Some(url) => {
+            let client = redis::Client::open(url).expect("a valid url");
+            Budget::redis(client, KEY, config).ttl(TTL)
+        }
+        None => Budget::postgres(config).ttl(TTL),
+    }
 }
 
 impl Server {
@@ -38,13 +56,35 @@ impl Server {
         let admin = connect(&postgres.url().parse().expect("a valid url")).await;
         let roles = "create role app login; grant create on database postgres to app;";
         admin.batch_execute(roles).await.expect("valid SQL");
-        Self { postgres, admin }
+        Self {
+            postgres,
+            admin,
+            redis: None,
+            redis_url: None,
+        }
+    }
+
+    /// With the budget kept in a Redis.
+    pub(crate) async fn with_redis(max_connections: usize) -> Self {
+        let redis = Redis::start().await.expect("Redis starts");
+        let mut server = Self::start(max_connections).await;
+        server.redis_url = Some(redis.url());
+        server.redis = Some(redis);
+        server
+    }
+
+    pub(crate) async fn try_join(
+        &self,
+        set: impl FnOnce(fleet::Config) -> fleet::Config,
+    ) -> Result<Process, BudgetError> {
+        let config = self.config();
+        let budget = set(budget(&config, self.redis_url.as_deref()));
+        Ok(Process::with(config, budget.start().await?))
     }
 
     /// A process of the fleet, with a budget that `set` makes.
     pub(crate) async fn join(&self, set: impl FnOnce(fleet::Config) -> fleet::Config) -> Process {
-        let process = Process::start(self.config(), set).await;
-        process.expect("it joins")
+        self.try_join(set).await.expect("it joins")
     }
 
     /// With the table there, and no rights given under an earlier one.
@@ -135,16 +175,6 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) async fn start(
-        config: Config,
-        set: impl FnOnce(fleet::Config) -> fleet::Config,
-    ) -> Result<Self, BudgetError> {
-        let budget = set(Budget::postgres(config.clone()).ttl(TTL))
-            .start()
-            .await?;
-        Ok(Self::with(config, budget))
-    }
-
     pub(crate) fn with(mut config: Config, budget: Budget) -> Self {
         budget.tag(&mut config);
         let pool = Pool::builder(Manager::new(config, NoTls)).max_size(60);
@@ -233,6 +263,7 @@ pub(crate) async fn until(
 
 /// The environment of a process that is a process of its own.
 const URL: &str = "FLEET_TEST_URL";
+const REDIS: &str = "FLEET_TEST_REDIS";
 const USERS: &str = "FLEET_TEST_USERS";
 const QUERY: &str = "FLEET_TEST_QUERY_SECONDS";
 
@@ -257,6 +288,7 @@ impl RealProcess {
                 "--nocapture",
             ])
             .env(URL, server.url())
+            .envs(server.redis_url.as_ref().map(|url| (REDIS, url)))
             .env(USERS, users.to_string())
             .env(QUERY, seconds.to_string())
             .stdout(Stdio::null())
@@ -290,7 +322,8 @@ pub(crate) async fn run_as_process() {
         number.parse::<f64>().expect("a number")
     };
     let config: Config = url.parse().expect("a valid url");
-    let budget = Budget::postgres(config.clone()).ttl(TTL).spawn();
+    let redis = std::env::var(REDIS).ok();
+    let budget = budget(&config, redis.as_deref()).spawn();
     let mut process = Process::with(config, budget.expect("valid settings"));
     process.load_with(number(USERS) as usize, number(QUERY));
     sleep(600 * SECOND).await;

@@ -1,6 +1,8 @@
 //! Processes that share the connections of one Postgres, by its own count of their sessions.
 
 mod fleet;
+mod redis;
+mod scenarios;
 
 use std::time::Duration;
 
@@ -13,7 +15,8 @@ use sqlx_0_9::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
 
-use self::fleet::{Process, RealProcess, SECOND, Server, TTL, connect, run_as_process, until};
+use self::fleet::{Process, RealProcess, SECOND, Server, TTL, run_as_process, until};
+use self::scenarios::of_20;
 
 #[tokio::test]
 #[ignore = "run by other tests, as a process of its own"]
@@ -21,96 +24,50 @@ async fn one_process_of_a_fleet() {
     run_as_process().await;
 }
 
-fn of_20(config: Config) -> Config {
-    config.total(20).reserve(2)
-}
+macro_rules! on_every_store {
+    ($($scenario:ident),* $(,)?) => {
+        mod kept_in_postgres {
+            use super::*;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_joins_gets_its_part_and_the_total_is_never_exceeded() {
-    let server = Server::installed(100).await;
-    let watch = server.watch().await;
-    let mut first = server.join(of_20).await;
-    first.load(40);
-    until(10 * SECOND, "one process uses all", || first.size() == 17).await;
-    let mut second = server.join(of_20).await;
-    second.load(40);
-    let both_have_half = || first.size() == 8 && second.size() == 8;
-    until(15 * SECOND, "both have half", both_have_half).await;
-    let is_bound = || {
-        matches!(
-            first.pool.verdict(),
-            Verdict::BudgetBound | Verdict::AtKnee(_)
-        )
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $scenario() {
+                scenarios::$scenario(Server::installed(100).await).await;
+            })*
+        }
+
+        mod kept_in_redis {
+            use super::*;
+
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $scenario() {
+                scenarios::$scenario(Server::with_redis(100).await).await;
+            })*
+        }
     };
-    until(5 * SECOND, "it is bound", is_bound).await;
-    // The hot spot moves.
-    first.load(0);
-    let has_more = || second.size() >= 14;
-    until(
-        10 * SECOND,
-        "the busy one has what the idle one had",
-        has_more,
-    )
-    .await;
-    assert!(watch.most() <= 20, "{}", watch.most());
-    assert_eq!((first.failed(), second.failed()), (0, 0));
-    let now = second.pool.snapshot();
-    let budget = now.budget().expect("it has one");
-    assert_eq!((budget.members(), budget.total()), (2, 20));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_process_had_is_used_by_others_once_its_lease_has_ended() {
-    let server = Server::installed(100).await;
-    server.sql("alter role app connection limit 20").await;
-    let watch = server.watch().await;
-    let (one, _two) = (
-        RealProcess::start(&server, 20),
-        RealProcess::start(&server, 20),
-    );
-    let mut third = Process::start(server.config(), |config| config)
-        .await
-        .expect("it joins");
-    third.load(20);
-    until(20 * SECOND, "three have a part each", || {
-        watch.now() >= 17 && third.size() <= 6
-    })
-    .await;
-    one.signal("KILL");
-    until(15 * SECOND, "two have half each", || third.size() >= 7).await;
-    assert!(watch.most() <= 20, "{}", watch.most());
-    assert_eq!(third.failed(), 0);
-}
+on_every_store![
+    a_process_that_joins_gets_its_part_and_the_total_is_never_exceeded,
+    what_a_killed_process_had_is_used_by_others_once_its_lease_has_ended,
+    a_stopped_process_keeps_its_sessions_counted_and_takes_none_when_it_wakes,
+    after_a_restart_of_the_server_rights_are_raised_when_it_has_settled,
+    the_limit_of_the_role_is_followed_down_and_up,
+    an_extra_connection_takes_its_place_within_the_budget,
+    what_is_scarce_is_divided_by_weight,
+    a_rollout_of_a_quarter_more_leaves_every_process_its_part,
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_process_keeps_its_sessions_counted_and_takes_none_when_it_wakes() {
+async fn the_table_shows_what_kind_each_process_is() {
     let server = Server::installed(100).await;
-    server.sql("alter role app connection limit 20").await;
-    let watch = server.watch().await;
-    let one = RealProcess::start(&server, 20);
-    let mut other = Process::start(server.config(), |config| config)
-        .await
-        .expect("it joins");
-    other.load(40);
-    until(20 * SECOND, "both have half", || {
-        watch.now() >= 17 && other.size() <= 9
-    })
-    .await;
-    one.signal("STOP");
-    sleep(3 * TTL).await;
-    // Its sessions are there, and it could wake at any time.
-    assert!(
-        watch.now() <= 20 && other.size() <= 10,
-        "{} of {}",
-        other.size(),
-        watch.now()
-    );
-    one.signal("CONT");
-    sleep(3 * TTL).await;
-    assert!(watch.most() <= 20, "{}", watch.most());
-    let is_well = || watch.now() >= 17 && other.budget.snapshot().error().is_none();
-    until(10 * SECOND, "both have half again", is_well).await;
-    assert_eq!(other.failed(), 0);
+    let _web = server
+        .join(|config| of_20(config).weight(3.0).label("web"))
+        .await;
+    let _worker = server.join(|config| of_20(config).label("worker")).await;
+    let label = "select label from pool_autotune.lease order by weight";
+    let rows = server.admin.query(label, &[]).await.expect("rows");
+    let labels: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(labels, ["worker", "web"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,45 +166,6 @@ async fn a_read_only_server_costs_no_request_that_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_restart_of_the_server_rights_are_raised_when_it_has_settled() {
-    let mut server = Server::installed(100).await;
-    let mut one = server.join(of_20).await;
-    let mut two = server.join(of_20).await;
-    one.load(20);
-    two.load(20);
-    until(15 * SECOND, "both serve", || {
-        one.size() == 8 && two.size() == 8
-    })
-    .await;
-    server.postgres.kill();
-    server.postgres.restart().await.expect("Postgres starts");
-    let watch = server.watch().await;
-    let serve_again = || watch.now() >= 17;
-    until(30 * SECOND, "both serve again", serve_again).await;
-    sleep(2 * TTL).await;
-    assert!(watch.most() <= 20, "{}", watch.most());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_limit_of_the_role_is_followed_down_and_up() {
-    let server = Server::installed(100).await;
-    server.sql("alter role app connection limit 30").await;
-    let watch = server.watch().await;
-    let set = |config: Config| config.reserve(2);
-    let mut one = server.join(set).await;
-    let mut two = server.join(set).await;
-    one.load(40);
-    two.load(40);
-    until(20 * SECOND, "both serve", || watch.now() == 28).await;
-    server.sql("alter role app connection limit 12").await;
-    until(15 * SECOND, "there are fewer", || watch.now() <= 12).await;
-    server.sql("alter role app connection limit 24").await;
-    until(15 * SECOND, "there are more", || watch.now() >= 20).await;
-    assert!(watch.most() <= 30, "{}", watch.most());
-    assert_eq!((one.failed(), two.failed()), (0, 0));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floors_above_the_total_are_reported_and_not_exceeded() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
@@ -323,6 +241,7 @@ async fn what_is_wrong_at_the_start_is_named() {
         (budget().total(5).reserve(5), "reserve is 5 of a total of 5"),
         (budget().total(5).floor(5), "floor is 5"),
         (budget().ttl(Duration::ZERO), "ttl is 0ns"),
+        (budget().reap_after(SECOND), "reap_after is 1s"),
     ];
     for (config, named) in settings {
         let error = config.spawn().expect_err("a wrong setting").to_string();
@@ -479,28 +398,6 @@ async fn a_fixed_part_is_kept_to_without_a_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_extra_connection_takes_its_place_within_the_budget() {
-    let server = Server::installed(100).await;
-    let watch = server.watch().await;
-    let set = |config: Config| config.total(8).reserve(2).extra(1);
-    let mut process = server.join(set).await;
-    process.load(20);
-    until(10 * SECOND, "the pool has the rest", || process.size() == 4).await;
-    let mut place = process.budget.place().await;
-    let mut config = server.config();
-    process.budget.tag(&mut config);
-    let client = connect(&config).await;
-    place.opened();
-    client
-        .execute("listen orders", &[])
-        .await
-        .expect("it listens");
-    sleep(TTL).await;
-    assert_eq!(watch.now(), 6);
-    assert!(watch.most() <= 8, "{}", watch.most());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_leaves_gives_its_rights_back_at_once() {
     let server = Server::installed(100).await;
     let one = server.join(of_20).await;
@@ -517,7 +414,7 @@ async fn a_process_that_leaves_gives_its_rights_back_at_once() {
 async fn sessions_that_an_operator_ends_are_replaced_within_the_total() {
     let server = Server::installed(100).await;
     let watch = server.watch().await;
-    let start = || Process::start(server.config(), of_20);
+    let start = || server.try_join(of_20);
     let mut one = start().await.expect("it joins");
     let mut two = start().await.expect("it joins");
     one.load(20);
@@ -545,50 +442,19 @@ async fn the_sessions_of_a_killed_process_end_while_their_queries_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_scarce_is_divided_by_weight() {
+async fn the_sessions_of_a_process_that_stands_still_are_ended_where_that_is_asked_for() {
     let server = Server::installed(100).await;
+    server.sql("alter role app connection limit 20").await;
     let watch = server.watch().await;
-    let heavy = |config: Config| of_20(config).weight(3.0).label("web");
-    let light = |config: Config| of_20(config).label("worker");
-    let mut web = server.join(heavy).await;
-    let mut worker = server.join(light).await;
-    web.load(40);
-    worker.load(40);
-    // Of 18, thirteen or fourteen and the rest, with the connections that beat.
-    let is_divided = || (12..=13).contains(&web.size()) && (3..=4).contains(&worker.size());
-    until(20 * SECOND, "three to one", is_divided).await;
+    let one = RealProcess::start(&server, 20);
+    let mut other = server.join(|config| config.reap_after(2 * TTL)).await;
+    other.load(40);
+    let both_have_half = || watch.now() >= 17 && other.size() <= 9;
+    until(20 * SECOND, "both have half", both_have_half).await;
+    one.signal("STOP");
+    until(30 * SECOND, "the other has all", || other.size() >= 15).await;
+    one.signal("CONT");
+    until(30 * SECOND, "both have half again", both_have_half).await;
     assert!(watch.most() <= 20, "{}", watch.most());
-    let label = "select label from pool_autotune.lease order by weight";
-    let rows = server.admin.query(label, &[]).await.expect("rows");
-    let labels: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
-    assert_eq!(labels, ["worker", "web"]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rollout_of_a_quarter_more_leaves_every_process_its_part() {
-    let server = Server::installed(100).await;
-    let watch = server.watch().await;
-    let set = |config: Config| config.total(50).reserve(2);
-    let mut processes = Vec::new();
-    for _ in 0..8 {
-        let mut process = server.join(set).await;
-        process.load(8);
-        processes.push(process);
-    }
-    until(20 * SECOND, "all is used", || watch.now() >= 46).await;
-    for _ in 0..2 {
-        let mut process = server.join(set).await;
-        process.load(8);
-        processes.push(process);
-    }
-    // 48 among ten.
-    let all_serve = || {
-        processes
-            .iter()
-            .all(|process| (3..=4).contains(&process.size()))
-    };
-    until(20 * SECOND, "each has its part", all_serve).await;
-    assert!(watch.most() <= 50, "{}", watch.most());
-    let failed: u64 = processes.iter().map(Process::failed).sum();
-    assert_eq!(failed, 0);
+    assert_eq!(other.failed(), 0);
 }

@@ -266,7 +266,7 @@ impl<C> DerefMut for Counted<C> {
     }
 }
 
-/// A manager, of deadpool or bb8, whose connections are in the census.
+/// A manager, of deadpool or bb8, with its connections in the census.
 pub(crate) struct Counting<M> {
     pub(crate) manager: M,
     pub(crate) census: Census,

@@ -33,7 +33,7 @@
 //! can be [`Observed`](crate::Observed).
 //!
 //! `PgListener::connect_with` takes the pool itself: give it [`Autotuned::inner`](crate::Autotuned::inner),
-//! whose connections are told apart from those of the gate, or a pool of its own.
+//! its connections are told apart from those of the gate; or a pool of its own.
 //!
 //! sqlx puts a connection back in a task of its own, after a ping; its permit goes with it, so the
 //! next checkout finds it idle. [`Connection::close_on_drop`] closes it instead, and its permit is

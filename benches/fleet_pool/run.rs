@@ -1,0 +1,278 @@
+//! The runs, and what the server says of them.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pool_autotune::fleet::{MIGRATION, grants};
+use private_servers::{PgBouncer, Postgres, Redis};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_postgres::{Client, NoTls};
+
+use crate::node::busy;
+use crate::{KILLS_AT, MAX_CONNECTIONS, MOVES_AT, Options, ROLLS_OUT_AT, TOTAL, Way, rules};
+
+/// What one process did in each half second.
+type Reports = Arc<Mutex<Vec<(Instant, u64)>>>;
+
+pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let most = MAX_CONNECTIONS.to_string();
+        let postgres = Postgres::start_with(&[("max_connections", &most)]).await?;
+        let admin = connect(&postgres.url()).await?;
+        admin.batch_execute("create role app login").await?;
+        admin.batch_execute(MIGRATION).await?;
+        admin.batch_execute(&grants("app")).await?;
+        // As on a server where it was there before the fleet.
+        let settled = "update pool_autotune.installed set at = '-infinity'";
+        admin.batch_execute(settled).await?;
+        admin.batch_execute(rules::TABLE).await?;
+        let redis = Redis::start().await?;
+        println!(
+            "{} processes, {} s each; to be shared: {TOTAL} of {MAX_CONNECTIONS} connections\n\n\
+             {:14} {:>8} {:>8} {:>8} {:>6} {:>7} {:>8} {:>7} {:>8}",
+            options.processes,
+            options.seconds,
+            "way",
+            "done/s",
+            "skewed",
+            "moved",
+            "Jain",
+            "most",
+            "over ms",
+            "53300",
+            "errors"
+        );
+        let ways = options
+            .only
+            .map_or_else(|| Way::ALL.to_vec(), |way| vec![way]);
+        for way in ways {
+            play(options, &postgres, &redis, &admin, way).await?;
+        }
+        Ok(())
+    })
+}
+
+async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// A process, which ends with this.
+struct Process {
+    child: Child,
+    reports: Reports,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What all processes failed at: other reasons, and a server without a place.
+type Failed = Arc<[AtomicU64; 2]>;
+
+struct Start<'a> {
+    options: &'a Options,
+    way: Way,
+    url: &'a str,
+    redis: &'a str,
+    failed: Failed,
+}
+
+impl Start<'_> {
+    fn process(&self, number: u16, late: f64) -> Result<Process, Box<dyn Error>> {
+        let options = self.options;
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--node", &number.to_string(), "--url", self.url])
+            .args(["--only", &self.way.name(), "--redis", self.redis])
+            .args(["--seconds", &options.seconds.to_string()])
+            .args(["--processes", &options.processes.to_string()])
+            .args(["--late", &late.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().ok_or("the process has no output")?;
+        let reports = Reports::default();
+        let (its, failed) = (Arc::clone(&reports), Arc::clone(&self.failed));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let counts: Vec<u64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
+                if let [done, other, full] = counts[..] {
+                    let mut its = its.lock().unwrap_or_else(PoisonError::into_inner);
+                    its.push((Instant::now(), done));
+                    failed[0].fetch_add(other, Relaxed);
+                    failed[1].fetch_add(full, Relaxed);
+                }
+            }
+        });
+        Ok(Process { child, reports })
+    }
+}
+
+impl Process {
+    fn done(&self, from: Instant, to: Instant) -> u64 {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = reports.iter().filter(|(at, _)| (from..to).contains(at));
+        within.map(|(_, done)| done).sum()
+    }
+}
+
+/// The most sessions at once, and samples above what is to be shared.
+#[derive(Default)]
+struct Seen {
+    most: AtomicUsize,
+    over: AtomicU64,
+    ends: AtomicBool,
+}
+
+async fn play(
+    options: &Options,
+    postgres: &Postgres,
+    redis: &Redis,
+    admin: &Client,
+    way: Way,
+) -> Result<(), Box<dyn Error>> {
+    let (bouncer, url) = match way {
+        Way::Pgbouncer => {
+            let size = TOTAL.to_string();
+            let settings = [
+                ("default_pool_size", size.as_str()),
+                ("max_client_conn", "10000"),
+            ];
+            let bouncer = PgBouncer::start_with(postgres, &settings).await?;
+            let url = bouncer.url();
+            (Some(bouncer), url)
+        }
+        _ => (None, postgres.url().replace("postgres@", "app@")),
+    };
+    let role = if bouncer.is_some() { "postgres" } else { "app" };
+    let redis_url = redis.url();
+    if way == Way::Redis {
+        // A hash that is new grants nothing for one lease. One process makes it, and has gone by then.
+        settle(&redis_url, &url).await?;
+    }
+    let start = Start {
+        options,
+        way,
+        url: &url,
+        redis: &redis_url,
+        failed: Failed::default(),
+    };
+    let began = Instant::now();
+    let at = |part: f64| began + Duration::from_secs_f64(part * f64::from(options.seconds));
+    let mut processes = Vec::new();
+    for number in 0..options.processes {
+        processes.push(start.process(number, began.elapsed().as_secs_f64())?);
+    }
+    let seen = Arc::<Seen>::default();
+    let watching = tokio::spawn(watch(
+        connect(&postgres.url()).await?,
+        role,
+        Arc::clone(&seen),
+    ));
+    sleep_until(at(ROLLS_OUT_AT)).await;
+    for number in 0..(options.processes / 4).max(1) {
+        let number = options.processes + number;
+        processes.push(start.process(number, began.elapsed().as_secs_f64())?);
+    }
+    sleep_until(at(KILLS_AT)).await;
+    let busy = usize::from(busy(options.processes));
+    for process in processes[busy..]
+        .iter_mut()
+        .take((usize::from(options.processes) / 10).max(1))
+    {
+        process.child.kill()?;
+    }
+    sleep_until(at(1.0)).await;
+    seen.ends.store(true, Relaxed);
+    watching.await??;
+    let rate = |from: f64, to: f64| {
+        let done: u64 = processes.iter().map(|p| p.done(at(from), at(to))).sum();
+        done as f64 / ((to - from) * f64::from(options.seconds))
+    };
+    // The second half of a phase, for those that are alike in it.
+    let of_each: Vec<f64> = processes[busy..2 * busy]
+        .iter()
+        .map(|p| p.done(at(0.5), at(KILLS_AT)) as f64)
+        .collect();
+    let jain = of_each.iter().sum::<f64>().powi(2)
+        / (of_each.len() as f64 * of_each.iter().map(|x| x * x).sum::<f64>()).max(1.0);
+    let [other, full] = &*start.failed;
+    println!(
+        "{:14} {:8.0} {:8.0} {:8.0} {:6.3} {:7} {:8} {:7} {:8}",
+        way.name(),
+        rate(0.0, 1.0),
+        rate(MOVES_AT / 3.0, MOVES_AT),
+        rate(MOVES_AT, ROLLS_OUT_AT),
+        jain,
+        seen.most.load(Relaxed),
+        seen.over.load(Relaxed) * 10,
+        full.load(Relaxed),
+        other.load(Relaxed)
+    );
+    drop(processes);
+    drop(bouncer);
+    // The next run begins on an empty server.
+    let left =
+        "select count(*) from pg_stat_activity where usename = $1 and pid <> pg_backend_pid()
+        and backend_type = 'client backend' and application_name <> 'watch'";
+    while admin.query_one(left, &[&role]).await?.get::<_, i64>(0) > 0 {
+        sleep(Duration::from_millis(50)).await;
+    }
+    admin
+        .batch_execute(
+            "delete from pool_autotune.lease; delete from pool_autotune.budget; delete from live",
+        )
+        .await?;
+    Ok(())
+}
+
+/// Waits until a Redis grants.
+async fn settle(redis: &str, url: &str) -> Result<(), Box<dyn Error>> {
+    let client = redis::Client::open(redis)?;
+    let budget = pool_autotune::fleet::Budget::redis(client, "bench", url.parse()?);
+    let budget = budget.start().await?;
+    while budget.snapshot().lease_left().is_none() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    budget.leave(Duration::from_secs(5)).await;
+    Ok(())
+}
+
+/// Counts the sessions of the processes every 10 ms.
+async fn watch(
+    client: Client,
+    role: &'static str,
+    seen: Arc<Seen>,
+) -> Result<(), tokio_postgres::Error> {
+    client
+        .batch_execute("set application_name = 'watch'")
+        .await?;
+    let count = "select count(*) from pg_stat_activity where usename = $1
+        and backend_type = 'client backend' and application_name <> 'watch'";
+    let count = client.prepare(count).await?;
+    let idle = match role {
+        // The one that looks on for the runner.
+        "postgres" => 1,
+        _ => 0,
+    };
+    while !seen.ends.load(Relaxed) {
+        let row = client.query_one(&count, &[&role]).await?;
+        let now = (row.get::<_, i64>(0) as usize).saturating_sub(idle);
+        seen.most.fetch_max(now, Relaxed);
+        seen.over.fetch_add(u64::from(now > TOTAL), Relaxed);
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}

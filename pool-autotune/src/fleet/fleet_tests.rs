@@ -1,0 +1,351 @@
+//! A fleet in virtual time: what runs in each process, against the reference of the store.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::beats::{self, Ask, Reply, Store};
+use super::budget::{Budget, Inner, Kind};
+use super::config::{Settings, jitter};
+use super::kernel::{self, Count, Mutant, World};
+use super::pod::{Pod, Terms};
+use super::shares::{Claim, shares};
+use super::{BudgetError, Member};
+use crate::Mode;
+
+/// The server: its sessions, and the table.
+struct Server {
+    start: Instant,
+    table: kernel::Store,
+    claims: HashMap<u64, Claim>,
+    shares: HashMap<u64, u32>,
+    is_stale: bool,
+    swept: i64,
+    sessions: HashMap<u64, u32>,
+    open: u32,
+    most: u32,
+    beats: u64,
+    refreshes: u64,
+}
+
+impl Server {
+    fn opened(&mut self, id: u64) {
+        *self.sessions.entry(id).or_default() += 1;
+        self.open += 1;
+        self.most = self.most.max(self.open);
+    }
+
+    fn closed(&mut self, id: u64) {
+        *self.sessions.entry(id).or_default() -= 1;
+        self.open -= 1;
+    }
+
+    fn for_shares(&self) -> u32 {
+        let kept = self.table.reserve.max(self.table.excess);
+        self.table.total.saturating_sub(kept)
+    }
+
+    fn refresh(&mut self, now: i64) {
+        let rows = self.table.rows.iter().filter(|row| row.expires >= now);
+        let ids: Vec<u64> = rows.map(|row| row.id).collect();
+        let claims: Vec<Claim> = ids.iter().map(|id| self.claims[id]).collect();
+        let given = shares(self.for_shares(), &claims);
+        self.shares = ids.into_iter().zip(given).collect();
+        self.is_stale = false;
+        self.refreshes += 1;
+    }
+
+    fn beat(&mut self, id: u64, ask: &Ask<'_>) -> Reply {
+        self.beats += 1;
+        let now = (Instant::now() - self.start).as_millis() as i64;
+        let sweeps = now >= self.swept + 1_000;
+        let sessions: Vec<(u64, u32)> = match sweeps {
+            true => self.sessions.iter().map(|(&id, &n)| (id, n)).collect(),
+            false => vec![(id, self.sessions.get(&id).copied().unwrap_or(0))],
+        };
+        let held = self.table.rows.iter().find(|row| row.id == id);
+        let claim = Claim {
+            weight: (ask.settings.weight * 1000.0) as u32,
+            floor: ask.demand.floor as u32,
+            need: ask.demand.need as u32,
+            want: ask.demand.want as u32,
+            held: held.map_or(0, |row| row.cap),
+        };
+        let is_new = self.claims.insert(id, claim) != Some(claim);
+        self.is_stale |= is_new;
+        if sweeps {
+            self.swept = now;
+            if self.is_stale {
+                self.refresh(now);
+            }
+        }
+        let share = self.shares.get(&id).copied().unwrap_or(claim.floor);
+        let share = share.min(claim.want);
+        let world = World {
+            now,
+            boot: 0,
+            ttl: ask.terms.ttl.as_millis() as i64,
+            count: Count::Of(&sessions, now),
+            sweeps,
+            looks: sweeps,
+        };
+        let terms = (ask.terms.dials, ask.terms.dial_for.as_millis() as i64);
+        let taken = self
+            .table
+            .beat(id, &ask.beat, terms, &world, |_| share, Mutant::None);
+        Reply {
+            grant: taken.grant,
+            seen: taken.seen,
+            is_late: taken.is_late,
+            is_settling: taken.is_settling,
+            total: self.table.total as usize,
+            reserve: self.table.reserve as usize,
+            members: self.table.rows.len(),
+            floors: 0,
+            counted: self.table.rows.iter().map(|row| row.cap as usize).sum(),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Server>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Server> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection, which the server shows a little longer.
+struct Session {
+    server: Shared,
+    id: u64,
+}
+
+impl Session {
+    async fn open(server: &Shared, id: u64) -> Self {
+        sleep(Duration::from_millis(5).mul_f64(0.5 + jitter())).await;
+        server.lock().opened(id);
+        let server = server.clone();
+        Self { server, id }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let (server, id) = (self.server.clone(), self.id);
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(10).mul_f64(jitter())).await;
+            server.lock().closed(id);
+        });
+    }
+}
+
+impl Store for Shared {
+    type Session = Session;
+
+    const IS_DIVIDED: bool = true;
+
+    async fn open(&self, budget: &Arc<Inner>) -> Result<Session, BudgetError> {
+        Ok(Session::open(self, budget.id as u64).await)
+    }
+
+    fn is_closed(_: &Session) -> bool {
+        false
+    }
+
+    async fn beat(&self, session: &mut Session, ask: &Ask<'_>) -> Result<Reply, BudgetError> {
+        let way = || sleep(Duration::from_millis(4).mul_f64(jitter()));
+        way().await;
+        let reply = self.lock().beat(session.id, ask);
+        way().await;
+        Ok(reply)
+    }
+}
+
+/// One process, with a pool that opens what it may and needs.
+struct Process {
+    budget: Budget,
+    need: Arc<Mutex<(usize, usize)>>,
+    pool: JoinHandle<()>,
+}
+
+impl Process {
+    fn start(server: &Shared, id: i64) -> Self {
+        let ttl = Duration::from_secs(15);
+        let terms = Terms {
+            ttl,
+            dial_for: ttl / 3,
+            dials: 4,
+        };
+        let pod = Pod::new(terms);
+        let own = Kind::Leased { own: 1 };
+        let inner = Arc::new(Inner::new(id, own, pod, Mode::Enforce, 0, 0));
+        let settings = Settings::default();
+        tokio::spawn(beats::run(Arc::downgrade(&inner), server.clone(), settings));
+        let budget = Budget::from_inner(inner);
+        let news = Arc::new(Notify::new());
+        let member = Arc::new(budget.join(Arc::clone(&news)));
+        let need = Arc::new(Mutex::new((0, 3)));
+        let pool = pool(server.clone(), id as u64, member, Arc::clone(&need), news);
+        Self {
+            budget,
+            need,
+            pool: tokio::spawn(pool),
+        }
+    }
+
+    fn needs(&self, need: usize, want: usize) {
+        *self.need.lock().unwrap_or_else(PoisonError::into_inner) = (need, want);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.pool.abort();
+    }
+}
+
+async fn pool(
+    server: Shared,
+    id: u64,
+    member: Arc<Member>,
+    needs: Arc<Mutex<(usize, usize)>>,
+    news: Arc<Notify>,
+) {
+    let mut open: Vec<Session> = Vec::new();
+    loop {
+        let (need, want) = *needs.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = member.follow(need, want, || open.len());
+        // Every connection that is needed, as far as it may.
+        let target = share.min(need.max(1));
+        open.truncate(target.max(1));
+        while open.len() < target
+            && let Some(right) = member.try_take()
+        {
+            open.push(Session::open(&server, id).await);
+            drop(right);
+            member.follow(need, want, || open.len());
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(250), news.notified()).await;
+    }
+}
+
+/// What each of `processes` should have, where those from `first` on need much.
+fn ideal(server: &Shared, processes: usize, hot: usize, first: usize) -> Vec<u32> {
+    let claims: Vec<Claim> = (0..processes)
+        .map(|number| {
+            let is_hot = (first..first + hot).contains(&number);
+            let need = if is_hot { HOT } else { IDLE };
+            Claim {
+                weight: 1000,
+                floor: 2,
+                need: need as u32 + 1,
+                want: need as u32 + 1,
+                held: 0,
+            }
+        })
+        .collect();
+    shares(server.lock().for_shares(), &claims)
+}
+
+const HOT: usize = 60;
+const IDLE: usize = 1;
+
+/// Moves the load to the processes from `first` on; returns how long it takes until each has its part.
+async fn converges(server: &Shared, fleet: &[Process], hot: usize, first: usize) -> Duration {
+    let start = Instant::now();
+    for (number, process) in fleet.iter().enumerate() {
+        let need = match (first..first + hot).contains(&number) {
+            true => HOT,
+            false => IDLE,
+        };
+        process.needs(need, need);
+    }
+    let has_its_part = |ideal: &[u32]| {
+        let open = |process: &Process| process.budget.snapshot().open() as u32;
+        let mut pairs = fleet.iter().map(open).zip(ideal);
+        pairs.all(|(open, &ideal)| open.abs_diff(ideal) <= 1)
+    };
+    loop {
+        sleep(Duration::from_millis(100)).await;
+        let ideal = ideal(server, fleet.len(), hot, first);
+        if has_its_part(&ideal) {
+            return start.elapsed();
+        }
+        if start.elapsed() >= Duration::from_secs(60) {
+            let open: Vec<usize> = fleet.iter().map(|p| p.budget.snapshot().open()).collect();
+            panic!("{open:?}, not {ideal:?}");
+        }
+    }
+}
+
+/// A tenth of the processes needs more than its part; then another tenth does.
+async fn a_fleet_of(processes: usize) {
+    /// Three beats, of 4 to 6 s.
+    const THREE_BEATS: Duration = Duration::from_secs(15);
+    let total = processes as u32 * 5;
+    let server = Shared(Arc::new(Mutex::new(Server {
+        start: Instant::now(),
+        table: kernel::Store {
+            total,
+            reserve: (total / 32).max(2),
+            boot: 0,
+            epoch: 1,
+            settle_until: 0,
+            excess: 0,
+            counted: 0,
+            rows: Vec::new(),
+        },
+        claims: HashMap::new(),
+        shares: HashMap::new(),
+        is_stale: true,
+        swept: -1_000,
+        sessions: HashMap::new(),
+        open: 0,
+        most: 0,
+        beats: 0,
+        refreshes: 0,
+    })));
+    let fleet: Vec<Process> = (1..=processes as i64)
+        .map(|id| Process::start(&server, id))
+        .collect();
+    let hot = processes / 10;
+    let started = converges(&server, &fleet, hot, 0).await;
+    assert!(started <= THREE_BEATS, "{started:?} after the start");
+    sleep(Duration::from_secs(30)).await;
+    let moved = converges(&server, &fleet, hot, processes / 2).await;
+    assert!(moved <= THREE_BEATS, "{moved:?} after the load moved");
+    sleep(Duration::from_secs(30)).await;
+    // Where nothing moves, all beat slowly, and shares are not made anew.
+    let (beats, refreshes) = {
+        let server = server.lock();
+        (server.beats, server.refreshes)
+    };
+    sleep(Duration::from_secs(50)).await;
+    let most = server.lock().most;
+    let (beats, refreshes) = {
+        let server = server.lock();
+        (server.beats - beats, server.refreshes - refreshes)
+    };
+    println!(
+        "{processes} processes: {started:?} after the start, {moved:?} after the load moved; at most {most} \
+         of {total}; in 50 s of rest {beats} beats, {refreshes} refreshes"
+    );
+    assert!(most <= total, "{most} of {total}");
+    assert!(refreshes <= 2, "{refreshes}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn forty_processes_have_their_parts_within_three_beats() {
+    a_fleet_of(40).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_processes_have_their_parts_within_three_beats() {
+    a_fleet_of(1_000).await;
+}
