@@ -26,6 +26,9 @@ const SOON: Duration = Duration::from_secs(1);
 /// has had too few for long: its queue may not be patient for more than a beat or two.
 const URGENT_FOR: Duration = Duration::from_secs(3);
 
+/// A process that leaves beats this often at first, until the server shows nothing of its pools any more.
+const LEAVES: Duration = Duration::from_millis(50);
+
 /// The server shows within this time that an idle connection was closed.
 const CLOSED_WITHIN: Duration = Duration::from_millis(20);
 
@@ -108,8 +111,10 @@ pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settin
         granted: None,
         needed: (0, false),
         rose: None,
+        shown: None,
     };
     let mut quick = 0;
+    let mut leaves = LEAVES;
     loop {
         let Some(budget) = inner.upgrade() else {
             return;
@@ -121,11 +126,20 @@ pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settin
         if let Err(Failed::Lost) = result {
             beats.hang_up(&budget);
         }
-        let has_left = budget.state().leaving && result.is_ok();
+        let leaving = budget.state().leaving;
+        let has_left = leaving && result.is_ok() && beats.shown.is_none_or(|n| n <= budget.own());
+        budget.state().has_left = has_left;
+        if has_left {
+            beats.hang_up(&budget);
+        }
         budget.beaten();
         if has_left {
-            beats.session = None;
             return;
+        }
+        if leaving {
+            sleep(leaves).await;
+            leaves = (2 * leaves).min(SOON);
+            continue;
         }
         let ttl = budget.state().pod.terms().ttl;
         let often = (ttl / 3).mul_f64(0.8 + 0.4 * jitter());
@@ -167,6 +181,8 @@ struct Beats<S: Store> {
     needed: (usize, bool),
     /// When the need rose beyond the rights.
     rose: Option<Instant>,
+    /// Sessions of this process that the server showed at the last beat, if it was asked.
+    shown: Option<usize>,
 }
 
 enum Failed {
@@ -217,17 +233,28 @@ impl<S: Store> Beats<S> {
         budget.asked(false);
         let need = demand.need;
         self.needed = (need, need * 4 < before * 3 || before * 4 < need * 3);
-        let (beat, terms, old) = {
+        let (beat, terms, old, leaving) = {
             let mut state = budget.state();
             state.fed();
             let old = state.pod.cap();
-            (state.pod.send(now), state.pod.terms(), old)
+            if state.leaving {
+                state.pod.shrink(0);
+            }
+            let mut terms = state.pod.terms();
+            if state.leaving && state.pod.dialing() == 0 {
+                // Nothing is dialled any more: what the server shows is all there is, from now on.
+                (terms.ttl, terms.dial_for, terms.dials) = (Duration::ZERO, Duration::ZERO, 0);
+            }
+            (state.pod.send(now), terms, old, state.leaving)
         };
         if before * 4 < need * 3 && need > old as usize {
             self.rose = Some(now);
         }
-        let asks =
-            yields || self.untagged > 0 || beat.bound as usize != demand.open || beat.seq % 4 == 1;
+        let asks = yields
+            || leaving
+            || self.untagged > 0
+            || beat.bound as usize != demand.open
+            || beat.seq % 4 == 1;
         let ask = Ask {
             budget,
             settings: &self.settings,
@@ -236,7 +263,7 @@ impl<S: Store> Beats<S> {
             terms,
             asks,
         };
-        let within = REPLY_WITHIN.min(terms.ttl / 3);
+        let within = REPLY_WITHIN.min(budget.state().pod.terms().ttl / 3);
         let reply = match timeout(within, self.store.beat(session, &ask)).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => {
@@ -293,6 +320,7 @@ impl<S: Store> Beats<S> {
             (_, true) => self.untagged + 1,
             (_, false) => 0,
         };
+        self.shown = reply.seen.map(|seen| seen as usize);
         let mut state = budget.state();
         let has_rights = state
             .pod

@@ -63,6 +63,8 @@ pub(super) struct State {
     /// A dial waits for rights.
     starves: bool,
     pub(super) leaving: bool,
+    /// The store knows that it has left, and the server shows no connection of its pools any more.
+    pub(super) has_left: bool,
     /// The server had no place although this process was below its cap: until when it asks for no more
     /// than it has.
     refused_until: Option<Instant>,
@@ -216,20 +218,25 @@ impl Budget {
         }
     }
 
-    /// Gives up all rights: the pools that use the budget are to be drained before. Returns when the server was
-    /// told, or after `within`.
-    pub async fn leave(&self, within: Duration) {
-        let tried = {
-            let mut state = self.inner.state();
-            state.leaving = true;
-            state.tried
-        };
+    /// Gives up all rights for good: the pools that use the budget are to be drained before. Returns whether the
+    /// store has been told that nothing of this process is left, within the time `within`. Others get its
+    /// connections then within a second; otherwise when its lease has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// It goes on leaving when this is dropped.
+    pub async fn leave(&self, within: Duration) -> bool {
+        if self.inner.kind == Kind::Fixed {
+            return true;
+        }
+        self.inner.state().leaving = true;
         self.inner.hurry.notify_one();
-        let _ = timeout(within, self.inner.beaten_since(tried)).await;
+        let has_left = self.inner.beaten_until(|state| state.has_left);
+        timeout(within, has_left).await.is_ok()
     }
 
     pub(super) async fn first_beat(&self) -> Result<(), BudgetError> {
-        self.inner.beaten_since(0).await;
+        self.inner.beaten_until(|state| state.tried > 0).await;
         let state = self.inner.state();
         match &state.error {
             // Others may leave.
@@ -305,6 +312,7 @@ impl Inner {
                 tried: 0,
                 starves: false,
                 leaving: false,
+                has_left: false,
                 refused_until: None,
             }),
             hurry: Notify::new(),
@@ -334,10 +342,10 @@ impl Inner {
         self.enforces.load(Relaxed)
     }
 
-    async fn beaten_since(&self, tried: u64) {
+    async fn beaten_until(&self, is_done: impl Fn(&State) -> bool) {
         loop {
             let beaten = self.beaten.notified();
-            if self.state().tried > tried {
+            if is_done(&self.state()) {
                 return;
             }
             beaten.await;

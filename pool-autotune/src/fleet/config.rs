@@ -31,9 +31,9 @@ pub struct Config {
 
 /// Where it is kept.
 enum Kept {
-    Postgres(Postgres),
+    Postgres(Box<Postgres>),
     #[cfg(feature = "fleet-redis")]
-    Redis(Hash),
+    Redis(Box<Hash>),
 }
 
 impl Default for Settings {
@@ -98,7 +98,7 @@ impl Budget {
         T::TlsConnect: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        Config::new(Kept::Postgres(connect_by(postgres, tls)))
+        Config::new(Kept::Postgres(Box::new(connect_by(postgres, tls))))
     }
 
     /// Begins a budget that is kept in a Redis or a Valkey, under `key`, for the connections of `postgres`.
@@ -131,11 +131,11 @@ impl Budget {
         T::TlsConnect: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        Config::new(Kept::Redis(Hash {
+        Config::new(Kept::Redis(Box::new(Hash {
             client,
             key: key.into(),
             postgres: Some(connect_by(postgres, tls)),
-        }))
+        })))
     }
 
     /// Like [`redis`](Self::redis), where Postgres cannot be asked, as behind a pooler.
@@ -148,11 +148,11 @@ impl Budget {
     #[cfg(feature = "fleet-redis")]
     #[cfg_attr(docsrs, doc(cfg(feature = "fleet-redis")))]
     pub fn redis_uncounted(client: redis::Client, key: impl Into<String>) -> Config {
-        Config::new(Kept::Redis(Hash {
+        Config::new(Kept::Redis(Box::new(Hash {
             client,
             key: key.into(),
             postgres: None,
-        }))
+        })))
     }
 }
 
@@ -312,14 +312,14 @@ impl Config {
             Kept::Postgres(postgres) => {
                 let create = settings.create;
                 let table = Table {
-                    postgres,
+                    postgres: *postgres,
                     create,
                     reap_after,
                 };
                 runtime.spawn(beats::run(weak, table, settings))
             }
             #[cfg(feature = "fleet-redis")]
-            Kept::Redis(hash) => runtime.spawn(beats::run(weak, hash, settings)),
+            Kept::Redis(hash) => runtime.spawn(beats::run(weak, *hash, settings)),
         };
         Ok(Budget::from_inner(inner))
     }
@@ -335,7 +335,8 @@ impl Config {
             ));
         }
         #[cfg(feature = "fleet-redis")]
-        if let Kept::Redis(Hash { key, postgres, .. }) = &self.kept {
+        if let Kept::Redis(hash) = &self.kept {
+            let Hash { key, postgres, .. } = &**hash;
             if key.is_empty() {
                 return wrong("the key in Redis is empty".to_owned());
             }

@@ -241,6 +241,18 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Ends as a deployment does: the users go, the pool drains, and the budget is given back.
+    pub(crate) async fn stop(mut self) {
+        for user in self.users.drain(..) {
+            user.abort();
+            let _ = user.await;
+        }
+        assert!(self.pool.drain(5 * SECOND).await);
+        assert!(self.budget.leave(5 * SECOND).await);
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.users.drain(..).for_each(|user| user.abort());

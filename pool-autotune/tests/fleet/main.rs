@@ -403,11 +403,41 @@ async fn a_process_that_leaves_gives_its_rights_back_at_once() {
     let one = server.join(of_20).await;
     one.pool.prewarm(4).await.expect("they open");
     assert!(one.pool.drain(SECOND).await);
-    one.budget.leave(5 * SECOND).await;
+    assert!(one.budget.leave(5 * SECOND).await);
     let counted = "select cap from pool_autotune.lease";
     let row = server.admin.query_one(counted, &[]).await.expect("a row");
-    assert!(row.get::<_, i32>(0) <= 5, "what the server may still show");
+    assert_eq!(row.get::<_, i32>(0), 1, "the connection that beat");
     assert_eq!(one.budget.snapshot().granted(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_processes_had_that_have_left_is_not_counted_any_more() {
+    let server = Server::installed(100).await;
+    let mut old = Vec::new();
+    for _ in 0..4 {
+        let mut process = server.join(of_20).await;
+        process.load(8);
+        old.push(process);
+    }
+    let watch = server.watch().await;
+    until(20 * SECOND, "the old ones use all there is", || {
+        watch.now() >= 17
+    })
+    .await;
+    for process in old {
+        process.stop().await;
+    }
+    // The connections that beat may be shown for a moment longer.
+    let counted = "select coalesce(sum(cap), 0)::int from pool_autotune.lease";
+    let row = server.admin.query_one(counted, &[]).await.expect("a row");
+    assert!(row.get::<_, i32>(0) <= 4, "{}", row.get::<_, i32>(0));
+    let mut new = server.join(of_20).await;
+    new.load(17);
+    until(20 * SECOND, "the new one uses all there is", || {
+        watch.now() >= 17
+    })
+    .await;
+    assert!(watch.most() <= 20, "{}", watch.most());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
