@@ -143,12 +143,12 @@ fn a_port_in_use_is_refused() {
     assert_refused(
         demo(&["--serve", "--port", &port]),
         &port,
-        "expected a port that nobody uses",
+        "expected a port that is free",
     );
     assert_refused(
         demo(&["--port", &port]),
         &port,
-        "expected a port that nobody uses",
+        "expected a port that is free",
     );
 }
 
