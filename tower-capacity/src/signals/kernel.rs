@@ -1,5 +1,5 @@
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -38,19 +38,37 @@ impl KernelFile {
         Ok(opened)
     }
 
-    /// Opens `file` of the cgroup of this process (version 2), else that of the root.
+    /// Opens `file` of the cgroup of this process (version 2), or of the one that stands for it in a
+    /// container.
     pub(super) fn of_own_cgroup(
         name: &'static str,
         file: &str,
         what: What,
     ) -> Result<Self, SignalError> {
-        let root = Path::new("/sys/fs/cgroup");
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+        Self::of_cgroup((name, what), file, Path::new("/sys/fs/cgroup"), own)
+    }
+
+    fn of_cgroup(
+        (name, what): (&'static str, What),
+        file: &str,
+        root: &Path,
+        own: Option<&str>,
+    ) -> Result<Self, SignalError> {
         if let Some(own) = own
+            && !own.is_empty()
             && let Ok(found) = Self::open(name, root.join(own).join(file), what)
         {
             return Ok(found);
+        }
+        // The root of the machine has no `cgroup.events`, and its `full` is never more than 0: it says nothing
+        // of this process.
+        if !root.join("cgroup.events").exists() {
+            let path = root.join(file);
+            let error = io::Error::from(io::ErrorKind::NotFound);
+            let kind = Kind::Read(error);
+            return Err(SignalError { name, path, kind });
         }
         Self::open(name, root.join(file), what)
     }
@@ -116,6 +134,25 @@ mod tests {
         assert_eq!(stalled(text, "full"), Some(17));
         assert_eq!(stalled("full total=", "full"), None);
         assert_eq!(stalled("some total=3", "full"), None);
+    }
+
+    #[test]
+    fn the_root_of_the_machine_is_not_taken_for_the_cgroup_of_this_process() {
+        let root = tempfile::tempdir().unwrap();
+        let what = ("cpu_pressure", What::Stall("full"));
+        let find = |own| KernelFile::of_cgroup(what, "cpu.pressure", root.path(), own);
+        let full = "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+        fs::write(root.path().join("cpu.pressure"), full).unwrap();
+        assert!(find(Some("")).is_err());
+        // In a container the root is the container's.
+        fs::write(root.path().join("cgroup.events"), "populated 1\n").unwrap();
+        assert!(find(Some("")).is_ok());
+        assert!(find(None).is_ok());
+        // A cgroup of its own goes first.
+        let own = root.path().join("service");
+        fs::create_dir(&own).unwrap();
+        fs::write(own.join("cpu.pressure"), full).unwrap();
+        assert!(find(Some("service")).unwrap().path.starts_with(own));
     }
 
     #[test]
