@@ -205,21 +205,18 @@ async fn the_shares_of_the_sql_are_those_of_exact_arithmetic() {
 /// Rights of simulated processes, by process.
 type Rights = Mutex<HashMap<u64, i32>>;
 
-/// Twenty clients beat at the same time for two processes each. Returns the most that were granted.
-async fn most_granted(server: &Postgres, migration: &str, beats: usize) -> i32 {
+/// Installs a table that grants at once, by a policy that gives all to all: what is safe does not depend on it.
+async fn install_generous(server: &Postgres, migration: &str) {
     let client = connect(server).await;
     client
         .batch_execute("drop schema if exists pool_autotune cascade")
         .await
         .expect("it is dropped");
-    // On a slow server, others wait for the lock.
-    let slow = migration.replace("now_ := pool", "perform pg_sleep(0.001);\n  now_ := pool");
-    client.batch_execute(&slow).await.expect("valid SQL");
+    client.batch_execute(migration).await.expect("valid SQL");
     client
         .batch_execute("update pool_autotune.installed set at = '-infinity'")
         .await
         .expect("updated");
-    // A policy that gives all to all: what is safe does not depend on it.
     client
         .batch_execute(
             "create or replace function pool_autotune.shares(b int) returns table(pod bigint, share int)
@@ -227,6 +224,13 @@ async fn most_granted(server: &Postgres, migration: &str, beats: usize) -> i32 {
         )
         .await
         .expect("valid SQL");
+}
+
+/// Twenty clients beat at the same time for two processes each. Returns the most that were granted.
+async fn most_granted(server: &Postgres, beats: usize) -> i32 {
+    // On a slow server, others wait for the lock.
+    let slow = MIGRATION.replace("now_ := pool", "perform pg_sleep(0.001);\n  now_ := pool");
+    install_generous(server, &slow).await;
     let rights: &Rights = &Mutex::default();
     let most = &Mutex::new(0);
     let clients = futures_util::future::join_all((0..20).map(|_| connect(server))).await;
@@ -286,23 +290,70 @@ async fn most_granted(server: &Postgres, migration: &str, beats: usize) -> i32 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_clients_at_once_are_never_granted_more_than_the_total() {
     let server = Postgres::start().await.expect("Postgres starts");
-    let most = most_granted(&server, MIGRATION, 60).await;
+    let most = most_granted(&server, 60).await;
     // Of 81, the 21 sessions of this test are of the role, beyond what any row counts.
     assert!((30..=60).contains(&most), "{most}");
 }
 
+/// Two processes that each want all: the second beats while the first has beaten and not committed. Returns
+/// what both were granted.
+async fn granted_to_two(server: &Postgres, migration: &str) -> i32 {
+    install_generous(server, migration).await;
+    let (first, second) = (connect(server).await, connect(server).await);
+    let is = async |client: &Client, pod: i32| {
+        let named = format!("select set_config('pool_autotune.pod', '{pod}', false)");
+        client.batch_execute(&named).await.expect("it is set");
+    };
+    let beat = |pod: i32, want: i32| {
+        format!(
+            "select o_grant from pool_autotune.beat_v1({pod}, 1, 0, 0, 0, 15000, 2, 5000, false, 'web',
+                1000, {want}, {want}, {want}, 81, 0)"
+        )
+    };
+    // The row that is locked is there.
+    is(&first, 3).await;
+    first.query_one(&beat(3, 0), &[]).await.expect("a beat");
+    is(&first, 1).await;
+    is(&second, 2).await;
+    first.batch_execute("begin").await.expect("it begins");
+    let one = first.query_one(&beat(1, 60), &[]).await.expect("a beat");
+    let other = tokio::spawn(async move { second.query_one(&beat(2, 60), &[]).await });
+    let watch = connect(server).await;
+    let waits = "select count(*) from pg_stat_activity
+        where wait_event_type = 'Lock' and query like '%beat_v1(2,%' and pid <> pg_backend_pid()";
+    while watch
+        .query_one(waits, &[])
+        .await
+        .expect("a count")
+        .get::<_, i64>(0)
+        == 0
+    {
+        assert!(
+            !other.is_finished(),
+            "the second did not wait for the lock of the first"
+        );
+        tokio::task::yield_now().await;
+    }
+    first.batch_execute("commit").await.expect("it commits");
+    let other = other.await.expect("it ends").expect("a beat");
+    one.get::<_, i32>(0) + other.get::<_, i32>(0)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_a_snapshot_older_than_the_lock_twenty_clients_at_once_are_granted_more() {
+async fn a_beat_that_waits_for_another_counts_what_that_was_granted() {
     let server = Postgres::start().await.expect("Postgres starts");
+    // Of 81, the sessions of this test are of the role, beyond what any row counts.
+    let granted = granted_to_two(&server, MIGRATION).await;
+    assert!((60..=81).contains(&granted), "{granted}");
+
+    // Read before the lock and not after it, what the other took is not seen.
     let rule = "from pool_autotune.budget where role = current_user for update;";
     assert!(MIGRATION.contains(rule));
     let locks = "perform 1 from pool_autotune.budget where role = current_user for update;";
-    let mutant = MIGRATION.replace(
-        rule,
-        &format!("{} {locks}", rule.replace(" for update", "")),
-    );
-    let most = most_granted(&server, &mutant, 60).await;
-    assert!(most > 60, "{most}");
+    let read = rule.replace(" for update", "");
+    let mutant = MIGRATION.replace(rule, &format!("{read} {locks}"));
+    let granted = granted_to_two(&server, &mutant).await;
+    assert!(granted > 81, "{granted}");
 }
 
 #[tokio::test]
