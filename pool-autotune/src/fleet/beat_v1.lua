@@ -99,13 +99,23 @@ if sweeps then
       end
     end
   end
-  if sessions then
-    b.excess = strangers
-    for pod, n in pairs(sessions) do
-      local row = rows[pod]
-      if pod ~= me then b.excess = b.excess + math.max(0, n - (row and row.cap or 0)) end
+end
+
+-- Sessions that no row counts, but for those of this process. Without a count, what the last one left.
+if sessions then
+  local caps, names = {}, {}
+  for pod in pairs(sessions) do
+    if pod ~= me then names[#names + 1] = pod end
+  end
+  if rows then
+    for pod, row in pairs(rows) do caps[pod] = row.cap end
+  elseif #names > 0 then
+    for i, row in ipairs(redis.call('HMGET', key, unpack(names))) do
+      if row then caps[names[i]] = cmsgpack.unpack(row).cap end
     end
   end
+  b.excess = strangers
+  for _, pod in ipairs(names) do b.excess = b.excess + math.max(0, sessions[pod] - (caps[pod] or 0)) end
 end
 
 local held = seen < 0 and math.max(p_cap, bound) or math.max(p_cap, math.min(bound, seen + dialing))
@@ -225,5 +235,7 @@ if m.cap ~= old then
   b.sum_cap = b.sum_cap - old + m.cap
   b.is_stale = true
 end
+-- For the next beat, this process is one of the others.
+if sessions then b.excess = b.excess + math.max(0, seen - m.cap) end
 redis.call('HSET', key, me, cmsgpack.pack(m), 'budget', cmsgpack.pack(b))
 return reply(grant, false)

@@ -106,10 +106,6 @@ impl Budget {
     /// For a Postgres that cannot keep a table. `postgres` is the address of Postgres itself, not of a
     /// pooler, and the role that the pools use: each process asks it, over one connection of its part, what
     /// sessions it shows. All processes that share its connections as this role use the same key.
-    ///
-    /// The table in Postgres is the stronger of the two, and is what has run for longer. With a Redis that was gone
-    /// for more than a lease and came back empty, a total of 20 was exceeded by 2 in one of five runs of a
-    /// test, and it is not known why: leave headroom, or limit the role (`ALTER ROLE .. CONNECTION LIMIT`).
     #[cfg(feature = "fleet-redis")]
     #[cfg_attr(docsrs, doc(cfg(feature = "fleet-redis")))]
     pub fn redis(

@@ -91,7 +91,6 @@ impl Server {
             ttl: ask.terms.ttl.as_millis() as i64,
             count: Count::Of(&sessions, now),
             sweeps,
-            looks: sweeps,
         };
         let terms = (ask.terms.dials, ask.terms.dial_for.as_millis() as i64);
         let taken = self

@@ -55,8 +55,6 @@ pub(crate) struct World<'a> {
     pub(crate) count: Count<'a>,
     /// Whether the rows of others are looked through.
     pub(crate) sweeps: bool,
-    /// Whether sessions that no row counts are looked for.
-    pub(crate) looks: bool,
 }
 
 impl World<'_> {
@@ -141,9 +139,7 @@ impl Store {
         let others = || self.rows.iter().filter(|row| row.id != id);
         let counted: u32 = others().map(|row| row.cap).sum();
         let cap_of = |id: u64| others().find(|row| row.id == id).map_or(0, |row| row.cap);
-        if let Count::Of(sessions, _) = world.count
-            && world.looks
-        {
+        if let Count::Of(sessions, _) = world.count {
             let foreign = sessions.iter().filter(|&&(other, _)| other != id);
             self.excess = foreign
                 .map(|&(other, count)| count.saturating_sub(cap_of(other)))
@@ -174,6 +170,10 @@ impl Store {
             };
             (grant, cap)
         };
+        if matches!(world.count, Count::Of(..)) {
+            // For the next beat, this process is one of the others.
+            self.excess += seen.unwrap_or(0).saturating_sub(cap);
+        }
         let row = Row {
             id,
             seq: beat.seq,

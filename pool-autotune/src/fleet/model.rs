@@ -591,7 +591,6 @@ impl State {
             ttl: TTL,
             count: Count::Of(&sessions, NOW),
             sweeps: true,
-            looks: true,
         };
         let store = || Store {
             total: self.total,

@@ -155,7 +155,6 @@ pub(super) async fn differs<S: Subject>(
             ttl: TTL,
             count,
             sweeps,
-            looks: S::LOOKS || sweeps,
         };
         let most = taken.share.min(claim.want);
         let reply = store.beat(id, &beat, (DIALS, DIAL_FOR), &world, |_| most, Mutant::None);
