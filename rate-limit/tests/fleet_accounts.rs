@@ -430,7 +430,9 @@ async fn plans_that_have_one_policy_divide_what_may_be_leased() {
         limiter.plan("c").unwrap(),
     ];
     let mut most = 0;
-    for _ in 0..30 {
+    // Half of the burst, less a little: the other half may be leased to other plans meanwhile, and a request
+    // is refused for what they hold.
+    for _ in 0..16 {
         for plan in &plans {
             for _ in 0..100 {
                 assert!(plan.check("alice").await.is_ok());
@@ -440,7 +442,7 @@ async fn plans_that_have_one_policy_divide_what_may_be_leased() {
     }
     assert!(most <= 5_000, "{most} leased of a burst of 10000");
     limiter.shutdown().await;
-    assert_eq!(limiter.peek("alice").await, Some(1_000));
+    assert_eq!(limiter.peek("alice").await, Some(5_200));
 }
 
 #[test]
