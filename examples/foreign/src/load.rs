@@ -45,6 +45,8 @@ pub(crate) struct Tally {
     pub(crate) late: usize,
     /// 503 with `retry-after`.
     pub(crate) shed: usize,
+    /// When the last of them was sent, in seconds.
+    pub(crate) last_shed: f64,
     /// Any other status, or a broken connection.
     pub(crate) failed: usize,
     /// No response until the user went.
@@ -73,7 +75,7 @@ impl Tally {
         sorted.get(index).copied().unwrap_or_default()
     }
 
-    fn count(&mut self, fate: Fate, latency: Duration) {
+    fn count(&mut self, at: f64, fate: Fate, latency: Duration) {
         match fate {
             Fate::Served => {
                 self.latencies.push(latency);
@@ -83,7 +85,10 @@ impl Tally {
                     self.late += 1;
                 }
             }
-            Fate::Shed => self.shed += 1,
+            Fate::Shed => {
+                self.shed += 1;
+                self.last_shed = self.last_shed.max(at);
+            }
             Fate::Failed => self.failed += 1,
             Fate::Gone => self.gone += 1,
         }
@@ -264,7 +269,7 @@ pub(crate) async fn open(client: &Client, a_second: f64, lasting: Duration) -> T
         let (client, mut random) = (client.clone(), SmallRng::from_rng(&mut random));
         requests.spawn(async move {
             let fate = client.ask(&mut random, intended + PATIENCE).await;
-            (fate, intended.elapsed())
+            (at, fate, intended.elapsed())
         });
     }
     let mut tally = Tally {
@@ -273,7 +278,7 @@ pub(crate) async fn open(client: &Client, a_second: f64, lasting: Duration) -> T
     };
     while let Some(ended) = requests.join_next().await {
         match ended {
-            Ok((fate, latency)) => tally.count(fate, latency),
+            Ok((at, fate, latency)) => tally.count(at, fate, latency),
             Err(_) => tally.failed += 1,
         }
     }
