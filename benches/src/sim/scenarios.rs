@@ -101,6 +101,25 @@ pub fn named() -> Vec<Scenario> {
         connections: 16,
         ..usual
     };
+    // 250/s with two inside, 500 with eight and 1,000 with 32.
+    let round_trips = Server {
+        cores: 2.0,
+        cpu: Time::Exponential(0.008),
+        dependency: Time::Exponential(0.000_5),
+        sharing: 0.5,
+        ..usual
+    };
+    // While the callers take a part of the cores.
+    let crowded = Server {
+        cores: 1.2,
+        ..round_trips
+    };
+    let eight = Server {
+        connections: 8,
+        cpu: Time::Exponential(0.007),
+        dependency: Time::Exponential(0.001_5),
+        ..round_trips
+    };
     let closed = |clients| Load::Closed {
         clients,
         think: 0.005,
@@ -225,6 +244,19 @@ pub fn named() -> Vec<Scenario> {
         s("pool-bound")
             .phase(10.0, 1120.0, pool)
             .phase(20.0, 3200.0, pool),
+        s("round-trips")
+            .phase(10.0, 100.0, round_trips)
+            .phase(20.0, 3000.0, round_trips)
+            .phase(20.0, 500.0, round_trips),
+        s("round-trips-crowd")
+            .phase(10.0, 1500.0, crowded)
+            .phase(30.0, 280.0, round_trips),
+        s("round-trips-8")
+            .phase(10.0, 1500.0, eight)
+            .phase(30.0, 280.0, eight),
+        s("round-trips-9")
+            .phase(10.0, 1500.0, eight)
+            .phase(30.0, 340.0, eight),
     ]
 }
 
@@ -489,6 +521,7 @@ fn wide_server(r: &mut SmallRng) -> Server {
             _ => usize::MAX,
         },
         body: cpu * body,
+        sharing: 0.0,
     }
 }
 

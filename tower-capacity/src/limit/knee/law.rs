@@ -22,12 +22,20 @@ const LEAST_STEP: f64 = 0.5;
 const GREATEST_STEP: f64 = 1.5;
 /// Share of the limit below which a window that did not reach it shows *S*.
 const LIGHT: f64 = 0.7;
+/// Share of the limit in use, or of the offered requests refused, from which it was the limit that
+/// held throughput down (model).
+const FULL: f64 = 0.8;
+const REFUSED: f64 = 0.2;
+/// Growth of a limit that refused and was not full.
+const ROOM: f64 = 1.1;
 /// Slower than this, twice in a row, is news.
 const NEWS: f64 = 0.7;
 /// What a probe leaves of the limit. Half costs more than it tells (model).
 const DEPTH: f64 = 0.7;
 /// Elasticity below which less concurrency is as good.
 const USELESS: f64 = 0.15;
+/// Elasticity surely above which even the higher of two limits is not enough.
+const MORE: f64 = 0.25;
 /// Elasticity below which a step of slow start did not pay.
 const VAIN: f64 = 0.5;
 /// A service time of this many times *S* ends slow start.
@@ -233,7 +241,7 @@ impl Knee {
             && self
                 .steady
                 .is_some_and(|steady| inflight > 1.15 * steady.inflight());
-        if !window.limited && !has_grown {
+        if !has_grown && !(window.limited && (self.slow_start || is_full(window, held))) {
             return self.on_light_load(window, service_time, last_inflight);
         }
         if drains {
@@ -354,7 +362,12 @@ impl Knee {
         };
         self.usual_throughput += pace * (window.throughput() - self.usual_throughput);
         let inflight = window.mean_inflight;
-        if inflight >= LIGHT * self.limit {
+        // A burst was refused, and most of the time there was room.
+        if window.limited && window.refusals > 0 {
+            self.limit *= ROOM;
+            return ("room", self.limit);
+        }
+        if window.limited || inflight >= LIGHT * self.limit {
             return ("hold", self.limit);
         }
         if let Some(objective) = &mut self.objective {
@@ -636,7 +649,13 @@ impl Knee {
         again: bool,
     ) -> (&'static str, f64) {
         let before = self.limit;
-        let wanted = target(busy(low, found)).max(low.inflight());
+        let pays = found.value - found.error > MORE;
+        let busy = if pays {
+            high.inflight()
+        } else {
+            busy(low, found)
+        };
+        let wanted = target(busy).max(low.inflight());
         self.limit = wanted.min(GREATEST_STEP * before);
         self.base = Some(at_work(wanted) * high.service_time() / high.inflight());
         self.steady = None;
@@ -647,7 +666,7 @@ impl Knee {
             return self.start(*low, lower);
         }
         self.verified = true;
-        if (self.limit / before).ln().abs() > 0.2 {
+        if pays || (self.limit / before).ln().abs() > 0.2 {
             self.pause = 0.0;
         }
         self.schedule(now, window);
@@ -714,6 +733,13 @@ impl Limit for Knee {
             elasticity: self.elasticity,
         }
     }
+}
+
+/// Whether the limit was what held throughput down, and not the callers.
+fn is_full(window: &Window, held: f64) -> bool {
+    let refused = window.refusals as f64;
+    let offered = refused + window.completions as f64;
+    window.mean_inflight >= FULL * held || refused >= REFUSED * offered
 }
 
 /// The limit for so many requests at work.

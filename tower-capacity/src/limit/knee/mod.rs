@@ -27,6 +27,9 @@
 //!   time (*1 − ∂ln w/∂ln n*, by Little's law), and the two are weighed by their errors, which are
 //!   scaled by how far steady windows were found to scatter. A probe lasts until the error is small
 //!   or the verdict plain. If half the limit was as good as all of it, the next probe follows at once.
+//!   If *e* is surely above 0.25, more than the higher of the two limits is worth having, as in a
+//!   server whose requests share what they cost (wake-ups, group commits): then all of it counts as
+//!   at work, and the next probe comes soon.
 //! - **A probe that says that slowness is not ours** (*e* near 1 and a higher *S*) is repeated
 //!   upwards before it is believed: the limit goes back, and the throughput has to come back with it.
 //!   If it does not, capacity was lost meanwhile. So a capacity that moves by itself is not mistaken
@@ -38,6 +41,11 @@
 //!
 //! A limit that comes down by a fifth without a probe and takes the throughput with it, while the
 //! service time stays, has been a probe already: it goes back up to be confirmed.
+//!
+//! All this is read only from windows that the limit has filled: with four fifths of it in use on
+//! average, or a fifth of the requests refused. Where a burst has touched it and no more, the
+//! callers set the throughput: it says nothing of the limit, which then never goes down, and up by a
+//! tenth where a request was refused.
 //!
 //! *S* is never above *w* by more than the error of *w*.
 //!
