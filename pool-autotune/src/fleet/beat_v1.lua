@@ -214,6 +214,19 @@ if sweeps then
     end
     b.is_stale = false
   end
+  -- Those that hold more than their shares learn it at once where others wait for it: as many of them as it
+  -- takes. Lost, this costs time only.
+  local owed, holders = b.sum_cap - b.shared, {}
+  for pod, row in pairs(live) do
+    owed = owed + math.max(0, math.min(row.share, row.want) - row.cap)
+    if row.cap > row.share and pod ~= me then holders[#holders + 1] = { pod = pod, over = row.cap - row.share } end
+  end
+  table.sort(holders, function(x, y) return x.over > y.over end)
+  for i = 1, math.min(#holders, 100) do
+    if owed <= 0 or is_settling then break end
+    redis.pcall('PUBLISH', key .. ':' .. holders[i].pod, '')
+    owed = owed - holders[i].over
+  end
   -- What no process has touched for a day is of no fleet.
   redis.call('PEXPIRE', key, 86400000)
 end

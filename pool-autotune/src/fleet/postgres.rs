@@ -35,7 +35,7 @@ impl Postgres {
              -c statement_timeout=5000"
         );
         config.options(options);
-        let (client, connection) = (self.connect)(config).await?;
+        let (client, connection) = (self.connect)(config, Arc::downgrade(budget)).await?;
         Ok((client, Connection(tokio::spawn(connection))))
     }
 }
@@ -62,6 +62,7 @@ pub(super) struct Table {
 pub(super) struct Session {
     client: Client,
     statement: Option<Statement>,
+    listens: bool,
     _connection: Connection,
 }
 
@@ -86,6 +87,7 @@ impl Store for Table {
         let mut session = Session {
             client,
             statement: None,
+            listens: false,
             _connection: connection,
         };
         fence(&session, budget.tag()).await.map_err(read)?;
@@ -111,6 +113,12 @@ impl Store for Table {
 
     async fn beat(&self, session: &mut Session, ask: &Ask<'_>) -> Result<Reply, BudgetError> {
         let reply = send(session, ask).await.map_err(read)?;
+        if !session.listens {
+            // Not before a beat has shown that no pooler is in between. Refused, it costs time only.
+            session.listens = true;
+            let listen = format!("listen \"{}\"", ask.budget.tag());
+            let _ = session.client.batch_execute(&listen).await;
+        }
         // What it ends shows at the next beat.
         if let Some(after) = self.reap_after.filter(|_| ask.asks) {
             reap(session, ask, after).await.map_err(read)?;
