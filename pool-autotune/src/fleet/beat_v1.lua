@@ -63,7 +63,8 @@ if counted_at >= 0 then
 end
 local sees = sessions and counted_on == server
 
-local rows, sweeps = nil, now >= b.swept + 1000
+-- A server that has far less than it had is a new one: what was granted before is not dialled again there.
+local rows, sweeps = nil, now >= b.swept + 1000 or total >= 0 and total * 10 < b.total * 9
 if sweeps then
   rows = {}
   local all = redis.call('HGETALL', key)
@@ -234,9 +235,9 @@ end
 local free = math.max(0, b.total - math.max(b.reserve, b.excess) - (b.sum_cap - old))
 local grant
 if is_settling then
-  -- A live lease is registered again, and nothing is raised.
+  -- A live lease is registered again, and nothing is raised; above its share only what there is room for.
   if p_cap == 0 then held = math.min(held, old) end
-  grant = math.min(held, p_cap)
+  grant = math.min(held, p_cap, math.max(free, math.min(m.share, want)))
   m.cap = held
 else
   -- What is counted never grows past what is free.

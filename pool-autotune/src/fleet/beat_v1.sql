@@ -282,9 +282,9 @@ begin
 
   lim := greatest(0, b.total - greatest(b.reserve, b.excess) - (b.sum_cap - old));
   if o_settling then
-    -- A live lease is registered again, and nothing is raised.
+    -- A live lease is registered again, and nothing is raised; above its share only what there is room for.
     if p_cap = 0 then held := least(held, old); end if;
-    o_grant := least(held, p_cap);
+    o_grant := least(held, p_cap, greatest(lim, least(m.share, p_want)));
     mycap := held;
   else
     -- What is counted never grows past what is free.

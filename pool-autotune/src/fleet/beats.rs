@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::budget::{Demand, Inner};
 use super::config::{Settings, jitter};
@@ -147,6 +147,20 @@ pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settin
         }
         let ttl = budget.state().pod.terms().ttl;
         let often = (ttl / 3).mul_f64(0.8 + 0.4 * jitter());
+        let is_too_small = matches!(budget.state().error, Some(BudgetError::TooSmall { .. }));
+        if matches!(result, Err(Failed::Waits)) && is_too_small {
+            // Its next connection comes from the reserve, as those of all others that wait: they would take
+            // more than there is of it if they came back soon, and nothing is likely to be free.
+            while timeout_at(sent + often, budget.hurry.notified())
+                .await
+                .is_ok()
+            {
+                if budget.state().leaving {
+                    break;
+                }
+            }
+            continue;
+        }
         let soon = often.min(SOON.mul_f64(1.0 + jitter()));
         let pause = match hungry {
             true if beats.is_urgent(sent) => soon / 2,

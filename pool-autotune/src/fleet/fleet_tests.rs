@@ -53,9 +53,11 @@ impl Server {
         self.table.total.saturating_sub(kept)
     }
 
-    fn refresh(&mut self, now: i64) {
-        let rows = self.table.rows.iter().filter(|row| row.expires >= now);
-        let ids: Vec<u64> = rows.map(|row| row.id).collect();
+    /// Makes the shares anew, also for `me`, which may have no row yet.
+    fn refresh(&mut self, me: u64, now: i64) {
+        let rows = self.table.rows.iter();
+        let others = rows.filter(|row| row.expires >= now && row.id != me);
+        let ids: Vec<u64> = others.map(|row| row.id).chain([me]).collect();
         let claims: Vec<Claim> = ids.iter().map(|id| self.claims[id]).collect();
         let given = shares(self.for_shares(), &claims);
         self.shares = ids.into_iter().zip(given).collect();
@@ -115,7 +117,7 @@ impl Server {
         if sweeps {
             self.swept = now;
             if self.is_stale {
-                self.refresh(now);
+                self.refresh(id, now);
             }
             self.wake(id, now);
         }

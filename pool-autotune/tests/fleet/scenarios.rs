@@ -141,6 +141,26 @@ pub(crate) async fn after_a_restart_of_the_server_rights_are_raised_when_it_has_
     assert!(watch.most() <= 20, "{}", watch.most());
 }
 
+pub(crate) async fn a_server_that_comes_back_with_fewer_connections_is_given_no_more_than_it_has(
+    mut server: Server,
+) {
+    let set = |config: Config| config.ttl(15 * SECOND);
+    let mut one = server.join(set).await;
+    let mut two = server.join(set).await;
+    one.load(40);
+    two.load(40);
+    let both_serve = || one.size() >= 30 && two.size() >= 30;
+    until(30 * SECOND, "both serve", both_serve).await;
+    let fewer = [("max_connections", "40")];
+    let restarted = server.postgres.restart_with(&fewer).await;
+    restarted.expect("Postgres starts");
+    let watch = server.watch().await;
+    until(15 * SECOND, "both serve again", || watch.now() >= 20).await;
+    sleep(3 * SECOND).await;
+    // Less three for superusers, a twentieth, and the session that looks on.
+    assert!(watch.most() <= 34, "{}", watch.most());
+}
+
 pub(crate) async fn the_limit_of_the_role_is_followed_down_and_up(server: Server) {
     server.sql("alter role app connection limit 30").await;
     let watch = server.watch().await;
