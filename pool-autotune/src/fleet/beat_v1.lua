@@ -199,7 +199,8 @@ if sweeps then
       lapsed = lapsed + row.cap
     end
   end
-  b.total = least or 0
+  -- While Postgres is down, none counts: what was known of it stays.
+  b.total = least or b.total
   b.reserve = most
   if most < 0 then
     b.reserve = math.max(math.min(2, math.floor(b.total / 8)), math.floor(b.total * 3 / 100))
@@ -237,7 +238,9 @@ local grant
 if is_settling then
   -- A live lease is registered again, and nothing is raised; above its share only what there is room for.
   if p_cap == 0 then held = math.min(held, old) end
-  grant = math.min(held, p_cap, math.max(free, math.min(m.share, want)))
+  grant = math.min(held, p_cap)
+  -- Unless the total is not known, since Postgres is down, too.
+  if b.total > 0 then grant = math.min(grant, math.max(free, math.min(m.share, want))) end
   m.cap = held
 else
   -- What is counted never grows past what is free.

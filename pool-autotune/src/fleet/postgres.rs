@@ -27,12 +27,13 @@ impl Postgres {
     ) -> Result<(Client, Connection), tokio_postgres::Error> {
         let mut config = self.config.clone();
         Budget::from_inner(Arc::clone(budget)).tag(&mut config);
-        // What a pooler does not forward is missed in the beat.
+        // What a pooler does not forward is missed in the beat. A plan made while the table was small would
+        // read all of it at every beat for as long as the session lasts.
         let id = budget.id;
         let mut options = config.get_options().unwrap_or_default().to_owned();
         options += &format!(
             " -c pool_autotune.pod={id} -c default_transaction_isolation=read\\ committed \
-             -c statement_timeout=5000"
+             -c statement_timeout=5000 -c enable_seqscan=off -c jit=off"
         );
         config.options(options);
         let (client, connection) = (self.connect)(config, Arc::downgrade(budget)).await?;
