@@ -132,7 +132,10 @@ async fn play(
     );
     drop(processes);
     drop(bouncer);
-    let admin = connect(&postgres.url()).await?;
+    let admin = match admin.is_closed() {
+        true => connect(&postgres.url()).await?,
+        false => admin,
+    };
     clear(&admin, role).await?;
     Ok(())
 }

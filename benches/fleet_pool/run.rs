@@ -37,6 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         admin.batch_execute(settled).await?;
         let redis = Redis::start().await?;
         if options.scenario != Scenario::Load {
+            drop(admin);
             return faults::run(options, &mut postgres, &redis).await;
         }
         println!(
