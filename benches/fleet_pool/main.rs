@@ -2,13 +2,19 @@
 //!
 //! ```text
 //! cargo run --release -p overload-benches --bin bench_fleet_pool -- --quick
+//! cargo run --release -p overload-benches --bin bench_fleet_pool -- --quick --scenario failover
 //! ```
 //!
 //! Real processes, each with a pool and its users, in front of a Postgres with `max_connections = 100`.
 //! A third of them is busy; after a third of a run the load moves to others, then a quarter more processes
 //! start, as in a rollout, and at last a tenth of the processes is killed (SIGKILL). What is counted is
 //! what users get, and the sessions that the server shows, every 10 ms.
+//!
+//! The other scenarios have a load that stays where it is, and a store that stands still, a server that is
+//! lost with the table, one that is restarted with fewer connections, or queries that a server with two
+//! cores can do two of at a time.
 
+mod faults;
 mod node;
 mod rules;
 mod run;
@@ -21,7 +27,7 @@ use clap::{Parser, ValueEnum};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "bench_fleet_pool")]
 pub(crate) struct Options {
-    /// Runs of ten processes for 12 s: less than two minutes in all.
+    /// Runs of ten processes, for 12 s under a load that moves and 30 s otherwise: about two minutes in all.
     #[arg(long)]
     quick: bool,
 
@@ -34,6 +40,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 20,
           value_parser = clap::value_parser!(u16).range(4..=80))]
     pub(crate) processes: u16,
+
+    /// What happens in a run.
+    #[arg(long, value_name = "WHAT", default_value = "load")]
+    pub(crate) scenario: Scenario,
 
     /// Run only this contender.
     #[arg(long, value_name = "WAY")]
@@ -54,6 +64,28 @@ pub(crate) struct Options {
     /// The Redis of the budget.
     #[arg(long, hide = true, default_value = "")]
     pub(crate) redis: String,
+}
+
+/// What happens in a run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// The load moves, a rollout begins, and processes are killed.
+    Load,
+    /// The store stands still, for 60 s or half of the run.
+    Pause,
+    /// The server is killed, and comes back without the table; what a Redis kept is lost with it.
+    Failover,
+    /// The server is restarted with 60 connections, and later with 100.
+    Resize,
+    /// All processes are busy, with queries that use the processor.
+    Knee,
+}
+
+impl Scenario {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// How the processes share the server.
@@ -113,7 +145,10 @@ pub(crate) const KILLS_AT: f64 = 0.75;
 fn main() -> ExitCode {
     let mut options = Options::parse();
     if options.quick {
-        options.seconds = 12;
+        options.seconds = match options.scenario {
+            Scenario::Load => 12,
+            _ => 30,
+        };
         options.processes = 10;
     }
     let done = match (options.node, &options.url, options.only) {

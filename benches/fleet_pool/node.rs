@@ -13,11 +13,14 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls};
 
 use crate::rules::{self, Swapped};
-use crate::{BUSY, IDLE, MOVES_AT, Options, TOTAL, WANTED, Way};
+use crate::{BUSY, IDLE, MOVES_AT, Options, Scenario, TOTAL, WANTED, Way};
 
 /// What a user does with a connection: 50 ms of waiting for the database. Unprepared, which is what all
 /// poolers forward.
 const QUERY: &str = "select pg_sleep(0.05)";
+
+/// What a user does where the processor is what is scarce: about 3 ms of it.
+const WORK: &str = "select count(*) from generate_series(1, 30000)";
 
 /// How long a user waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -27,11 +30,12 @@ pub(crate) fn busy(processes: u16) -> u16 {
     (processes / 3).max(1)
 }
 
-fn is_busy(number: u16, processes: u16, part: f64) -> bool {
-    let busy = busy(processes);
-    match part < MOVES_AT {
-        true => number < busy,
-        false => (busy..2 * busy).contains(&number),
+fn is_busy(options: &Options, number: u16, part: f64) -> bool {
+    let busy = busy(options.processes);
+    match options.scenario {
+        Scenario::Load if part >= MOVES_AT => (busy..2 * busy).contains(&number),
+        Scenario::Knee => true,
+        _ => number < busy,
     }
 }
 
@@ -56,7 +60,7 @@ fn read(error: &tokio_postgres::Error) -> Failure {
 }
 
 impl Kind {
-    async fn query(&self) -> Result<(), Failure> {
+    async fn query(&self, sql: &str) -> Result<(), Failure> {
         use deadpool_postgres::PoolError;
         let read_pool = |error: &PoolError| match error {
             PoolError::Backend(error) => read(error),
@@ -64,7 +68,7 @@ impl Kind {
         };
         let bare = async |pool: &Pool| {
             let client = pool.get().await.map_err(|error| read_pool(&error))?;
-            let done = client.simple_query(QUERY).await;
+            let done = client.simple_query(sql).await;
             done.map(drop).map_err(|error| read(&error))
         };
         match self {
@@ -75,7 +79,7 @@ impl Kind {
                     pool_autotune::Error::Backend(error) => read_pool(&error),
                     _ => Failure::Other,
                 })?;
-                let done = client.simple_query(QUERY).await;
+                let done = client.simple_query(sql).await;
                 done.map(drop).map_err(|error| {
                     pool.note_error(&error);
                     read(&error)
@@ -142,17 +146,23 @@ pub(crate) fn serve(
         };
         let counts: Arc<[AtomicU64; 3]> = Arc::default();
         let (length, late) = (f64::from(options.seconds), options.late);
-        let processes = options.processes;
-        for user in 0..BUSY {
+        let (users, sql) = match options.scenario {
+            Scenario::Knee => (BUSY / 5, WORK),
+            _ => (BUSY, QUERY),
+        };
+        let options = options.clone();
+        let options = Arc::new(options);
+        for user in 0..users {
+            let options = Arc::clone(&options);
             let (kind, counts) = (Arc::clone(&kind), Arc::clone(&counts));
             tokio::spawn(async move {
                 loop {
                     let part = (late + start.elapsed().as_secs_f64()) / length;
-                    if user >= IDLE && !is_busy(number, processes, part) {
+                    if user >= IDLE && !is_busy(&options, number, part) {
                         sleep(Duration::from_millis(50)).await;
                         continue;
                     }
-                    let count = match kind.query().await {
+                    let count = match kind.query(sql).await {
                         Ok(()) => 0,
                         Err(Failure::Other) => 1,
                         Err(Failure::Full) => 2,

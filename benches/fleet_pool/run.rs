@@ -13,10 +13,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_postgres::{Client, NoTls};
 
 use crate::node::busy;
-use crate::{KILLS_AT, MAX_CONNECTIONS, MOVES_AT, Options, ROLLS_OUT_AT, TOTAL, Way, rules};
+use crate::{
+    KILLS_AT, MAX_CONNECTIONS, MOVES_AT, Options, ROLLS_OUT_AT, Scenario, TOTAL, Way, faults, rules,
+};
 
-/// What one process did in each half second.
-type Reports = Arc<Mutex<Vec<(Instant, u64)>>>;
+/// What one process did in each half second: queries done, failed, and refused for lack of a place.
+type Reports = Arc<Mutex<Vec<(Instant, [u64; 3])>>>;
 
 pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -25,16 +27,19 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         .build()?;
     runtime.block_on(async {
         let most = MAX_CONNECTIONS.to_string();
-        let postgres = Postgres::start_with(&[("max_connections", &most)]).await?;
+        let mut postgres = Postgres::start_with(&[("max_connections", &most)]).await?;
         let admin = connect(&postgres.url()).await?;
         admin.batch_execute("create role app login").await?;
-        admin.batch_execute(MIGRATION).await?;
-        admin.batch_execute(&grants("app")).await?;
+        admin.batch_execute(rules::TABLE).await?;
+        install(&admin).await?;
         // As on a server where it was there before the fleet.
         let settled = "update pool_autotune.installed set at = '-infinity'";
         admin.batch_execute(settled).await?;
-        admin.batch_execute(rules::TABLE).await?;
         let redis = Redis::start().await?;
+        if options.scenario != Scenario::Load {
+            drop(admin);
+            return faults::run(options, &mut postgres, &redis).await;
+        }
         println!(
             "{} processes, {} s each; to be shared: {TOTAL} of {MAX_CONNECTIONS} connections\n\n\
              {:14} {:>8} {:>8} {:>8} {:>6} {:>7} {:>8} {:>7} {:>8}",
@@ -60,14 +65,19 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     })
 }
 
-async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
+pub(crate) async fn install(admin: &Client) -> Result<(), tokio_postgres::Error> {
+    admin.batch_execute(MIGRATION).await?;
+    admin.batch_execute(&grants("app")).await
+}
+
+pub(crate) async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
 }
 
 /// A process, which ends with this.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     reports: Reports,
 }
@@ -80,23 +90,20 @@ impl Drop for Process {
     }
 }
 
-/// What all processes failed at: other reasons, and a server without a place.
-type Failed = Arc<[AtomicU64; 2]>;
-
-struct Start<'a> {
-    options: &'a Options,
-    way: Way,
-    url: &'a str,
-    redis: &'a str,
-    failed: Failed,
+pub(crate) struct Start<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) way: Way,
+    pub(crate) url: &'a str,
+    pub(crate) redis: &'a str,
 }
 
 impl Start<'_> {
-    fn process(&self, number: u16, late: f64) -> Result<Process, Box<dyn Error>> {
+    pub(crate) fn process(&self, number: u16, late: f64) -> Result<Process, Box<dyn Error>> {
         let options = self.options;
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--node", &number.to_string(), "--url", self.url])
             .args(["--only", &self.way.name(), "--redis", self.redis])
+            .args(["--scenario", &options.scenario.name()])
             .args(["--seconds", &options.seconds.to_string()])
             .args(["--processes", &options.processes.to_string()])
             .args(["--late", &late.to_string()])
@@ -104,15 +111,13 @@ impl Start<'_> {
             .spawn()?;
         let stdout = child.stdout.take().ok_or("the process has no output")?;
         let reports = Reports::default();
-        let (its, failed) = (Arc::clone(&reports), Arc::clone(&self.failed));
+        let its = Arc::clone(&reports);
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let counts: Vec<u64> = line.split(' ').filter_map(|n| n.parse().ok()).collect();
-                if let [done, other, full] = counts[..] {
+                if let Ok(counts) = <[u64; 3]>::try_from(counts) {
                     let mut its = its.lock().unwrap_or_else(PoisonError::into_inner);
-                    its.push((Instant::now(), done));
-                    failed[0].fetch_add(other, Relaxed);
-                    failed[1].fetch_add(full, Relaxed);
+                    its.push((Instant::now(), counts));
                 }
             }
         });
@@ -121,19 +126,42 @@ impl Start<'_> {
 }
 
 impl Process {
-    fn done(&self, from: Instant, to: Instant) -> u64 {
+    /// What it did from one moment to another.
+    pub(crate) fn counts(&self, from: Instant, to: Instant) -> [u64; 3] {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let within = reports.iter().filter(|(at, _)| (from..to).contains(at));
-        within.map(|(_, done)| done).sum()
+        within.fold([0; 3], |sum, (_, counts)| add(sum, *counts))
     }
 }
 
+pub(crate) fn add(mut sum: [u64; 3], counts: [u64; 3]) -> [u64; 3] {
+    sum.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
+    sum
+}
+
 /// The most sessions at once, and samples above what is to be shared.
-#[derive(Default)]
-struct Seen {
-    most: AtomicUsize,
-    over: AtomicU64,
-    ends: AtomicBool,
+pub(crate) struct Seen {
+    pub(crate) most: AtomicUsize,
+    pub(crate) over: AtomicU64,
+    /// Samples, and the sessions in all of them.
+    pub(crate) samples: AtomicU64,
+    pub(crate) sessions: AtomicU64,
+    /// What is to be shared.
+    pub(crate) total: AtomicUsize,
+    pub(crate) ends: AtomicBool,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            most: AtomicUsize::new(0),
+            over: AtomicU64::new(0),
+            samples: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
+            total: AtomicUsize::new(TOTAL),
+            ends: AtomicBool::new(false),
+        }
+    }
 }
 
 async fn play(
@@ -167,7 +195,6 @@ async fn play(
         way,
         url: &url,
         redis: &redis_url,
-        failed: Failed::default(),
     };
     let began = Instant::now();
     let at = |part: f64| began + Duration::from_secs_f64(part * f64::from(options.seconds));
@@ -176,11 +203,7 @@ async fn play(
         processes.push(start.process(number, began.elapsed().as_secs_f64())?);
     }
     let seen = Arc::<Seen>::default();
-    let watching = tokio::spawn(watch(
-        connect(&postgres.url()).await?,
-        role,
-        Arc::clone(&seen),
-    ));
+    let watching = tokio::spawn(watch(postgres.url(), role, Arc::clone(&seen)));
     sleep_until(at(ROLLS_OUT_AT)).await;
     for number in 0..(options.processes / 4).max(1) {
         let number = options.processes + number;
@@ -196,19 +219,23 @@ async fn play(
     }
     sleep_until(at(1.0)).await;
     seen.ends.store(true, Relaxed);
-    watching.await??;
+    watching.await?;
     let rate = |from: f64, to: f64| {
-        let done: u64 = processes.iter().map(|p| p.done(at(from), at(to))).sum();
+        let done: u64 = processes
+            .iter()
+            .map(|p| p.counts(at(from), at(to))[0])
+            .sum();
         done as f64 / ((to - from) * f64::from(options.seconds))
     };
     // The second half of a phase, for those that are alike in it.
     let of_each: Vec<f64> = processes[busy..2 * busy]
         .iter()
-        .map(|p| p.done(at(0.5), at(KILLS_AT)) as f64)
+        .map(|p| p.counts(at(0.5), at(KILLS_AT))[0] as f64)
         .collect();
     let jain = of_each.iter().sum::<f64>().powi(2)
         / (of_each.len() as f64 * of_each.iter().map(|x| x * x).sum::<f64>()).max(1.0);
-    let [other, full] = &*start.failed;
+    let all = (processes.iter()).map(|process| process.counts(began, Instant::now()));
+    let [_, other, full] = all.fold([0; 3], add);
     println!(
         "{:14} {:8.0} {:8.0} {:8.0} {:6.3} {:7} {:8} {:7} {:8}",
         way.name(),
@@ -218,12 +245,17 @@ async fn play(
         jain,
         seen.most.load(Relaxed),
         seen.over.load(Relaxed) * 10,
-        full.load(Relaxed),
-        other.load(Relaxed)
+        full,
+        other
     );
     drop(processes);
     drop(bouncer);
-    // The next run begins on an empty server.
+    clear(admin, role).await?;
+    Ok(())
+}
+
+/// Waits until the server shows nothing of a run any more, and forgets it.
+pub(crate) async fn clear(admin: &Client, role: &str) -> Result<(), tokio_postgres::Error> {
     let left =
         "select count(*) from pg_stat_activity where usename = $1 and pid <> pg_backend_pid()
         and backend_type = 'client backend' and application_name <> 'watch'";
@@ -239,7 +271,7 @@ async fn play(
 }
 
 /// Waits until a Redis grants.
-async fn settle(redis: &str, url: &str) -> Result<(), Box<dyn Error>> {
+pub(crate) async fn settle(redis: &str, url: &str) -> Result<(), Box<dyn Error>> {
     let client = redis::Client::open(redis)?;
     let budget = pool_autotune::fleet::Budget::redis(client, "bench", url.parse()?);
     let budget = budget.start().await?;
@@ -250,11 +282,21 @@ async fn settle(redis: &str, url: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Counts the sessions of the processes every 10 ms.
-async fn watch(
-    client: Client,
+/// Counts the sessions of the processes every 10 ms, whatever happens to the server.
+pub(crate) async fn watch(url: String, role: &'static str, seen: Arc<Seen>) {
+    while !seen.ends.load(Relaxed) {
+        if let Ok(client) = connect(&url).await {
+            // It ends with the connection, and begins anew with another.
+            let _ = count(&client, role, &seen).await;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn count(
+    client: &Client,
     role: &'static str,
-    seen: Arc<Seen>,
+    seen: &Seen,
 ) -> Result<(), tokio_postgres::Error> {
     client
         .batch_execute("set application_name = 'watch'")
@@ -271,7 +313,10 @@ async fn watch(
         let row = client.query_one(&count, &[&role]).await?;
         let now = (row.get::<_, i64>(0) as usize).saturating_sub(idle);
         seen.most.fetch_max(now, Relaxed);
-        seen.over.fetch_add(u64::from(now > TOTAL), Relaxed);
+        let total = seen.total.load(Relaxed);
+        seen.over.fetch_add(u64::from(now > total), Relaxed);
+        seen.samples.fetch_add(1, Relaxed);
+        seen.sessions.fetch_add(now as u64, Relaxed);
         sleep(Duration::from_millis(10)).await;
     }
     Ok(())

@@ -114,6 +114,17 @@ impl Postgres {
         self.run().await
     }
 
+    /// Like [`restart`](Self::restart), with these settings beside or instead of those that it had.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn restart_with(&mut self, settings: &[(&str, &str)]) -> Result<(), StartError> {
+        let owned = settings.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));
+        self.settings.extend(owned);
+        self.restart().await
+    }
+
     async fn run(&mut self) -> Result<(), StartError> {
         const DEFAULTS: [(&str, &str); 4] = [
             ("fsync", "off"),

@@ -63,7 +63,8 @@ if counted_at >= 0 then
 end
 local sees = sessions and counted_on == server
 
-local rows, sweeps = nil, now >= b.swept + 1000
+-- A server that has far less than it had is a new one: what was granted before is not dialled again there.
+local rows, sweeps = nil, now >= b.swept + 1000 or total >= 0 and total * 10 < b.total * 9
 if sweeps then
   rows = {}
   local all = redis.call('HGETALL', key)
@@ -198,7 +199,8 @@ if sweeps then
       lapsed = lapsed + row.cap
     end
   end
-  b.total = least or 0
+  -- While Postgres is down, none counts: what was known of it stays.
+  b.total = least or b.total
   b.reserve = most
   if most < 0 then
     b.reserve = math.max(math.min(2, math.floor(b.total / 8)), math.floor(b.total * 3 / 100))
@@ -214,6 +216,19 @@ if sweeps then
     end
     b.is_stale = false
   end
+  -- Those that hold more than their shares learn it at once where others wait for it: as many of them as it
+  -- takes. Lost, this costs time only.
+  local owed, holders = b.sum_cap - b.shared, {}
+  for pod, row in pairs(live) do
+    owed = owed + math.max(0, math.min(row.share, row.want) - row.cap)
+    if row.cap > row.share and pod ~= me then holders[#holders + 1] = { pod = pod, over = row.cap - row.share } end
+  end
+  table.sort(holders, function(x, y) return x.over > y.over end)
+  for i = 1, math.min(#holders, 100) do
+    if owed <= 0 or is_settling then break end
+    redis.pcall('PUBLISH', key .. ':' .. holders[i].pod, '')
+    owed = owed - holders[i].over
+  end
   -- What no process has touched for a day is of no fleet.
   redis.call('PEXPIRE', key, 86400000)
 end
@@ -221,9 +236,11 @@ end
 local free = math.max(0, b.total - math.max(b.reserve, b.excess) - (b.sum_cap - old))
 local grant
 if is_settling then
-  -- A live lease is registered again, and nothing is raised.
+  -- A live lease is registered again, and nothing is raised; above its share only what there is room for.
   if p_cap == 0 then held = math.min(held, old) end
   grant = math.min(held, p_cap)
+  -- Unless the total is not known, since Postgres is down, too.
+  if b.total > 0 then grant = math.min(grant, math.max(free, math.min(m.share, want))) end
   m.cap = held
 else
   -- What is counted never grows past what is free.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::budget::{Demand, Inner};
 use super::config::{Settings, jitter};
@@ -28,6 +28,9 @@ const URGENT_FOR: Duration = Duration::from_secs(3);
 
 /// A process that leaves beats this often at first, until the server shows nothing of its pools any more.
 const LEAVES: Duration = Duration::from_millis(50);
+
+/// What was taken from a process is free for others with its next beat, which is sent this soon after.
+const CONFIRMS: Duration = Duration::from_millis(50);
 
 /// The server shows within this time that an idle connection was closed.
 const CLOSED_WITHIN: Duration = Duration::from_millis(20);
@@ -112,6 +115,7 @@ pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settin
         needed: (0, false),
         rose: None,
         shown: None,
+        was_cut: false,
     };
     let mut quick = 0;
     let mut leaves = LEAVES;
@@ -143,12 +147,30 @@ pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settin
         }
         let ttl = budget.state().pod.terms().ttl;
         let often = (ttl / 3).mul_f64(0.8 + 0.4 * jitter());
+        let is_too_small = matches!(budget.state().error, Some(BudgetError::TooSmall { .. }));
+        if matches!(result, Err(Failed::Waits)) && is_too_small {
+            // Its next connection comes from the reserve, as those of all others that wait: they would take
+            // more than there is of it if they came back soon, and nothing is likely to be free.
+            while timeout_at(sent + often, budget.hurry.notified())
+                .await
+                .is_ok()
+            {
+                if budget.state().leaving {
+                    break;
+                }
+            }
+            continue;
+        }
         let soon = often.min(SOON.mul_f64(1.0 + jitter()));
         let pause = match hungry {
             true if beats.is_urgent(sent) => soon / 2,
             true => soon,
             false => often,
         };
+        if std::mem::take(&mut beats.was_cut) {
+            sleep(CONFIRMS).await;
+            continue;
+        }
         let least = match quick < QUICK {
             true => AT_ONCE,
             false => SOON,
@@ -183,6 +205,8 @@ struct Beats<S: Store> {
     rose: Option<Instant>,
     /// Sessions of this process that the server showed at the last beat, if it was asked.
     shown: Option<usize>,
+    /// The last reply left less than there was.
+    was_cut: bool,
 }
 
 enum Failed {
@@ -348,6 +372,7 @@ impl<S: Store> Beats<S> {
         } else {
             None
         };
+        self.was_cut = has_rights && state.pod.cap() < old;
         if state.pod.cap() != old {
             let new = state.pod.cap();
             events::granted(budget.tag(), old, new, reply.members, reply.total);
@@ -388,7 +413,7 @@ impl<S: Store> Beats<S> {
     /// Opens the connection that beats: within the rights, or else from the reserve for those that join.
     async fn open(&mut self, budget: &Arc<Inner>) -> Result<(), Failed> {
         let now = Instant::now();
-        let recently = |joined: Instant| now - joined < Duration::from_secs(1);
+        let recently = |joined: Instant| now - joined < AT_ONCE;
         if S::IS_DIVIDED {
             let mut state = budget.state();
             if !state.pod.dial(now) {

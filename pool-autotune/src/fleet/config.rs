@@ -1,13 +1,13 @@
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{Client, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, Client, NoTls, Socket};
 
 use super::budget::{Budget, Inner, Kind};
 use super::pod::{Pod, Terms};
@@ -71,9 +71,12 @@ pub(super) struct Settings {
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Opens the connection that beats.
+/// Opens a connection of the budget. What it listens to wakes the task that beats.
 pub(super) type Connect = Arc<
-    dyn Fn(tokio_postgres::Config) -> Boxed<Result<(Client, Boxed<()>), tokio_postgres::Error>>
+    dyn Fn(
+            tokio_postgres::Config,
+            Weak<Inner>,
+        ) -> Boxed<Result<(Client, Boxed<()>), tokio_postgres::Error>>
         + Send
         + Sync,
 >;
@@ -163,13 +166,19 @@ where
     T::TlsConnect: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    let connect: Connect = Arc::new(move |config| {
+    let connect: Connect = Arc::new(move |config, budget| {
         let tls = tls.clone();
         Box::pin(async move {
-            let (client, connection) = config.connect(tls).await?;
+            let (client, mut connection) = config.connect(tls).await?;
             let ended: Boxed<()> = Box::pin(async move {
-                // The next beat finds the connection closed.
-                let _ = connection.await;
+                // Where it ends, the next beat finds it closed.
+                while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                    if matches!(message, AsyncMessage::Notification(_))
+                        && let Some(budget) = budget.upgrade()
+                    {
+                        budget.hurry.notify_one();
+                    }
+                }
             });
             Ok((client, ended))
         })

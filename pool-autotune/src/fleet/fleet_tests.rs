@@ -1,7 +1,7 @@
 //! A fleet in virtual time: what runs in each process, against the reference of the store.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -30,6 +30,10 @@ struct Server {
     most: u32,
     beats: u64,
     refreshes: u64,
+    /// Beats in each second.
+    each_second: Vec<u64>,
+    listeners: HashMap<u64, Weak<Inner>>,
+    wakes: u64,
 }
 
 impl Server {
@@ -49,9 +53,11 @@ impl Server {
         self.table.total.saturating_sub(kept)
     }
 
-    fn refresh(&mut self, now: i64) {
-        let rows = self.table.rows.iter().filter(|row| row.expires >= now);
-        let ids: Vec<u64> = rows.map(|row| row.id).collect();
+    /// Makes the shares anew, also for `me`, which may have no row yet.
+    fn refresh(&mut self, me: u64, now: i64) {
+        let rows = self.table.rows.iter();
+        let others = rows.filter(|row| row.expires >= now && row.id != me);
+        let ids: Vec<u64> = others.map(|row| row.id).chain([me]).collect();
         let claims: Vec<Claim> = ids.iter().map(|id| self.claims[id]).collect();
         let given = shares(self.for_shares(), &claims);
         self.shares = ids.into_iter().zip(given).collect();
@@ -59,9 +65,40 @@ impl Server {
         self.refreshes += 1;
     }
 
+    /// Wakes those that hold more than their shares, as many as it takes to give the others theirs.
+    fn wake(&mut self, me: u64, now: i64) {
+        let rows = self.table.rows.iter().filter(|row| row.expires >= now);
+        let mut holders = Vec::new();
+        let counted: u32 = self.table.rows.iter().map(|row| row.cap).sum();
+        let mut owed = i64::from(counted) - i64::from(self.for_shares());
+        for row in rows {
+            let share = self.shares.get(&row.id).copied().unwrap_or(row.cap);
+            let over = i64::from(row.cap) - i64::from(share);
+            owed += (-over).max(0);
+            if over > 0 && row.id != me {
+                holders.push((over, row.id));
+            }
+        }
+        holders.sort_unstable_by(|a, b| b.cmp(a));
+        for (over, id) in holders.into_iter().take(100) {
+            if owed <= 0 {
+                break;
+            }
+            owed -= over;
+            self.wakes += 1;
+            if let Some(budget) = self.listeners.get(&id).and_then(Weak::upgrade) {
+                budget.hurry.notify_one();
+            }
+        }
+    }
+
     fn beat(&mut self, id: u64, ask: &Ask<'_>) -> Reply {
         self.beats += 1;
         let now = (Instant::now() - self.start).as_millis() as i64;
+        let second = (now / 1_000) as usize;
+        self.each_second
+            .resize(self.each_second.len().max(second + 1), 0);
+        self.each_second[second] += 1;
         let sweeps = now >= self.swept + 1_000;
         let sessions: Vec<(u64, u32)> = match sweeps {
             true => self.sessions.iter().map(|(&id, &n)| (id, n)).collect(),
@@ -80,8 +117,9 @@ impl Server {
         if sweeps {
             self.swept = now;
             if self.is_stale {
-                self.refresh(now);
+                self.refresh(id, now);
             }
+            self.wake(id, now);
         }
         let share = self.shares.get(&id).copied().unwrap_or(claim.floor);
         let share = share.min(claim.want);
@@ -150,7 +188,10 @@ impl Store for Shared {
     const IS_DIVIDED: bool = true;
 
     async fn open(&self, budget: &Arc<Inner>) -> Result<Session, BudgetError> {
-        Ok(Session::open(self, budget.id as u64).await)
+        let id = budget.id as u64;
+        let listener = Arc::downgrade(budget);
+        self.lock().listeners.insert(id, listener);
+        Ok(Session::open(self, id).await)
     }
 
     fn is_closed(_: &Session) -> bool {
@@ -309,6 +350,9 @@ async fn a_fleet_of(processes: usize) {
         most: 0,
         beats: 0,
         refreshes: 0,
+        each_second: Vec::new(),
+        listeners: HashMap::new(),
+        wakes: 0,
     })));
     let fleet: Vec<Process> = (1..=processes as i64)
         .map(|id| Process::start(&server, id))
@@ -337,6 +381,37 @@ async fn a_fleet_of(processes: usize) {
     );
     assert!(most <= total, "{most} of {total}");
     assert!(refreshes <= 2, "{refreshes}");
+    some_join(&server, &fleet).await;
+    let server = server.lock();
+    assert!(server.most <= total, "{} of {total}", server.most);
+    // No storm, except that all begin at the same moment.
+    let busiest = server.each_second[5..].iter().max().copied();
+    println!("at most {busiest:?} beats a second");
+    assert!(busiest <= Some(processes as u64), "{busiest:?}");
+}
+
+/// Processes join at the same moment, as many as the reserve lets in, where the others hold all.
+async fn some_join(server: &Shared, fleet: &[Process]) {
+    /// Two beats of a process that has too few.
+    const SOON: Duration = Duration::from_secs(3);
+    const NEED: usize = 3;
+    let start = Instant::now();
+    let before = server.lock().wakes;
+    let joiners: Vec<Process> = (1..=fleet.len() as i64 / 40)
+        .map(|id| Process::start(server, fleet.len() as i64 + id))
+        .collect();
+    joiners.iter().for_each(|process| process.needs(NEED, NEED));
+    // With the connection that beats.
+    let is_served = |process: &Process| process.budget.snapshot().open() > NEED;
+    while !joiners.iter().all(is_served) {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        sleep(Duration::from_millis(50)).await;
+    }
+    let took = start.elapsed();
+    sleep(Duration::from_secs(10)).await;
+    let woken = server.lock().wakes - before;
+    println!("{} join: {took:?}, {woken} woken", joiners.len());
+    assert!(took <= SOON, "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -157,9 +157,11 @@ impl Store {
             limit
         };
         let (grant, cap) = if is_settling {
-            // A live lease is registered again, and nothing is raised.
+            // A live lease is registered again, and nothing is raised; above its share only what there is
+            // room for.
             let held = if beat.cap == 0 { held.min(old) } else { held };
-            (held.min(beat.cap), held)
+            let most = limit.max(share(held));
+            (held.min(beat.cap).min(most), held)
         } else {
             // What is counted never grows past what is free.
             let held = held.min(old.max(limit));

@@ -25,7 +25,9 @@
 //!
 //! Every process beats, every five seconds, or every one to two while it has too few: one statement, one
 //! round trip, over a connection of its own. It says what it uses and what it could use, and is granted a
-//! number of connections for the next 15 s. Grants are made from a table in the same Postgres, under the
+//! number of connections for the next 15 s. Processes that hold more than their part while another waits
+//! for its own are notified, and beat at once: one that joins is served within three seconds, or where the
+//! notification is lost, at their next beats. Grants are made from a table in the same Postgres, under the
 //! lock of one row, by [water-filling](#shares). A process raises its connections only within its grant,
 //! and what one gives up is granted to another only when the *server* no longer shows the session:
 //!
@@ -78,6 +80,9 @@
 //! - One role for all pools that share a budget, [tagged](Budget::tag) connections, and one database where
 //!   the table is, whatever databases the pools use. A session of the role that no process accounts for
 //!   takes from what there is to share.
+//! - Each process listens for its notification (`LISTEN`, or a channel in Redis). Up to version 18, a Postgres
+//!   wakes every listener in a database for every notification in it: where an application sends hundreds a
+//!   second, keep the table in another database of the server.
 //!
 //! A machine that is frozen with a dial in flight, for so long that the server gives up its sessions, may
 //! land that dial above the total: one connection for each such dial, for a moment; and one whose clock

@@ -657,7 +657,7 @@ impl State {
             };
             to.push((next, Event::granted(name, id, reply.grant)));
             grant += 1;
-            if grant > most.get() || reply.is_late || reply.is_settling {
+            if grant > most.get() || reply.is_late {
                 return;
             }
         }

@@ -27,15 +27,16 @@ impl Postgres {
     ) -> Result<(Client, Connection), tokio_postgres::Error> {
         let mut config = self.config.clone();
         Budget::from_inner(Arc::clone(budget)).tag(&mut config);
-        // What a pooler does not forward is missed in the beat.
+        // What a pooler does not forward is missed in the beat. A plan made while the table was small would
+        // read all of it at every beat for as long as the session lasts.
         let id = budget.id;
         let mut options = config.get_options().unwrap_or_default().to_owned();
         options += &format!(
             " -c pool_autotune.pod={id} -c default_transaction_isolation=read\\ committed \
-             -c statement_timeout=5000"
+             -c statement_timeout=5000 -c enable_seqscan=off -c jit=off"
         );
         config.options(options);
-        let (client, connection) = (self.connect)(config).await?;
+        let (client, connection) = (self.connect)(config, Arc::downgrade(budget)).await?;
         Ok((client, Connection(tokio::spawn(connection))))
     }
 }
@@ -62,6 +63,7 @@ pub(super) struct Table {
 pub(super) struct Session {
     client: Client,
     statement: Option<Statement>,
+    listens: bool,
     _connection: Connection,
 }
 
@@ -86,6 +88,7 @@ impl Store for Table {
         let mut session = Session {
             client,
             statement: None,
+            listens: false,
             _connection: connection,
         };
         fence(&session, budget.tag()).await.map_err(read)?;
@@ -111,6 +114,12 @@ impl Store for Table {
 
     async fn beat(&self, session: &mut Session, ask: &Ask<'_>) -> Result<Reply, BudgetError> {
         let reply = send(session, ask).await.map_err(read)?;
+        if !session.listens {
+            // Not before a beat has shown that no pooler is in between. Refused, it costs time only.
+            session.listens = true;
+            let listen = format!("listen \"{}\"", ask.budget.tag());
+            let _ = session.client.batch_execute(&listen).await;
+        }
         // What it ends shows at the next beat.
         if let Some(after) = self.reap_after.filter(|_| ask.asks) {
             reap(session, ask, after).await.map_err(read)?;

@@ -1,10 +1,14 @@
 //! Grants from a hash in a Redis or a Valkey, for a Postgres; the processes count its sessions.
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_core::Stream;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, ServerErrorKind, Value};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::beats::{Ask, Reply, Store};
@@ -28,6 +32,7 @@ pub(super) struct Session {
     redis: MultiplexedConnection,
     digest: String,
     is_lost: bool,
+    wakes: Wakes,
     counting: Option<Counting>,
     /// When a connection to count was opened that was not within the rights.
     joined: Option<Instant>,
@@ -38,6 +43,43 @@ pub(super) struct Session {
 struct Counting {
     client: tokio_postgres::Client,
     _connection: Connection,
+}
+
+/// The task that listens for others that wait for what this process holds.
+struct Wakes(JoinHandle<()>);
+
+impl Wakes {
+    fn start(hash: &Hash, budget: &Arc<Inner>) -> Self {
+        let client = hash.client.clone();
+        let channel = format!("{}:{}", hash.key, budget.id);
+        let budget = Arc::downgrade(budget);
+        Self(tokio::spawn(async move {
+            // Without it, the process learns of them at its next beat, and then listens anew.
+            let _ = listen(&client, &channel, &budget).await;
+        }))
+    }
+}
+
+impl Drop for Wakes {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn listen(client: &Client, channel: &str, budget: &Weak<Inner>) -> Result<(), RedisError> {
+    let mut connection = client.get_async_pubsub().await?;
+    connection.subscribe(channel).await?;
+    let mut messages = pin!(connection.into_on_message());
+    while poll_fn(|cx| messages.as_mut().poll_next(cx))
+        .await
+        .is_some()
+    {
+        let Some(budget) = budget.upgrade() else {
+            break;
+        };
+        budget.hurry.notify_one();
+    }
+    Ok(())
 }
 
 /// What Postgres shows.
@@ -70,6 +112,7 @@ impl Store for Hash {
             redis,
             digest,
             is_lost: false,
+            wakes: Wakes::start(self, budget),
             counting: None,
             joined: None,
             replied: None,
@@ -83,6 +126,9 @@ impl Store for Hash {
     /// Opens the connection that counts: within the rights, or else from the reserve for processes that join,
     /// unless there is nothing that it could find out.
     async fn prepare(&self, session: &mut Session, budget: &Arc<Inner>, knows_total: bool) {
+        if session.wakes.0.is_finished() {
+            session.wakes = Wakes::start(self, budget);
+        }
         let is_open = (session.counting.as_ref()).is_some_and(|c| !c.client.is_closed());
         let Some(postgres) = self.postgres.as_ref().filter(|_| !is_open) else {
             return;

@@ -48,9 +48,11 @@ macro_rules! on_every_store {
 
 on_every_store![
     a_process_that_joins_gets_its_part_and_the_total_is_never_exceeded,
+    what_satisfied_processes_hold_is_given_to_one_that_joins_before_their_next_beats,
     what_a_killed_process_had_is_used_by_others_once_its_lease_has_ended,
     a_stopped_process_keeps_its_sessions_counted_and_takes_none_when_it_wakes,
     after_a_restart_of_the_server_rights_are_raised_when_it_has_settled,
+    a_server_that_comes_back_with_fewer_connections_is_given_no_more_than_it_has,
     the_limit_of_the_role_is_followed_down_and_up,
     an_extra_connection_takes_its_place_within_the_budget,
     what_is_scarce_is_divided_by_weight,

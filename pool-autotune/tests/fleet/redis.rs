@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use pool_autotune::fleet::{Budget, BudgetError};
+use pool_autotune::fleet::{Budget, BudgetError, Config};
 use pool_autotune::tuner::Verdict;
 use private_servers::{PgBouncer, Redis};
 use tokio::io::copy_bidirectional;
@@ -51,6 +51,40 @@ async fn a_redis_that_forgets_all_settles_and_costs_no_request() {
     let redis = server.redis.as_ref().expect("it has one");
     redis.ask(&["FLUSHALL"]).await.expect("it is empty");
     settles_with_a_third(&server, &watch, &one, &two).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_forgets_all_while_postgres_is_down_takes_no_rights() {
+    let mut server = Server::with_redis(100).await;
+    server.sql("alter role app connection limit 20").await;
+    // What there is to share is what Postgres says.
+    let set = |config: Config| config.reserve(2);
+    let mut one = server.join(set).await;
+    let mut two = server.join(set).await;
+    one.load(20);
+    two.load(20);
+    until(20 * SECOND, "both serve", || {
+        one.size() == 8 && two.size() == 8
+    })
+    .await;
+    server.postgres.kill();
+    let redis = server.redis.as_ref().expect("it has one");
+    redis.ask(&["FLUSHALL"]).await.expect("it is empty");
+    let least = || {
+        let granted = |process: &Process| {
+            let budget = process.budget.snapshot();
+            budget.lease_left().map(|_| budget.granted())
+        };
+        [&one, &two].into_iter().filter_map(granted).min()
+    };
+    // Beats are taken meanwhile, of processes that cannot count.
+    for _ in 0..100 {
+        sleep(TTL / 150).await;
+        assert!(least() >= Some(8), "{:?}", least());
+    }
+    server.postgres.restart().await.expect("Postgres starts");
+    let serve_again = || one.size() == 8 && two.size() == 8;
+    until(30 * SECOND, "both serve again", serve_again).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -196,9 +230,7 @@ async fn what_is_wrong_with_a_redis_is_named() {
     let server = Server::with_redis(100).await;
     let url = server.redis_url.clone().expect("it has one");
     let client = |url: &str| ::redis::Client::open(url).expect("a valid url");
-    let start = async |config: pool_autotune::fleet::Config| {
-        config.start().await.expect_err("it cannot start")
-    };
+    let start = async |config: Config| config.start().await.expect_err("it cannot start");
     let nowhere = Budget::redis(client("redis://127.0.0.1:1"), KEY, server.config());
     let error = start(nowhere).await;
     assert!(matches!(error, BudgetError::Unreachable(_)), "{error}");

@@ -44,6 +44,33 @@ pub(crate) async fn a_process_that_joins_gets_its_part_and_the_total_is_never_ex
     assert_eq!((budget.members(), budget.total()), (2, 20));
 }
 
+pub(crate) async fn what_satisfied_processes_hold_is_given_to_one_that_joins_before_their_next_beats(
+    server: Server,
+) {
+    let watch = server.watch().await;
+    // Each beats every four to six seconds by itself, and holds rights that it does not need.
+    let set = |config: Config| config.total(38).reserve(2).ttl(15 * SECOND);
+    let mut satisfied = Vec::new();
+    for _ in 0..10 {
+        satisfied.push(server.join(set).await);
+    }
+    let is_full = || {
+        let mut counted = satisfied.iter().map(|p| p.budget.snapshot().counted());
+        counted.any(|counted| counted >= 36)
+    };
+    until(20 * SECOND, "all rights are held", is_full).await;
+    for _ in 0..3 {
+        let mut one = server.join(set).await;
+        one.load(3);
+        let took = until(30 * SECOND, "it is served", || one.size() >= 3).await;
+        println!("served after {took:?}");
+        assert!(took <= 4 * SECOND, "{took:?}");
+        assert_eq!(one.failed(), 0);
+        satisfied.push(one);
+    }
+    assert!(watch.most() <= 38, "{}", watch.most());
+}
+
 pub(crate) async fn what_a_killed_process_had_is_used_by_others_once_its_lease_has_ended(
     server: Server,
 ) {
@@ -112,6 +139,26 @@ pub(crate) async fn after_a_restart_of_the_server_rights_are_raised_when_it_has_
     until(30 * SECOND, "both serve again", serve_again).await;
     sleep(2 * TTL).await;
     assert!(watch.most() <= 20, "{}", watch.most());
+}
+
+pub(crate) async fn a_server_that_comes_back_with_fewer_connections_is_given_no_more_than_it_has(
+    mut server: Server,
+) {
+    let set = |config: Config| config.ttl(15 * SECOND);
+    let mut one = server.join(set).await;
+    let mut two = server.join(set).await;
+    one.load(40);
+    two.load(40);
+    let both_serve = || one.size() >= 30 && two.size() >= 30;
+    until(30 * SECOND, "both serve", both_serve).await;
+    let fewer = [("max_connections", "40")];
+    let restarted = server.postgres.restart_with(&fewer).await;
+    restarted.expect("Postgres starts");
+    let watch = server.watch().await;
+    until(15 * SECOND, "both serve again", || watch.now() >= 20).await;
+    sleep(3 * SECOND).await;
+    // Less three for superusers, a twentieth, and the session that looks on.
+    assert!(watch.most() <= 34, "{}", watch.most());
 }
 
 pub(crate) async fn the_limit_of_the_role_is_followed_down_and_up(server: Server) {
