@@ -15,7 +15,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{gate::Partition, sync::lock};
+use crate::{
+    gate::{Ask, Partition},
+    sync::lock,
+};
 
 /// Cells. Each thread has one of its own, but for the last, which all others share.
 const SHARDS: usize = 32;
@@ -47,6 +50,8 @@ pub(crate) struct Accounting {
 #[repr(align(128))]
 struct Shard {
     completions: AtomicU64,
+    /// What the completed requests cost beyond one permit each.
+    extra: AtomicU64,
     ignored: AtomicU64,
     drops: AtomicU64,
     cancelled: AtomicU64,
@@ -62,7 +67,8 @@ struct Timed {
     /// Requests inside that have not been answered, and those that have.
     running: Inside,
     answered: Inside,
-    /// Σ time of leaving − Σ time of entering, weighted, in ns; wraps.
+    /// Σ time of leaving − Σ time of entering, weighted, in ns; wraps. Like all weights here in
+    /// permits, not in requests; a service time is one sample whatever the request costs.
     balance: i64,
     service_times: Sum,
     /// The same of requests that were ignored.
@@ -80,7 +86,7 @@ struct Timed {
     longest_gap: u64,
 }
 
-/// Requests inside by age, each weighted by the stride it was drawn with.
+/// Requests inside by age, each weighted by the stride it was drawn with and by its cost.
 #[derive(Clone, Copy, Debug, Default)]
 struct Inside {
     /// Those that entered after the last mark, between the two marks, and before both: the last are
@@ -91,7 +97,7 @@ struct Inside {
 }
 
 impl Inside {
-    /// Adds `weight` requests that entered at `entered`. Returns whether they count as held.
+    /// Adds `weight` permits that went out at `entered`. Returns whether they count as held.
     fn add(&mut self, entered: u64, weight: i64) -> bool {
         let older = self.marks.iter().filter(|mark| entered < **mark).count();
         self.counts[older] += weight;
@@ -99,7 +105,8 @@ impl Inside {
     }
 
     fn mark(&mut self, at: u64) {
-        self.marks = [at, self.marks[0]];
+        // What enters at the same time as the mark may have been counted before it.
+        self.marks = [at + 1, self.marks[0]];
         let [young, older, held] = self.counts;
         self.counts = [0, young, older + held];
     }
@@ -115,7 +122,8 @@ pub(crate) struct Sum {
 
 impl Sum {
     fn add(&mut self, nanos: u64) {
-        let log = (nanos.max(1) as f64).ln();
+        // Below one unit of time, half of it.
+        let log = (nanos.max(Ticket::UNIT / 2) as f64).ln();
         self.count += 1;
         self.logs += log;
         self.squares += log * log;
@@ -158,6 +166,7 @@ impl Sum {
 pub(crate) struct Totals {
     pub(crate) at: u64,
     pub(crate) completions: u64,
+    pub(crate) extra: u64,
     pub(crate) ignored: u64,
     pub(crate) ignored_work: u64,
     pub(crate) drops: u64,
@@ -176,11 +185,11 @@ pub(crate) struct Totals {
     pub(crate) longest_gap: u64,
 }
 
-/// What is remembered of one request: when it entered and how many it stands for, if it is one
-/// that is timed, and whether it has ended.
+/// What is remembered of one request: what it costs, when it entered and how many it stands for, if
+/// it is one that is timed, and whether it has ended.
 ///
-/// `entered:48 | partition:10 | weight:4 | progress:2`. One word, so that it moves with the request
-/// in a register. Times are in units of 128 ns and wrap around after 417 days.
+/// `entered:42 | cost:6 | partition:10 | weight:4 | progress:2`. One word, so that it moves with the
+/// request in a register. Times are in units of 2 µs and wrap around after 101 days.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket(u64);
 
@@ -200,20 +209,32 @@ impl Ticket {
     const WEIGHT: u64 = 0b1111;
     const PARTITION_SHIFT: u32 = 6;
     const PARTITION: u64 = (1 << Partition::BITS) - 1;
-    const ENTERED_SHIFT: u32 = Self::PARTITION_SHIFT + Partition::BITS;
+    /// Position of the cost less one.
+    const COST_SHIFT: u32 = Self::PARTITION_SHIFT + Partition::BITS;
+    const COST: u64 = Ask::MAX_COST as u64 - 1;
+    const ENTERED_SHIFT: u32 = Self::COST_SHIFT + Self::COST.count_ones();
     const ENTERED: u64 = u64::MAX >> Self::ENTERED_SHIFT;
-    /// Binary logarithm of the unit of time, in ns.
-    const UNIT: u32 = 7;
+    /// The unit of time, in ns.
+    const UNIT: u64 = 2_000;
+    /// An age within this of the greatest is that of a clock that was read before, and used later,
+    /// than the one of another thread: 36 minutes.
+    const SKEW: u64 = 1 << 30;
 
     #[inline]
-    pub(crate) const fn untimed(partition: Partition) -> Self {
-        Self((partition.index() as u64) << Self::PARTITION_SHIFT)
+    pub(crate) const fn untimed(ask: &Ask) -> Self {
+        let cost = ask.permits() as u64 - 1;
+        Self((ask.of().index() as u64) << Self::PARTITION_SHIFT | cost << Self::COST_SHIFT)
     }
 
-    const fn timed(partition: Partition, now: u64, weight: u32) -> Self {
+    const fn timed(ask: &Ask, now: u64, weight: u32) -> Self {
         let weight = weight.trailing_zeros() as u64 + 1;
-        let entered = (now >> Self::UNIT) << Self::ENTERED_SHIFT;
-        Self(entered | weight << Self::WEIGHT_SHIFT | Self::untimed(partition).0)
+        let entered = (now / Self::UNIT) << Self::ENTERED_SHIFT;
+        Self(entered | weight << Self::WEIGHT_SHIFT | Self::untimed(ask).0)
+    }
+
+    #[inline]
+    pub(crate) const fn cost(self) -> usize {
+        (self.0 >> Self::COST_SHIFT & Self::COST) as usize + 1
     }
 
     #[inline]
@@ -226,24 +247,26 @@ impl Ticket {
         Partition::new((self.0 >> Self::PARTITION_SHIFT & Self::PARTITION) as usize)
     }
 
-    /// When a timed request entered, given a time at most a few hundred days later.
+    /// When a timed request entered, given a time at most a hundred days later.
     const fn entered(self, now: u64) -> u64 {
-        now - self.age(now)
+        // The same at each call: no mark may fall between two values.
+        (now - self.age(now)) / Self::UNIT * Self::UNIT
     }
 
     /// How long ago a timed request entered, in ns.
     const fn age(self, now: u64) -> u64 {
         let entered = self.0 >> Self::ENTERED_SHIFT;
-        let age = (now >> Self::UNIT).wrapping_sub(entered) & Self::ENTERED;
-        // A clock that was read before, and used later, than another thread's.
-        if age > Self::ENTERED / 2 {
+        let age = (now / Self::UNIT).wrapping_sub(entered) & Self::ENTERED;
+        if age > Self::ENTERED - Self::SKEW {
             return 0;
         }
-        age << Self::UNIT
+        age * Self::UNIT
     }
 
+    /// The permits that it stands for.
     const fn weight(self) -> i64 {
-        1 << ((self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT) - 1)
+        let requests = 1 << ((self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT) - 1);
+        requests * self.cost() as i64
     }
 
     pub(crate) const fn progress(self) -> Progress {
@@ -316,8 +339,8 @@ impl Accounting {
     }
 
     /// Starts to time a request that was drawn.
-    pub(crate) fn enter(&self, partition: Partition, now: u64, stride: u32) -> Ticket {
-        let ticket = Ticket::timed(partition, now, stride);
+    pub(crate) fn enter(&self, ask: &Ask, now: u64, stride: u32) -> Ticket {
+        let ticket = Ticket::timed(ask, now, stride);
         let mut timed = lock(&self.shard().0.timed);
         timed.running.add(ticket.entered(now), ticket.weight());
         timed.balance = timed
@@ -340,6 +363,10 @@ impl Accounting {
     #[inline]
     pub(crate) fn leave(&self, ticket: Ticket) -> Option<(u64, bool)> {
         let (shard, owned) = self.shard();
+        let extra = ticket.cost() as u64 - 1;
+        if extra > 0 && ticket.progress() == Progress::Succeeded {
+            shard.extra.fetch_add(extra, Relaxed);
+        }
         match ticket.progress() {
             // The count that every request adds to: its thread alone writes there.
             Progress::Succeeded if owned => {
@@ -464,6 +491,7 @@ impl Accounting {
         let (mut held, mut died, mut held_ended, mut ignored_work) = (0, 0, 0, 0);
         for shard in &self.shards {
             totals.completions += shard.completions.load(Relaxed);
+            totals.extra += shard.extra.load(Relaxed);
             totals.ignored += shard.ignored.load(Relaxed);
             totals.drops += shard.drops.load(Relaxed);
             totals.cancelled += shard.cancelled.load(Relaxed);

@@ -2,9 +2,10 @@
 
 use std::{fmt, num::NonZeroU64};
 
-use super::{Gate, GateSnapshot, Partition};
+use super::{Ask, Gate, GateSnapshot, Partition};
 
-/// The right of one request to be inside a [`Gate`].
+/// The right of one request to be inside a [`Gate`], where it counts as often as it
+/// [costs](Ask::cost).
 ///
 /// Dropping it returns it, to the next waiter unless the limit was lowered meanwhile.
 #[must_use = "dropping a permit returns it"]
@@ -12,16 +13,17 @@ pub struct Permit {
     gate: Gate,
     entered: GateSnapshot,
     partition: Partition,
-    is_counted: bool,
+    /// Zero if the gate does not count it.
+    cost: u8,
 }
 
 impl Permit {
-    pub(super) const fn new(gate: Gate, entered: GateSnapshot, partition: Partition) -> Self {
+    pub(super) const fn new(gate: Gate, entered: GateSnapshot, ask: &Ask) -> Self {
         Self {
             gate,
             entered,
-            partition,
-            is_counted: true,
+            partition: ask.partition,
+            cost: ask.cost,
         }
     }
 
@@ -31,7 +33,7 @@ impl Permit {
             gate,
             entered,
             partition: Partition::NONE,
-            is_counted: false,
+            cost: 0,
         }
     }
 
@@ -43,8 +45,8 @@ impl Permit {
 
     /// Lets go of the gate, for an owner that holds it already. The request stays inside.
     pub fn into_entered(mut self) -> Entered {
-        let is_counted = std::mem::replace(&mut self.is_counted, false);
-        Entered::with(self.entered, self.partition, is_counted)
+        let cost = std::mem::take(&mut self.cost);
+        Entered::new(self.entered, self.partition, cost)
     }
 
     /// The gate as it stood when this request had just entered.
@@ -61,39 +63,39 @@ impl Permit {
 #[must_use = "dropping it leaves the request inside: return it with `Gate::exit`"]
 pub struct Entered(NonZeroU64);
 
-/// In one word, which moves without a stall: `inflight:32 | counted:1 | partition:16`, and a one to make
+/// In one word, which moves without a stall: `inflight:32 | cost:8 | partition:16`, and a one to make
 /// room for `None`.
 impl Entered {
-    const COUNTED: u64 = 1 << 17;
     const PARTITION_SHIFT: u32 = 1;
+    const COST_SHIFT: u32 = 17;
     const INFLIGHT_SHIFT: u32 = 32;
 
+    /// `cost`: zero if the gate does not count it.
     #[inline]
-    pub(super) fn new(entered: GateSnapshot, partition: Partition) -> Self {
-        Self::with(entered, partition, true)
-    }
-
-    #[inline]
-    fn with(entered: GateSnapshot, partition: Partition, is_counted: bool) -> Self {
-        let counted = if is_counted { Self::COUNTED } else { 0 };
+    pub(super) fn new(entered: GateSnapshot, partition: Partition, cost: u8) -> Self {
         let partition = (partition.index() as u64) << Self::PARTITION_SHIFT;
+        let cost = u64::from(cost) << Self::COST_SHIFT;
         let inflight = (entered.inflight() as u64) << Self::INFLIGHT_SHIFT;
-        Self(NonZeroU64::MIN | counted | partition | inflight)
+        Self(NonZeroU64::MIN | cost | partition | inflight)
     }
 
-    /// Requests inside when this one had entered.
+    /// Requests inside when this one had entered, each as often as it costs.
     #[inline]
     #[must_use]
     pub const fn inflight(&self) -> usize {
         (self.0.get() >> Self::INFLIGHT_SHIFT) as usize
     }
 
-    /// `None` if the gate could not count it.
     #[inline]
-    pub(super) fn partition(&self) -> Option<Partition> {
-        let word = self.0.get();
-        let index = word >> Self::PARTITION_SHIFT & u64::from(u16::MAX);
-        (word & Self::COUNTED != 0).then(|| Partition::new(index as usize))
+    pub(super) const fn partition(&self) -> Partition {
+        let index = self.0.get() >> Self::PARTITION_SHIFT & u16::MAX as u64;
+        Partition::new(index as usize)
+    }
+
+    /// Zero if the gate could not count it.
+    #[inline]
+    pub(super) const fn cost(&self) -> usize {
+        (self.0.get() >> Self::COST_SHIFT & u8::MAX as u64) as usize
     }
 }
 
@@ -102,14 +104,15 @@ impl fmt::Debug for Entered {
         f.debug_struct("Entered")
             .field("inflight", &self.inflight())
             .field("partition", &self.partition())
+            .field("cost", &self.cost())
             .finish()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.is_counted {
-            self.gate.shared.leave(self.partition);
+        if self.cost > 0 {
+            self.gate.shared.leave(self.partition, self.cost.into());
         }
     }
 }
