@@ -105,8 +105,7 @@ impl Inside {
     }
 
     fn mark(&mut self, at: u64) {
-        // What enters at the same time as the mark may have been counted before it.
-        self.marks = [at + 1, self.marks[0]];
+        self.marks = [at, self.marks[0]];
         let [young, older, held] = self.counts;
         self.counts = [0, young, older + held];
     }
@@ -122,8 +121,7 @@ pub(crate) struct Sum {
 
 impl Sum {
     fn add(&mut self, nanos: u64) {
-        // Below one unit of time, half of it.
-        let log = (nanos.max(Ticket::UNIT / 2) as f64).ln();
+        let log = (nanos.max(1) as f64).ln();
         self.count += 1;
         self.logs += log;
         self.squares += log * log;
@@ -188,8 +186,9 @@ pub(crate) struct Totals {
 /// What is remembered of one request: what it costs, when it entered and how many it stands for, if
 /// it is one that is timed, and whether it has ended.
 ///
-/// `entered:42 | cost:6 | partition:10 | weight:4 | progress:2`. One word, so that it moves with the
-/// request in a register. Times are in units of 2 µs and wrap around after 101 days.
+/// `costly:1 | entered:47 | partition:10 | weight:4 | progress:2`. One word, so that it moves with the
+/// request in a register. Times are in units of 128 ns and wrap around after 208 days. The six lowest
+/// bits of the time of a request that costs more than one permit say how many.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket(u64);
 
@@ -209,32 +208,51 @@ impl Ticket {
     const WEIGHT: u64 = 0b1111;
     const PARTITION_SHIFT: u32 = 6;
     const PARTITION: u64 = (1 << Partition::BITS) - 1;
-    /// Position of the cost less one.
-    const COST_SHIFT: u32 = Self::PARTITION_SHIFT + Partition::BITS;
+    const ENTERED_SHIFT: u32 = Self::PARTITION_SHIFT + Partition::BITS;
+    const ENTERED: u64 = (Self::COSTLY - 1) >> Self::ENTERED_SHIFT;
+    /// Where the cost less one of a costly request is, instead of the lowest bits of its time.
     const COST: u64 = Ask::MAX_COST as u64 - 1;
-    const ENTERED_SHIFT: u32 = Self::COST_SHIFT + Self::COST.count_ones();
-    const ENTERED: u64 = u64::MAX >> Self::ENTERED_SHIFT;
-    /// The unit of time, in ns.
-    const UNIT: u64 = 2_000;
-    /// An age within this of the greatest is that of a clock that was read before, and used later,
-    /// than the one of another thread: 36 minutes.
-    const SKEW: u64 = 1 << 30;
+    const COSTLY: u64 = 1 << 63;
+    /// Binary logarithm of the unit of time, in ns.
+    const UNIT: u32 = 7;
 
     #[inline]
     pub(crate) const fn untimed(ask: &Ask) -> Self {
-        let cost = ask.permits() as u64 - 1;
-        Self((ask.of().index() as u64) << Self::PARTITION_SHIFT | cost << Self::COST_SHIFT)
+        Self::new(ask, 0)
     }
 
     const fn timed(ask: &Ask, now: u64, weight: u32) -> Self {
         let weight = weight.trailing_zeros() as u64 + 1;
-        let entered = (now / Self::UNIT) << Self::ENTERED_SHIFT;
-        Self(entered | weight << Self::WEIGHT_SHIFT | Self::untimed(ask).0)
+        let ticket = Self::new(ask, now >> Self::UNIT & Self::ENTERED);
+        Self(ticket.0 | weight << Self::WEIGHT_SHIFT)
     }
 
     #[inline]
+    const fn new(ask: &Ask, entered: u64) -> Self {
+        let partition = (ask.of().index() as u64) << Self::PARTITION_SHIFT;
+        let extra = ask.permits() as u64 - 1;
+        Self(if extra == 0 {
+            entered << Self::ENTERED_SHIFT | partition
+        } else {
+            let entered = entered & !Self::COST | extra;
+            Self::COSTLY | entered << Self::ENTERED_SHIFT | partition
+        })
+    }
+
+    /// The permits that the request takes.
+    #[inline]
     pub(crate) const fn cost(self) -> usize {
-        (self.0 >> Self::COST_SHIFT & Self::COST) as usize + 1
+        let extra = self.0 >> Self::ENTERED_SHIFT & self.unknown();
+        extra as usize + 1
+    }
+
+    /// The bits of the time that are not kept.
+    #[inline]
+    const fn unknown(self) -> u64 {
+        match self.0 & Self::COSTLY {
+            0 => 0,
+            _ => Self::COST,
+        }
     }
 
     #[inline]
@@ -249,18 +267,27 @@ impl Ticket {
 
     /// When a timed request entered, given a time at most a hundred days later.
     const fn entered(self, now: u64) -> u64 {
-        // The same at each call: no mark may fall between two values.
-        (now - self.age(now)) / Self::UNIT * Self::UNIT
+        // The same at each call for a costly request too: its time is kept in coarser units.
+        (now - self.age(now)) & !(self.unknown() << Self::UNIT)
     }
 
     /// How long ago a timed request entered, in ns.
     const fn age(self, now: u64) -> u64 {
-        let entered = self.0 >> Self::ENTERED_SHIFT;
-        let age = (now / Self::UNIT).wrapping_sub(entered) & Self::ENTERED;
-        if age > Self::ENTERED - Self::SKEW {
+        let kept = Self::ENTERED & !self.unknown();
+        let entered = self.0 >> Self::ENTERED_SHIFT & kept;
+        let age = (now >> Self::UNIT & kept).wrapping_sub(entered) & Self::ENTERED;
+        // A clock that was read before, and used later, than another thread's.
+        if age > Self::ENTERED / 2 {
             return 0;
         }
-        age * Self::UNIT
+        age << Self::UNIT
+    }
+
+    /// The same as a sample: of a costly request at least half of what is not kept.
+    const fn sampled_age(self, now: u64) -> u64 {
+        let age = self.age(now);
+        let least = self.unknown() << Self::UNIT >> 1;
+        if age > least { age } else { least }
     }
 
     /// The permits that it stands for.
@@ -394,7 +421,7 @@ impl Accounting {
         let now = self.now();
         let gap = now.saturating_sub(self.last_completion.swap(now, Relaxed));
         let weight = ticket.weight();
-        let age = ticket.age(now);
+        let age = ticket.sampled_age(now);
         let mut timed = lock(&shard.timed);
         timed.longest_gap = timed.longest_gap.max(gap);
         let entered = ticket.entered(now);

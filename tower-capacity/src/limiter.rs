@@ -316,7 +316,7 @@ impl Limiter {
         Pressure::of(inflight, gate.queued(), limit)
     }
 
-    /// How long a request is expected to take whose turn comes after `permits`, its own included;
+    /// How long a request is expected to take that enters after `permits`, its own included;
     /// zero before the first window.
     fn expected_sojourn(&self, permits: usize) -> Duration {
         let drain = self.expected_drain(permits).min(3600.0);

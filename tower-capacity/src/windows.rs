@@ -463,8 +463,9 @@ impl Limiter {
         let succeeded = totals.completions > opened.completions;
         let typical = window.service_time.filter(|_| succeeded);
         let requests = totals.completions - opened.completions;
-        let seconds = window.duration.as_secs_f64().max(1e-9);
-        shared.accounting.adapt(requests as f64 / seconds, typical);
+        let permits = requests + totals.extra - opened.extra;
+        let cost = permits.max(1) as f64 / requests.max(1) as f64;
+        shared.accounting.adapt(window.throughput() / cost, typical);
         let throughput = window.throughput().to_bits();
         shared.windows.throughput.store(throughput, Relaxed);
         let lifetimes: Sum = totals.lifetimes.since(&opened.lifetimes);

@@ -1,4 +1,4 @@
-//! Random sequences of requests of different costs against an exact model of who is inside.
+//! Random sequences of requests of different costs against an exact model of what is inside.
 #![cfg(not(loom))]
 
 use std::{

@@ -85,8 +85,6 @@ async fn held_streams_press_nothing() {
 
 /// How many of ten waiters are shed for having waited too long, once all have waited for a second.
 async fn shed_by_codel(limiter: &Limiter) -> usize {
-    // After the mark of the last completion, so that they are held one mark later.
-    advance(MS).await;
     let mut inside: Vec<_> = std::iter::from_fn(|| limiter.try_admit().ok()).collect();
     let waiting = (0..10).map(|_| tokio::spawn(limiter.admit()));
     let waiting: Vec<_> = waiting.collect();
