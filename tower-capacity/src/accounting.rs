@@ -16,7 +16,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    gate::{Ask, Partition},
+    gate::{Ask, Claim, Partition},
     sync::lock,
 };
 
@@ -59,6 +59,16 @@ struct Shard {
     /// The window in which this thread last refused a request, and how many it has refused in it.
     refused_in: AtomicU64,
     timed: Mutex<Timed>,
+}
+
+impl Shard {
+    #[cold]
+    fn count_extra(&self, ticket: Ticket) {
+        if ticket.progress() == Progress::Succeeded {
+            let extra = ticket.cost() as u64 - 1;
+            self.extra.fetch_add(extra, Relaxed);
+        }
+    }
 }
 
 /// What the timed requests of some threads say. Totals since the start, except `longest_gap`.
@@ -217,20 +227,20 @@ impl Ticket {
     const UNIT: u32 = 7;
 
     #[inline]
-    pub(crate) const fn untimed(ask: &Ask) -> Self {
-        Self::new(ask, 0)
+    pub(crate) const fn untimed(claim: Claim) -> Self {
+        Self::new(claim, 0)
     }
 
-    const fn timed(ask: &Ask, now: u64, weight: u32) -> Self {
+    const fn timed(claim: Claim, now: u64, weight: u32) -> Self {
         let weight = weight.trailing_zeros() as u64 + 1;
-        let ticket = Self::new(ask, now >> Self::UNIT & Self::ENTERED);
+        let ticket = Self::new(claim, now >> Self::UNIT & Self::ENTERED);
         Self(ticket.0 | weight << Self::WEIGHT_SHIFT)
     }
 
     #[inline]
-    const fn new(ask: &Ask, entered: u64) -> Self {
-        let partition = (ask.of().index() as u64) << Self::PARTITION_SHIFT;
-        let extra = ask.permits() as u64 - 1;
+    const fn new(claim: Claim, entered: u64) -> Self {
+        let partition = (claim.partition().index() as u64) << Self::PARTITION_SHIFT;
+        let extra = claim.cost() as u64 - 1;
         Self(if extra == 0 {
             entered << Self::ENTERED_SHIFT | partition
         } else {
@@ -246,13 +256,15 @@ impl Ticket {
         extra as usize + 1
     }
 
+    #[inline]
+    const fn is_costly(self) -> bool {
+        self.0 & Self::COSTLY != 0
+    }
+
     /// The bits of the time that are not kept.
     #[inline]
     const fn unknown(self) -> u64 {
-        match self.0 & Self::COSTLY {
-            0 => 0,
-            _ => Self::COST,
-        }
+        if self.is_costly() { Self::COST } else { 0 }
     }
 
     #[inline]
@@ -366,8 +378,8 @@ impl Accounting {
     }
 
     /// Starts to time a request that was drawn.
-    pub(crate) fn enter(&self, ask: &Ask, now: u64, stride: u32) -> Ticket {
-        let ticket = Ticket::timed(ask, now, stride);
+    pub(crate) fn enter(&self, claim: Claim, now: u64, stride: u32) -> Ticket {
+        let ticket = Ticket::timed(claim, now, stride);
         let mut timed = lock(&self.shard().0.timed);
         timed.running.add(ticket.entered(now), ticket.weight());
         timed.balance = timed
@@ -390,9 +402,8 @@ impl Accounting {
     #[inline]
     pub(crate) fn leave(&self, ticket: Ticket) -> Option<(u64, bool)> {
         let (shard, owned) = self.shard();
-        let extra = ticket.cost() as u64 - 1;
-        if extra > 0 && ticket.progress() == Progress::Succeeded {
-            shard.extra.fetch_add(extra, Relaxed);
+        if ticket.is_costly() {
+            shard.count_extra(ticket);
         }
         match ticket.progress() {
             // The count that every request adds to: its thread alone writes there.

@@ -22,8 +22,8 @@ use crate::{
     change::LimitChange,
     event::{LimiterEvent, Observer},
     gate::{
-        self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused,
-        RefusedReason,
+        self, Ask, Claim, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority,
+        Refused, RefusedReason,
     },
     limit::{Explanation, Knee, Limit, Window},
     metrics::{Metrics, Setup},
@@ -185,14 +185,15 @@ impl Limiter {
     /// [`Refused`] says why, and what the limit was.
     #[inline]
     pub fn try_admit_with(&self, ask: Ask) -> Result<Admission, Refused> {
-        let entered = if self.is_pressed(ask.importance()) {
+        let claim = ask.claim();
+        let entered = if self.is_pressed(claim.priority()) {
             let gate = self.shared.gate.snapshot();
             Err(Refused::for_reason(RefusedReason::Downstream, gate))
         } else {
-            self.shared.gate.enter(&ask)
+            self.shared.gate.enter(claim)
         };
         match entered {
-            Ok(entered) => Ok(self.admission(entered, &ask)),
+            Ok(entered) => Ok(self.admission(entered, claim)),
             Err(refused) => {
                 self.note_refusal(&refused);
                 Err(refused)
@@ -226,11 +227,12 @@ impl Limiter {
     /// [`RefusedReason::Deadline`](crate::gate::RefusedReason::Deadline), if the waiters that go
     /// before it and its own service are expected to take longer than the time it has left.
     pub fn admit_with(&self, ask: Ask) -> Admit {
+        let claim = ask.claim();
         let doomed = ask.left().is_some_and(|left| {
-            let ahead = self.shared.gate.ahead_of(&ask);
-            ahead.is_some_and(|ahead| self.expected_sojourn(ahead + ask.permits()) > left)
+            let ahead = self.shared.gate.ahead_of(claim);
+            ahead.is_some_and(|ahead| self.expected_sojourn(ahead + claim.cost()) > left)
         });
-        let reason = if self.is_pressed(ask.importance()) {
+        let reason = if self.is_pressed(claim.priority()) {
             Some(RefusedReason::Downstream)
         } else {
             doomed.then_some(RefusedReason::Deadline)
@@ -338,12 +340,12 @@ impl Limiter {
     /// Refuses a request that found no permit, if no wait would give it one: the limiter drains,
     /// or its waiting room has no place. Counts the refusal.
     #[cfg(feature = "layer")]
-    pub(crate) fn turn_away(&self, ask: &Ask) -> Option<Refused> {
-        let refused = if self.is_pressed(ask.importance()) {
+    pub(crate) fn turn_away(&self, claim: Claim) -> Option<Refused> {
+        let refused = if self.is_pressed(claim.priority()) {
             let gate = self.shared.gate.snapshot();
             Refused::for_reason(RefusedReason::Downstream, gate)
         } else {
-            self.shared.gate.turn_away(ask)?
+            self.shared.gate.turn_away(claim)?
         };
         self.note_refusal(&refused);
         Some(refused)
@@ -469,17 +471,17 @@ impl Limiter {
     /// Two words, so that admission and refusal alike come back in registers.
     #[cfg(feature = "layer")]
     #[inline]
-    pub(crate) fn try_enter(&self, ask: &Ask) -> Option<Admission> {
-        if self.is_pressed(ask.importance()) {
+    pub(crate) fn try_enter(&self, claim: Claim) -> Option<Admission> {
+        if self.is_pressed(claim.priority()) {
             return None;
         }
-        let entered = self.shared.gate.enter(ask).ok()?;
-        Some(self.admission(entered, ask))
+        let entered = self.shared.gate.enter(claim).ok()?;
+        Some(self.admission(entered, claim))
     }
 
     /// Counts a request that has just entered.
     #[inline]
-    fn admission(&self, entered: GateSnapshot, ask: &Ask) -> Admission {
+    fn admission(&self, entered: GateSnapshot, claim: Claim) -> Admission {
         let shared = &self.shared;
         // Within 5 % of the limit, so that a law also sees a limit that is only just reached.
         let limit = entered.limit();
@@ -487,11 +489,11 @@ impl Limiter {
             shared.accounting.set_limited();
         }
         let ticket = if let Some(stride) = shared.accounting.draw() {
-            self.enter_timed(stride, entered, ask)
+            self.enter_timed(stride, entered, claim)
         } else {
-            Ticket::untimed(ask)
+            Ticket::untimed(claim)
         };
-        shared.metrics.admitted(ask.permits());
+        shared.metrics.admitted(claim.cost());
         Admission {
             limiter: self.clone(),
             ticket,
@@ -499,11 +501,11 @@ impl Limiter {
     }
 
     /// Starts to time a request.
-    fn enter_timed(&self, stride: u32, entered: GateSnapshot, ask: &Ask) -> Ticket {
+    fn enter_timed(&self, stride: u32, entered: GateSnapshot, claim: Claim) -> Ticket {
         let shared = &self.shared;
         let now = shared.accounting.now();
-        let ticket = shared.accounting.enter(ask, now, stride);
-        let is_alone = entered.inflight() == ask.permits();
+        let ticket = shared.accounting.enter(claim, now, stride);
+        let is_alone = entered.inflight() == claim.cost();
         if shared.windows.is_due_on_entry(now, is_alone) {
             self.look_on_entry(now, is_alone);
         }
@@ -930,17 +932,17 @@ impl Future for Admit {
             limiter.note_refusal(&refused);
             return Poll::Ready(Err(refused));
         }
-        let ask = *this.enter.ask();
+        let claim = this.enter.claim();
         let Poll::Ready(entered) = this.enter.poll(cx) else {
             if this.waiting.is_none() {
-                *this.waiting = Some(Waiting::new(limiter, ask.permits()));
+                *this.waiting = Some(Waiting::new(limiter, claim.cost()));
                 limiter.shared.accounting.set_limited();
             }
             return Poll::Pending;
         };
         drop(this.waiting.take());
         Poll::Ready(match entered {
-            Ok(entered) => Ok(limiter.admission(entered, &ask)),
+            Ok(entered) => Ok(limiter.admission(entered, claim)),
             Err(refused) => {
                 limiter.note_refusal(&refused);
                 Err(refused)

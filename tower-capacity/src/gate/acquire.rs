@@ -43,7 +43,9 @@ impl Future for Acquire {
         let mut enter = self.project().enter;
         let entered = ready!(enter.as_mut().poll(cx));
         let place = &enter.place;
-        Poll::Ready(entered.map(|entered| Permit::new(place.gate.clone(), entered, &place.ask)))
+        Poll::Ready(
+            entered.map(|entered| Permit::new(place.gate.clone(), entered, place.ask.claim())),
+        )
     }
 }
 
@@ -79,8 +81,8 @@ impl Enter {
     }
 
     #[cfg(not(loom))]
-    pub(crate) const fn ask(&self) -> &Ask {
-        &self.place.ask
+    pub(crate) const fn claim(&self) -> super::Claim {
+        self.place.ask.claim()
     }
 }
 
@@ -123,8 +125,8 @@ struct Place {
 impl Place {
     fn enter_or_queue(&mut self, cx: &Context<'_>) -> Entry {
         let shared = &self.gate.shared;
-        let ask = &self.ask;
-        let refusing = match shared.try_enter(ask) {
+        let (ask, claim) = (&self.ask, self.ask.claim());
+        let refusing = match shared.try_enter(claim) {
             Ok(word) => return Entry::Done(Ok(GateSnapshot(word))),
             Err(word) => word,
         };
@@ -138,10 +140,10 @@ impl Place {
         let is_full = room.queue.len() >= longest;
         let mut displaced = None;
         // What waits has to fit into the word.
-        if is_full && room.queue.len() + ask.permits() <= MAX {
+        if is_full && room.queue.len() + claim.cost() <= MAX {
             displaced = room
                 .queue
-                .displace(ask.line(), refusing, &shared.partitions);
+                .displace(claim.line(), refusing, &shared.partitions);
         }
         if is_full && displaced.is_none() {
             drop(room);
@@ -154,8 +156,8 @@ impl Place {
         let wait = ask.max_wait.unwrap_or(room.max_wait);
         let wait = ask.time_left.map_or(wait, |left| wait.min(left));
         let codel = room.codel;
-        self.key = Some(room.queue.push_back(waker, ask, now, codel.as_ref()));
-        let word = shared.word.queue(ask.permits());
+        self.key = Some(room.queue.push_back(waker, claim, now, codel.as_ref()));
+        let word = shared.word.queue(claim.cost());
         drop(room);
         let has_displaced = displaced.is_some();
         if let Some(displaced) = displaced {
@@ -163,7 +165,7 @@ impl Place {
         }
         // A permit may have come free before the word said that a request waits for it, and those
         // that were being gathered for the waiter that was displaced are free again.
-        if has_displaced || word.has_permit(shared.need(ask)) {
+        if has_displaced || word.has_permit(shared.need(claim)) {
             shared.admit_waiters();
             if let Some(told) = self.told(cx) {
                 return Entry::Done(told);
@@ -200,7 +202,7 @@ impl Place {
             was_gathering,
         } = room.queue.remove(key);
         let word = match told {
-            Told::Wait => shared.word.unqueue(self.ask.permits()),
+            Told::Wait => shared.word.unqueue(self.ask.claim().cost()),
             Told::Enter | Told::Leave(_) => shared.word.load(),
         };
         drop(room);
@@ -223,8 +225,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         if self.key.is_some() && self.leave_line().is_ok() {
             // A permit was on its way.
-            let Ask { partition, .. } = self.ask;
-            self.gate.shared.leave(partition, self.ask.permits());
+            let claim = self.ask.claim();
+            self.gate.shared.leave(claim.partition(), claim.cost());
         }
     }
 }

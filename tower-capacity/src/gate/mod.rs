@@ -47,6 +47,7 @@
 //! to a waiter), and the line is bounded in length and in time.
 
 mod acquire;
+mod claim;
 mod codel;
 mod partition;
 mod permit;
@@ -65,6 +66,7 @@ use tokio::{sync::Notify, time::Instant};
 
 #[cfg(not(loom))]
 pub(crate) use self::acquire::Enter;
+pub(crate) use self::claim::Claim;
 pub(crate) use self::word::MAX;
 pub use self::{
     acquire::Acquire,
@@ -76,7 +78,7 @@ pub use self::{
 
 use self::{
     partition::Partitions,
-    queue::{LineKey, Queue},
+    queue::Queue,
     word::{AtomicWord, Need, Word},
 };
 use crate::sync::{Arc, Mutex, lock};
@@ -205,10 +207,7 @@ impl GateConfig {
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Ask {
-    priority: Priority,
-    partition: Partition,
-    /// From 1 to [`MAX_COST`](Self::MAX_COST).
-    cost: u8,
+    claim: Claim,
     max_wait: Option<Duration>,
     time_left: Option<Duration>,
 }
@@ -226,9 +225,7 @@ impl Ask {
     /// Asks as [`Gate::acquire`] does.
     pub const fn new() -> Self {
         Self {
-            priority: Priority::Default,
-            partition: Partition::NONE,
-            cost: 1,
+            claim: Claim::ONE,
             max_wait: None,
             time_left: None,
         }
@@ -236,13 +233,13 @@ impl Ask {
 
     /// Sets how much the request matters. Defaults to [`Priority::Default`].
     pub const fn priority(mut self, priority: Priority) -> Self {
-        self.priority = priority;
+        self.claim = self.claim.with_priority(priority);
         self
     }
 
     /// Sets the partition that the request belongs to. Defaults to [`Partition::NONE`].
     pub const fn partition(mut self, partition: Partition) -> Self {
-        self.partition = partition;
+        self.claim = self.claim.with_partition(partition);
         self
     }
 
@@ -266,11 +263,8 @@ impl Ask {
     /// # Ok::<(), tower_capacity::gate::Refused>(())
     /// ```
     pub const fn cost(mut self, permits: u32) -> Self {
-        self.cost = match permits {
-            0 => 1,
-            1..Self::MAX_COST => permits as u8,
-            _ => Self::MAX_COST as u8,
-        };
+        let permits = if permits == 0 { 1 } else { permits };
+        self.claim = self.claim.with_cost(permits);
         self
     }
 
@@ -296,32 +290,9 @@ impl Ask {
 }
 
 impl Ask {
-    /// The line that it would stand in.
-    const fn line(&self) -> LineKey {
-        LineKey {
-            priority: self.priority,
-            partition: self.partition,
-        }
-    }
-
-    /// Permits that the request takes.
     #[inline]
-    pub(crate) const fn permits(&self) -> usize {
-        self.cost as usize
-    }
-
-    /// How much the request matters.
-    #[cfg(not(loom))]
-    #[inline]
-    pub(crate) const fn importance(&self) -> Priority {
-        self.priority
-    }
-
-    /// The partition that the request belongs to.
-    #[cfg(not(loom))]
-    #[inline]
-    pub(crate) const fn of(&self) -> Partition {
-        self.partition
+    pub(crate) const fn claim(&self) -> Claim {
+        self.claim
     }
 }
 
@@ -356,7 +327,7 @@ impl Gate {
     /// [`RefusedReason::Full`] if no permit is free or others wait for one,
     /// [`RefusedReason::Closed`] if the gate is closed.
     pub fn try_acquire(&self) -> Result<Permit, Refused> {
-        self.try_acquire_as(Priority::Default)
+        self.acquire_now(Claim::ONE)
     }
 
     /// Enters now or not at all, past waiters that matter less. Otherwise as
@@ -376,8 +347,13 @@ impl Gate {
     ///
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_with(&self, ask: Ask) -> Result<Permit, Refused> {
-        match self.shared.try_enter(&ask) {
-            Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word), &ask)),
+        self.acquire_now(ask.claim())
+    }
+
+    #[inline(always)]
+    fn acquire_now(&self, claim: Claim) -> Result<Permit, Refused> {
+        match self.shared.try_enter(claim) {
+            Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word), claim)),
             Err(word) => Err(Refused::now(word, RefusedReason::Full)),
         }
     }
@@ -387,8 +363,9 @@ impl Gate {
     #[inline]
     #[must_use = "dropping it leaves the request inside: return it with `exit`"]
     pub fn try_enter(&self, ask: Ask) -> Option<Entered> {
-        let entered = self.shared.try_enter(&ask).ok()?;
-        Some(Entered::new(GateSnapshot(entered), ask.partition, ask.cost))
+        let claim = ask.claim();
+        let entered = self.shared.try_enter(claim).ok()?;
+        Some(Entered::new(GateSnapshot(entered), claim))
     }
 
     /// Returns a permit without a handle.
@@ -437,16 +414,15 @@ impl Gate {
     /// of a lowered limit. Beyond [`MAX_LIMIT`](Self::MAX_LIMIT) requests inside, the permit is not
     /// counted.
     pub fn acquire_anyway(&self) -> (Permit, Result<(), Refused>) {
-        let ask = Ask::new();
-        let refusing = match self.shared.try_enter(&ask) {
+        let refusing = match self.shared.try_enter(Claim::ONE) {
             Ok(word) => {
-                let permit = Permit::new(self.clone(), GateSnapshot(word), &ask);
+                let permit = Permit::new(self.clone(), GateSnapshot(word), Claim::ONE);
                 return (permit, Ok(()));
             }
             Err(word) => word,
         };
         let permit = match self.shared.word.enter() {
-            Ok(word) => Permit::new(self.clone(), GateSnapshot(word), &ask),
+            Ok(word) => Permit::new(self.clone(), GateSnapshot(word), Claim::ONE),
             Err(word) => Permit::uncounted(self.clone(), GateSnapshot(word)),
         };
         (permit, Err(Refused::now(refusing, RefusedReason::Full)))
@@ -456,8 +432,8 @@ impl Gate {
     /// the permit itself with [`leave`](Self::leave) and so needs no handle for each.
     #[cfg(not(loom))]
     #[inline]
-    pub(crate) fn enter(&self, ask: &Ask) -> Result<GateSnapshot, Refused> {
-        let entered = self.shared.try_enter(ask);
+    pub(crate) fn enter(&self, claim: Claim) -> Result<GateSnapshot, Refused> {
+        let entered = self.shared.try_enter(claim);
         let entered = entered.map(GateSnapshot);
         entered.map_err(|word| Refused::now(word, RefusedReason::Full))
     }
@@ -470,12 +446,12 @@ impl Gate {
 
     /// Refuses a request that found no permit and may not wait for one either.
     #[cfg(all(feature = "layer", not(loom)))]
-    pub(crate) fn turn_away(&self, ask: &Ask) -> Option<Refused> {
+    pub(crate) fn turn_away(&self, claim: Claim) -> Option<Refused> {
         let word = self.shared.word.load();
         let longest = self.shared.longest(word);
         let is_full = || {
             let room = lock(&self.shared.room);
-            room.queue.len() >= longest && !room.queue.may_displace(ask.line())
+            room.queue.len() >= longest && !room.queue.may_displace(claim.line())
         };
         let no_place = longest == 0 || word.queued() >= longest && is_full();
         (no_place || word.is_closed()).then(|| Refused::now(word, RefusedReason::QueueFull))
@@ -484,19 +460,19 @@ impl Gate {
     /// How many permits the waiters want that a request would wait behind; `None` if it would not
     /// have to wait.
     #[cfg(not(loom))]
-    pub(crate) fn ahead_of(&self, ask: &Ask) -> Option<usize> {
+    pub(crate) fn ahead_of(&self, claim: Claim) -> Option<usize> {
         let shared = &self.shared;
         let word = shared.word.load();
-        let has_room = word.has_room(shared.need(ask));
+        let has_room = word.has_room(shared.need(claim));
         if word.queued() == 0 {
             return (!has_room).then_some(0);
         }
         let room = lock(&shared.room);
         let first = room.queue.first_class();
-        if has_room && first.is_none_or(|first| first < ask.priority) {
+        if has_room && first.is_none_or(|first| first < claim.priority()) {
             return None;
         }
-        Some(room.queue.ahead_of(ask.line(), word, &shared.partitions))
+        Some(room.queue.ahead_of(claim.line(), word, &shared.partitions))
     }
 
     /// Returns what [`enter`](Self::enter) and its kin gave.
@@ -645,12 +621,12 @@ fn waiters(max_queue: Option<usize>) -> usize {
 }
 
 impl Shared {
-    #[inline]
-    fn need(&self, ask: &Ask) -> Need {
-        self.need_of(ask.priority, ask.permits())
+    #[inline(always)]
+    fn need(&self, claim: Claim) -> Need {
+        self.need_of(claim.priority(), claim.cost())
     }
 
-    #[inline]
+    #[inline(always)]
     fn need_of(&self, priority: Priority, cost: usize) -> Need {
         Need {
             priority,
@@ -693,15 +669,15 @@ impl Shared {
     }
 
     /// Enters as a new request. Returns the word as it then was, or the word that refused.
-    #[inline]
-    fn try_enter(&self, ask: &Ask) -> Result<Word, Word> {
-        let need = self.need(ask);
+    #[inline(always)]
+    fn try_enter(&self, claim: Claim) -> Result<Word, Word> {
+        let need = self.need(claim);
         let entered = match self.word.try_enter(need) {
             Err(word) if word.queued() > 0 && word.has_room(need) => self.try_overtake(need, word),
             entered => entered,
         };
         if entered.is_ok() {
-            self.partitions.enter(ask.partition, need.cost);
+            self.partitions.enter(claim.partition(), need.cost);
         }
         entered
     }

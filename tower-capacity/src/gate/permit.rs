@@ -2,28 +2,25 @@
 
 use std::{fmt, num::NonZeroU64};
 
-use super::{Ask, Gate, GateSnapshot, Partition};
+use super::{Claim, Gate, GateSnapshot, Partition};
 
 /// The right of one request to be inside a [`Gate`], where it counts as often as it
-/// [costs](Ask::cost).
+/// [costs](super::Ask::cost).
 ///
 /// Dropping it returns it, to the next waiter unless the limit was lowered meanwhile.
 #[must_use = "dropping a permit returns it"]
 pub struct Permit {
     gate: Gate,
     entered: GateSnapshot,
-    partition: Partition,
-    /// Zero if the gate does not count it.
-    cost: u8,
+    claim: Claim,
 }
 
 impl Permit {
-    pub(super) const fn new(gate: Gate, entered: GateSnapshot, ask: &Ask) -> Self {
+    pub(super) const fn new(gate: Gate, entered: GateSnapshot, claim: Claim) -> Self {
         Self {
             gate,
             entered,
-            partition: ask.partition,
-            cost: ask.cost,
+            claim,
         }
     }
 
@@ -32,8 +29,7 @@ impl Permit {
         Self {
             gate,
             entered,
-            partition: Partition::NONE,
-            cost: 0,
+            claim: Claim::ONE.with_cost(0),
         }
     }
 
@@ -45,8 +41,9 @@ impl Permit {
 
     /// Lets go of the gate, for an owner that holds it already. The request stays inside.
     pub fn into_entered(mut self) -> Entered {
-        let cost = std::mem::take(&mut self.cost);
-        Entered::new(self.entered, self.partition, cost)
+        let claim = self.claim;
+        self.claim = claim.with_cost(0);
+        Entered::new(self.entered, claim)
     }
 
     /// The gate as it stood when this request had just entered.
@@ -70,11 +67,10 @@ impl Entered {
     const COST_SHIFT: u32 = 17;
     const INFLIGHT_SHIFT: u32 = 32;
 
-    /// `cost`: zero if the gate does not count it.
     #[inline]
-    pub(super) fn new(entered: GateSnapshot, partition: Partition, cost: u8) -> Self {
-        let partition = (partition.index() as u64) << Self::PARTITION_SHIFT;
-        let cost = u64::from(cost) << Self::COST_SHIFT;
+    pub(super) fn new(entered: GateSnapshot, claim: Claim) -> Self {
+        let partition = (claim.partition().index() as u64) << Self::PARTITION_SHIFT;
+        let cost = (claim.cost() as u64) << Self::COST_SHIFT;
         let inflight = (entered.inflight() as u64) << Self::INFLIGHT_SHIFT;
         Self(NonZeroU64::MIN | cost | partition | inflight)
     }
@@ -111,8 +107,9 @@ impl fmt::Debug for Entered {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.cost > 0 {
-            self.gate.shared.leave(self.partition, self.cost.into());
+        let claim = self.claim;
+        if claim.cost() > 0 {
+            self.gate.shared.leave(claim.partition(), claim.cost());
         }
     }
 }

@@ -6,7 +6,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    Ask, Codel, Partition, Priority, RefusedReason,
+    Claim, Codel, Partition, Priority, RefusedReason,
     codel::Judgement,
     partition::Partitions,
     word::{Need, Word},
@@ -178,11 +178,11 @@ impl Queue {
     pub(super) fn push_back(
         &mut self,
         waker: Waker,
-        ask: &Ask,
+        claim: Claim,
         since: Instant,
         codel: Option<&Codel>,
     ) -> usize {
-        let (line, cost) = (ask.line(), ask.permits());
+        let (line, cost) = (claim.line(), claim.cost());
         let index = line.partition.index();
         if self.rooms.len() <= index {
             self.rooms.resize_with(index + 1, PartitionRoom::default);

@@ -58,27 +58,29 @@ impl Word {
     }
 
     /// Whether at least one permit is free for the class of the request.
-    #[inline]
+    #[inline(always)]
     pub(super) const fn has_permit(self, need: Need) -> bool {
         self.inflight() < need.priority.room_in(self.limit(), need.reserved)
     }
 
     /// Whether all permits that the request takes are free for its class, or all that its class
     /// may fill: a request that costs more than those enters once it has the class to itself.
-    #[inline]
-    pub(super) const fn has_room(self, need: Need) -> bool {
-        if need.cost == 1 {
-            return self.has_permit(need);
-        }
+    #[inline(always)]
+    pub(super) fn has_room(self, need: Need) -> bool {
+        self.has_permit(need) && (need.cost == 1 || self.has_room_for_costly(need))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn has_room_for_costly(self, need: Need) -> bool {
         let room = need.priority.room_in(self.limit(), need.reserved);
         let most = room.saturating_sub(need.held);
-        let cost = if need.cost < most { need.cost } else { most };
-        self.has_permit(need) && self.inflight() + cost <= room
+        self.inflight() + need.cost.min(most) <= room
     }
 
     /// Whether a new request may enter: there is room and no waiter is to have it.
-    #[inline]
-    const fn admits_newcomer(self, need: Need) -> bool {
+    #[inline(always)]
+    fn admits_newcomer(self, need: Need) -> bool {
         self.has_room(need) && self.queued() == 0 && !self.is_closed()
     }
 
@@ -118,7 +120,7 @@ impl AtomicWord {
     }
 
     /// Enters as a new request. Returns the word as it then was, or the word that refused.
-    #[inline]
+    #[inline(always)]
     pub(super) fn try_enter(&self, need: Need) -> Result<Word, Word> {
         self.update(|word| {
             word.admits_newcomer(need)
@@ -185,7 +187,7 @@ impl AtomicWord {
         Word(self.0.fetch_and(!CLOSED, Ordering::AcqRel))
     }
 
-    #[inline]
+    #[inline(always)]
     fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
         let mut word = self.load();
         loop {

@@ -92,10 +92,10 @@ impl Held {
 
     /// Admits a request in shadow mode, and counts what would have been decided.
     pub(super) fn shadow(limiter: &Limiter, ask: Ask) -> Result<Self, Refused> {
-        if let Some(admission) = limiter.try_enter(&ask) {
+        if let Some(admission) = limiter.try_enter(ask.claim()) {
             return Ok(Self::Alone(admission));
         }
-        match limiter.turn_away(&ask) {
+        match limiter.turn_away(ask.claim()) {
             Some(refused) if refused.reason() == RefusedReason::Closed => Err(refused),
             Some(_) => Self::uncounted(limiter),
             None => {

@@ -232,7 +232,7 @@ impl<S, C, A> PlainCapacity<S, C, A> {
         S: Service<Request> + Clone,
         C: Clone,
     {
-        match self.limiter.turn_away(&ask) {
+        match self.limiter.turn_away(ask.claim()) {
             Some(refused) => {
                 let shed = shed_by(&self.limiter, refused);
                 PlainCapacityFuture::new(State::Refused { shed }, self.classify.clone())
@@ -311,7 +311,7 @@ where
             return PlainCapacityFuture::new(state, self.classify.clone());
         }
         // Each future is built where it is returned, since moving it costs more than the limiter.
-        let Some(admission) = limiter.try_enter(&ask) else {
+        let Some(admission) = limiter.try_enter(ask.claim()) else {
             return self.refuse(request, ask);
         };
         let inside = Inside::of(limiter.id());

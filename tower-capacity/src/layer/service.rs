@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Limiter, Mode,
-    gate::{Ask, Refused, RefusedReason},
+    gate::{Ask, Claim, Refused, RefusedReason},
     reject::{Reject, Shed, fit_to_method},
 };
 
@@ -77,7 +77,7 @@ where
             return self.call_unusual(request);
         }
         // Most requests; each is moved once, into the inner service.
-        if let Some(admission) = (config.limiter).try_enter(&Ask::new()) {
+        if let Some(admission) = (config.limiter).try_enter(Claim::ONE) {
             let inside = Inside::of(config.limiter.id());
             let future = self.inner.call(request);
             drop(inside);
@@ -103,7 +103,7 @@ impl<S, R> Capacity<S, R> {
     {
         let config = &self.config;
         let limiter = &config.limiter;
-        let Some(refused) = limiter.turn_away(&Ask::new()) else {
+        let Some(refused) = limiter.turn_away(Claim::ONE) else {
             let ask = (config.request).with_grpc_timeout(Ask::new(), request.headers());
             return self.wait(request, ask, None);
         };
@@ -196,10 +196,10 @@ impl<R> Config<R> {
                 Err(refused) => Entry::Refused(shed_by(limiter, refused)),
             };
         }
-        if let Some(admission) = limiter.try_enter(&ask) {
+        if let Some(admission) = limiter.try_enter(ask.claim()) {
             return Entry::Admitted(Held::Alone(admission), apart);
         }
-        match limiter.turn_away(&ask) {
+        match limiter.turn_away(ask.claim()) {
             Some(refused) => Entry::Refused(shed_by(limiter, refused)),
             None => {
                 let ask = self.request.with_grpc_timeout(ask, &request.headers);
