@@ -15,7 +15,8 @@ use axum::{
     routing::get,
 };
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     app::{self, Protected, QUOTA_PER_SECOND, Server},
@@ -30,6 +31,9 @@ const DEFAULT_PORT: u16 = 8080;
 /// Rates and percentiles are over this long.
 const RECENT: Duration = Duration::from_secs(2);
 const DECISIONS: usize = 20;
+/// A page that is opened late shows what happened in the last two minutes, as the page keeps it.
+const PAST: Duration = Duration::from_secs(120);
+const EVERY: Duration = Duration::from_millis(500);
 
 /// Serves until it is interrupted.
 pub(crate) async fn serve(database: &Database, options: &Options) -> Result<(), Problem> {
@@ -38,13 +42,16 @@ pub(crate) async fn serve(database: &Database, options: &Options) -> Result<(), 
         parts,
         started: Instant::now(),
         recent: Arc::default(),
+        past: Arc::default(),
     };
+    let _sampler = Sampler(tokio::spawn(sample(watch.clone())));
     let app = service
         .layer(middleware::from_fn_with_state(watch.clone(), note))
         .merge(
             Router::new()
                 .route("/", get(|| async { Html(PAGE) }))
                 .route("/api/live", get(live))
+                .route("/api/past", get(past))
                 .with_state(watch),
         );
     let server = Server::start(app, options.port.unwrap_or(DEFAULT_PORT)).await?;
@@ -73,6 +80,34 @@ struct Watch {
     parts: Protected,
     started: Instant,
     recent: Arc<Mutex<VecDeque<Noted>>>,
+    /// Oldest first.
+    past: Arc<Mutex<VecDeque<View>>>,
+}
+
+/// Ends with the server.
+struct Sampler(JoinHandle<()>);
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn sample(watch: Watch) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let view = view(&watch);
+        let mut past = watch.past.lock().unwrap_or_else(PoisonError::into_inner);
+        while past
+            .front()
+            .is_some_and(|first| view.t - first.t > PAST.as_secs_f64())
+        {
+            past.pop_front();
+        }
+        past.push_back(view);
+    }
 }
 
 /// One response.
@@ -104,16 +139,30 @@ async fn note(State(watch): State<Watch>, request: Request, next: Next) -> Respo
 
 #[derive(Serialize)]
 struct Live {
+    #[serde(flatten)]
+    view: View,
+    decisions: Vec<DecisionView>,
+}
+
+/// What the page shows of one moment.
+#[derive(Clone, Serialize)]
+struct View {
     t: f64,
     objective_ms: f64,
     limiter: LimiterView,
     pool: PoolView,
     quota: QuotaView,
     responses: ResponsesView,
-    decisions: Vec<DecisionView>,
 }
 
 #[derive(Serialize)]
+struct Past {
+    /// The time of the response, on the clock of the views.
+    t: f64,
+    views: Vec<View>,
+}
+
+#[derive(Clone, Serialize)]
 struct LimiterView {
     law: &'static str,
     limit: usize,
@@ -125,7 +174,7 @@ struct LimiterView {
     baseline_ms: Option<f64>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct PoolView {
     name: &'static str,
     mode: &'static str,
@@ -137,14 +186,14 @@ struct PoolView {
     use_mean_ms: Option<f64>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct QuotaView {
     policy: String,
     allowed_per_s: f64,
     limited_per_s: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct ResponsesView {
     goodput_per_s: f64,
     late_per_s: f64,
@@ -160,7 +209,31 @@ struct DecisionView {
     text: String,
 }
 
+async fn past(State(watch): State<Watch>) -> Json<Past> {
+    let past = watch.past.lock().unwrap_or_else(PoisonError::into_inner);
+    Json(Past {
+        t: watch.started.elapsed().as_secs_f64(),
+        views: past.iter().cloned().collect(),
+    })
+}
+
 async fn live(State(watch): State<Watch>) -> Json<Live> {
+    let view = view(&watch);
+    let t = view.t;
+    let mut decisions = decisions(&watch.parts, watch.started);
+    let last = decisions.split_off(decisions.len().saturating_sub(DECISIONS));
+    let decisions = last.into_iter().rev().map(|decision| DecisionView {
+        ago_s: t - decision.t,
+        source: decision.source,
+        text: decision.text,
+    });
+    Json(Live {
+        view,
+        decisions: decisions.collect(),
+    })
+}
+
+fn view(watch: &Watch) -> View {
     let now = Instant::now();
     let mut recent: Vec<Noted> = {
         let recent = watch.recent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,11 +268,8 @@ async fn live(State(watch): State<Watch>) -> Json<Live> {
 
     let snapshot = watch.parts.limiter.snapshot();
     let pool = watch.parts.pool.state();
-    let t = watch.started.elapsed().as_secs_f64();
-    let mut decisions = decisions(&watch.parts, watch.started);
-    let last = decisions.split_off(decisions.len().saturating_sub(DECISIONS));
-    Json(Live {
-        t,
+    View {
+        t: watch.started.elapsed().as_secs_f64(),
         objective_ms: 1e3 * OBJECTIVE.as_secs_f64(),
         limiter: LimiterView {
             law: snapshot.law(),
@@ -236,14 +306,5 @@ async fn live(State(watch): State<Watch>) -> Json<Live> {
             p50_ms: quantile(0.50),
             p99_ms: quantile(0.99),
         },
-        decisions: last
-            .into_iter()
-            .rev()
-            .map(|decision| DecisionView {
-                ago_s: t - decision.t,
-                source: decision.source,
-                text: decision.text,
-            })
-            .collect(),
-    })
+    }
 }

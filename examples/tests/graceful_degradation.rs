@@ -341,3 +341,22 @@ fn the_live_page_shows_what_the_server_does() {
     assert!(number(&live, "/pool/size") >= 1.0);
     assert!(number(&live, "/responses/goodput_per_s") > 0.0);
 }
+
+#[test]
+fn a_live_page_that_is_opened_late_gets_what_happened_before() {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let serving = Serving::start();
+    assert!(serving.get("/").contains("/api/past"));
+    let past = loop {
+        let past: Value = serde_json::from_str(&serving.get("/api/past")).unwrap();
+        if past["views"].as_array().unwrap().len() >= 4 {
+            break past;
+        }
+    };
+    let views = past["views"].as_array().unwrap();
+    let times: Vec<f64> = views.iter().map(|view| number(view, "/t")).collect();
+    assert!(times.is_sorted_by(|a, b| a < b));
+    assert!(times[3] - times[0] > 1.0 && times[3] <= number(&past, "/t"));
+    assert!(number(&views[3], "/responses/goodput_per_s") > 0.0);
+    assert!(number(&views[3], "/limiter/limit") >= 1.0);
+}

@@ -15,7 +15,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{gate::Partition, sync::lock};
+use crate::{
+    gate::{Ask, Claim, Partition},
+    sync::lock,
+};
 
 /// Cells. Each thread has one of its own, but for the last, which all others share.
 const SHARDS: usize = 32;
@@ -47,6 +50,8 @@ pub(crate) struct Accounting {
 #[repr(align(128))]
 struct Shard {
     completions: AtomicU64,
+    /// What the completed requests cost beyond one permit each.
+    extra: AtomicU64,
     ignored: AtomicU64,
     drops: AtomicU64,
     cancelled: AtomicU64,
@@ -56,13 +61,24 @@ struct Shard {
     timed: Mutex<Timed>,
 }
 
+impl Shard {
+    #[cold]
+    fn count_extra(&self, ticket: Ticket) {
+        if ticket.progress() == Progress::Succeeded {
+            let extra = ticket.cost() as u64 - 1;
+            self.extra.fetch_add(extra, Relaxed);
+        }
+    }
+}
+
 /// What the timed requests of some threads say. Totals since the start, except `longest_gap`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Timed {
     /// Requests inside that have not been answered, and those that have.
     running: Inside,
     answered: Inside,
-    /// Σ time of leaving − Σ time of entering, weighted, in ns; wraps.
+    /// Σ time of leaving − Σ time of entering, weighted, in ns; wraps. Like all weights here in
+    /// permits, not in requests; a service time is one sample whatever the request costs.
     balance: i64,
     service_times: Sum,
     /// The same of requests that were ignored.
@@ -80,7 +96,7 @@ struct Timed {
     longest_gap: u64,
 }
 
-/// Requests inside by age, each weighted by the stride it was drawn with.
+/// Requests inside by age, each weighted by the stride it was drawn with and by its cost.
 #[derive(Clone, Copy, Debug, Default)]
 struct Inside {
     /// Those that entered after the last mark, between the two marks, and before both: the last are
@@ -91,7 +107,7 @@ struct Inside {
 }
 
 impl Inside {
-    /// Adds `weight` requests that entered at `entered`. Returns whether they count as held.
+    /// Adds `weight` permits that went out at `entered`. Returns whether they count as held.
     fn add(&mut self, entered: u64, weight: i64) -> bool {
         let older = self.marks.iter().filter(|mark| entered < **mark).count();
         self.counts[older] += weight;
@@ -158,6 +174,7 @@ impl Sum {
 pub(crate) struct Totals {
     pub(crate) at: u64,
     pub(crate) completions: u64,
+    pub(crate) extra: u64,
     pub(crate) ignored: u64,
     pub(crate) ignored_work: u64,
     pub(crate) drops: u64,
@@ -176,11 +193,12 @@ pub(crate) struct Totals {
     pub(crate) longest_gap: u64,
 }
 
-/// What is remembered of one request: when it entered and how many it stands for, if it is one
-/// that is timed, and whether it has ended.
+/// What is remembered of one request: what it costs, when it entered and how many it stands for, if
+/// it is one that is timed, and whether it has ended.
 ///
-/// `entered:48 | partition:10 | weight:4 | progress:2`. One word, so that it moves with the request
-/// in a register. Times are in units of 128 ns and wrap around after 417 days.
+/// `costly:1 | entered:47 | partition:10 | weight:4 | progress:2`. One word, so that it moves with the
+/// request in a register. Times are in units of 128 ns and wrap around after 208 days. The six lowest
+/// bits of the time of a request that costs more than one permit say how many.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket(u64);
 
@@ -201,19 +219,52 @@ impl Ticket {
     const PARTITION_SHIFT: u32 = 6;
     const PARTITION: u64 = (1 << Partition::BITS) - 1;
     const ENTERED_SHIFT: u32 = Self::PARTITION_SHIFT + Partition::BITS;
-    const ENTERED: u64 = u64::MAX >> Self::ENTERED_SHIFT;
+    const ENTERED: u64 = (Self::COSTLY - 1) >> Self::ENTERED_SHIFT;
+    /// Where the cost less one of a costly request is, instead of the lowest bits of its time.
+    const COST: u64 = Ask::MAX_COST as u64 - 1;
+    const COSTLY: u64 = 1 << 63;
     /// Binary logarithm of the unit of time, in ns.
     const UNIT: u32 = 7;
 
     #[inline]
-    pub(crate) const fn untimed(partition: Partition) -> Self {
-        Self((partition.index() as u64) << Self::PARTITION_SHIFT)
+    pub(crate) const fn untimed(claim: Claim) -> Self {
+        Self::new(claim, 0)
     }
 
-    const fn timed(partition: Partition, now: u64, weight: u32) -> Self {
+    const fn timed(claim: Claim, now: u64, weight: u32) -> Self {
         let weight = weight.trailing_zeros() as u64 + 1;
-        let entered = (now >> Self::UNIT) << Self::ENTERED_SHIFT;
-        Self(entered | weight << Self::WEIGHT_SHIFT | Self::untimed(partition).0)
+        let ticket = Self::new(claim, now >> Self::UNIT & Self::ENTERED);
+        Self(ticket.0 | weight << Self::WEIGHT_SHIFT)
+    }
+
+    #[inline]
+    const fn new(claim: Claim, entered: u64) -> Self {
+        let partition = (claim.partition().index() as u64) << Self::PARTITION_SHIFT;
+        let extra = claim.cost() as u64 - 1;
+        Self(if extra == 0 {
+            entered << Self::ENTERED_SHIFT | partition
+        } else {
+            let entered = entered & !Self::COST | extra;
+            Self::COSTLY | entered << Self::ENTERED_SHIFT | partition
+        })
+    }
+
+    /// The permits that the request takes.
+    #[inline]
+    pub(crate) const fn cost(self) -> usize {
+        let extra = self.0 >> Self::ENTERED_SHIFT & self.unknown();
+        extra as usize + 1
+    }
+
+    #[inline]
+    const fn is_costly(self) -> bool {
+        self.0 & Self::COSTLY != 0
+    }
+
+    /// The bits of the time that are not kept.
+    #[inline]
+    const fn unknown(self) -> u64 {
+        if self.is_costly() { Self::COST } else { 0 }
     }
 
     #[inline]
@@ -226,15 +277,17 @@ impl Ticket {
         Partition::new((self.0 >> Self::PARTITION_SHIFT & Self::PARTITION) as usize)
     }
 
-    /// When a timed request entered, given a time at most a few hundred days later.
+    /// When a timed request entered, given a time at most a hundred days later.
     const fn entered(self, now: u64) -> u64 {
-        now - self.age(now)
+        // The same at each call for a costly request too: its time is kept in coarser units.
+        (now - self.age(now)) & !(self.unknown() << Self::UNIT)
     }
 
     /// How long ago a timed request entered, in ns.
     const fn age(self, now: u64) -> u64 {
-        let entered = self.0 >> Self::ENTERED_SHIFT;
-        let age = (now >> Self::UNIT).wrapping_sub(entered) & Self::ENTERED;
+        let kept = Self::ENTERED & !self.unknown();
+        let entered = self.0 >> Self::ENTERED_SHIFT & kept;
+        let age = (now >> Self::UNIT & kept).wrapping_sub(entered) & Self::ENTERED;
         // A clock that was read before, and used later, than another thread's.
         if age > Self::ENTERED / 2 {
             return 0;
@@ -242,8 +295,17 @@ impl Ticket {
         age << Self::UNIT
     }
 
+    /// The same as a sample: of a costly request at least half of what is not kept.
+    const fn sampled_age(self, now: u64) -> u64 {
+        let age = self.age(now);
+        let least = self.unknown() << Self::UNIT >> 1;
+        if age > least { age } else { least }
+    }
+
+    /// The permits that it stands for.
     const fn weight(self) -> i64 {
-        1 << ((self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT) - 1)
+        let requests = 1 << ((self.0 >> Self::WEIGHT_SHIFT & Self::WEIGHT) - 1);
+        requests * self.cost() as i64
     }
 
     pub(crate) const fn progress(self) -> Progress {
@@ -316,8 +378,8 @@ impl Accounting {
     }
 
     /// Starts to time a request that was drawn.
-    pub(crate) fn enter(&self, partition: Partition, now: u64, stride: u32) -> Ticket {
-        let ticket = Ticket::timed(partition, now, stride);
+    pub(crate) fn enter(&self, claim: Claim, now: u64, stride: u32) -> Ticket {
+        let ticket = Ticket::timed(claim, now, stride);
         let mut timed = lock(&self.shard().0.timed);
         timed.running.add(ticket.entered(now), ticket.weight());
         timed.balance = timed
@@ -340,6 +402,9 @@ impl Accounting {
     #[inline]
     pub(crate) fn leave(&self, ticket: Ticket) -> Option<(u64, bool)> {
         let (shard, owned) = self.shard();
+        if ticket.is_costly() {
+            shard.count_extra(ticket);
+        }
         match ticket.progress() {
             // The count that every request adds to: its thread alone writes there.
             Progress::Succeeded if owned => {
@@ -367,7 +432,7 @@ impl Accounting {
         let now = self.now();
         let gap = now.saturating_sub(self.last_completion.swap(now, Relaxed));
         let weight = ticket.weight();
-        let age = ticket.age(now);
+        let age = ticket.sampled_age(now);
         let mut timed = lock(&shard.timed);
         timed.longest_gap = timed.longest_gap.max(gap);
         let entered = ticket.entered(now);
@@ -464,6 +529,7 @@ impl Accounting {
         let (mut held, mut died, mut held_ended, mut ignored_work) = (0, 0, 0, 0);
         for shard in &self.shards {
             totals.completions += shard.completions.load(Relaxed);
+            totals.extra += shard.extra.load(Relaxed);
             totals.ignored += shard.ignored.load(Relaxed);
             totals.drops += shard.drops.load(Relaxed);
             totals.cancelled += shard.cancelled.load(Relaxed);

@@ -22,8 +22,8 @@ use crate::{
     change::LimitChange,
     event::{LimiterEvent, Observer},
     gate::{
-        self, Ask, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority, Refused,
-        RefusedReason,
+        self, Ask, Claim, Codel, Enter, Gate, GateConfig, GateSnapshot, Partition, Priority,
+        Refused, RefusedReason,
     },
     limit::{Explanation, Knee, Limit, Window},
     metrics::{Metrics, Setup},
@@ -185,15 +185,15 @@ impl Limiter {
     /// [`Refused`] says why, and what the limit was.
     #[inline]
     pub fn try_admit_with(&self, ask: Ask) -> Result<Admission, Refused> {
-        let (priority, partition, _) = ask.parts();
-        let entered = if self.is_pressed(priority) {
+        let claim = ask.claim();
+        let entered = if self.is_pressed(claim.priority()) {
             let gate = self.shared.gate.snapshot();
             Err(Refused::for_reason(RefusedReason::Downstream, gate))
         } else {
-            self.shared.gate.enter(priority, partition)
+            self.shared.gate.enter(claim)
         };
         match entered {
-            Ok(entered) => Ok(self.admission(entered, partition)),
+            Ok(entered) => Ok(self.admission(entered, claim)),
             Err(refused) => {
                 self.note_refusal(&refused);
                 Err(refused)
@@ -227,12 +227,12 @@ impl Limiter {
     /// [`RefusedReason::Deadline`](crate::gate::RefusedReason::Deadline), if the waiters that go
     /// before it and its own service are expected to take longer than the time it has left.
     pub fn admit_with(&self, ask: Ask) -> Admit {
-        let (priority, partition, time_left) = ask.parts();
-        let doomed = time_left.is_some_and(|left| {
-            let ahead = self.shared.gate.ahead_of(&ask);
-            ahead.is_some_and(|ahead| self.expected_sojourn(ahead) > left)
+        let claim = ask.claim();
+        let doomed = ask.left().is_some_and(|left| {
+            let ahead = self.shared.gate.ahead_of(claim);
+            ahead.is_some_and(|ahead| self.expected_sojourn(ahead + claim.cost()) > left)
         });
-        let reason = if self.is_pressed(priority) {
+        let reason = if self.is_pressed(claim.priority()) {
             Some(RefusedReason::Downstream)
         } else {
             doomed.then_some(RefusedReason::Deadline)
@@ -240,7 +240,6 @@ impl Limiter {
         let refused = reason.map(|reason| Refused::for_reason(reason, self.shared.gate.snapshot()));
         Admit {
             enter: self.shared.gate.enter_with(ask),
-            partition,
             limiter: self.clone(),
             waiting: None,
             refused,
@@ -300,7 +299,7 @@ impl Limiter {
         self.shared.partitions.find(key)
     }
 
-    /// Requests of a partition inside.
+    /// Requests of a partition inside, each as often as it costs.
     #[must_use]
     pub fn inflight_of(&self, partition: Partition) -> usize {
         self.shared.gate.inflight_of(partition)
@@ -319,19 +318,20 @@ impl Limiter {
         Pressure::of(inflight, gate.queued(), limit)
     }
 
-    /// How long a request is expected to take behind `ahead` waiters; zero before the first window.
-    fn expected_sojourn(&self, ahead: usize) -> Duration {
-        let drain = self.expected_drain(ahead + 1).min(3600.0);
+    /// How long a request is expected to take that enters after `permits`, its own included;
+    /// zero before the first window.
+    fn expected_sojourn(&self, permits: usize) -> Duration {
+        let drain = self.expected_drain(permits).min(3600.0);
         Duration::from_secs_f64(drain) + self.shared.accounting.typical()
     }
 
-    /// How many seconds `requests` are expected to take at the pace of the last window; zero before
+    /// How many seconds `permits` are expected to be out at the pace of the last window; zero before
     /// it.
     #[inline]
-    pub(crate) fn expected_drain(&self, requests: usize) -> f64 {
+    pub(crate) fn expected_drain(&self, permits: usize) -> f64 {
         let throughput = self.shared.windows.throughput();
         if throughput > 0.0 {
-            requests as f64 / throughput
+            permits as f64 / throughput
         } else {
             0.0
         }
@@ -340,12 +340,12 @@ impl Limiter {
     /// Refuses a request that found no permit, if no wait would give it one: the limiter drains,
     /// or its waiting room has no place. Counts the refusal.
     #[cfg(feature = "layer")]
-    pub(crate) fn turn_away(&self, priority: Priority, partition: Partition) -> Option<Refused> {
-        let refused = if self.is_pressed(priority) {
+    pub(crate) fn turn_away(&self, claim: Claim) -> Option<Refused> {
+        let refused = if self.is_pressed(claim.priority()) {
             let gate = self.shared.gate.snapshot();
             Refused::for_reason(RefusedReason::Downstream, gate)
         } else {
-            self.shared.gate.turn_away(priority, partition)?
+            self.shared.gate.turn_away(claim)?
         };
         self.note_refusal(&refused);
         Some(refused)
@@ -471,17 +471,17 @@ impl Limiter {
     /// Two words, so that admission and refusal alike come back in registers.
     #[cfg(feature = "layer")]
     #[inline]
-    pub(crate) fn try_enter(&self, priority: Priority, partition: Partition) -> Option<Admission> {
-        if self.is_pressed(priority) {
+    pub(crate) fn try_enter(&self, claim: Claim) -> Option<Admission> {
+        if self.is_pressed(claim.priority()) {
             return None;
         }
-        let entered = self.shared.gate.enter(priority, partition).ok()?;
-        Some(self.admission(entered, partition))
+        let entered = self.shared.gate.enter(claim).ok()?;
+        Some(self.admission(entered, claim))
     }
 
     /// Counts a request that has just entered.
     #[inline]
-    fn admission(&self, entered: GateSnapshot, partition: Partition) -> Admission {
+    fn admission(&self, entered: GateSnapshot, claim: Claim) -> Admission {
         let shared = &self.shared;
         // Within 5 % of the limit, so that a law also sees a limit that is only just reached.
         let limit = entered.limit();
@@ -489,11 +489,11 @@ impl Limiter {
             shared.accounting.set_limited();
         }
         let ticket = if let Some(stride) = shared.accounting.draw() {
-            self.enter_timed(stride, entered, partition)
+            self.enter_timed(stride, entered, claim)
         } else {
-            Ticket::untimed(partition)
+            Ticket::untimed(claim)
         };
-        shared.metrics.admitted();
+        shared.metrics.admitted(claim.cost());
         Admission {
             limiter: self.clone(),
             ticket,
@@ -501,12 +501,13 @@ impl Limiter {
     }
 
     /// Starts to time a request.
-    fn enter_timed(&self, stride: u32, entered: GateSnapshot, partition: Partition) -> Ticket {
+    fn enter_timed(&self, stride: u32, entered: GateSnapshot, claim: Claim) -> Ticket {
         let shared = &self.shared;
         let now = shared.accounting.now();
-        let ticket = shared.accounting.enter(partition, now, stride);
-        if shared.windows.is_due_on_entry(now, entered.inflight()) {
-            self.look_on_entry(now, entered.inflight());
+        let ticket = shared.accounting.enter(claim, now, stride);
+        let is_alone = entered.inflight() == claim.cost();
+        if shared.windows.is_due_on_entry(now, is_alone) {
+            self.look_on_entry(now, is_alone);
         }
         ticket
     }
@@ -914,7 +915,6 @@ pin_project! {
     pub struct Admit {
         #[pin]
         enter: Enter,
-        partition: Partition,
         limiter: Limiter,
         waiting: Option<Waiting>,
         // Decided before it could wait.
@@ -932,16 +932,17 @@ impl Future for Admit {
             limiter.note_refusal(&refused);
             return Poll::Ready(Err(refused));
         }
+        let claim = this.enter.claim();
         let Poll::Ready(entered) = this.enter.poll(cx) else {
             if this.waiting.is_none() {
-                *this.waiting = Some(Waiting::new(limiter));
+                *this.waiting = Some(Waiting::new(limiter, claim.cost()));
                 limiter.shared.accounting.set_limited();
             }
             return Poll::Pending;
         };
         drop(this.waiting.take());
         Poll::Ready(match entered {
-            Ok(entered) => Ok(limiter.admission(entered, *this.partition)),
+            Ok(entered) => Ok(limiter.admission(entered, claim)),
             Err(refused) => {
                 limiter.note_refusal(&refused);
                 Err(refused)
@@ -953,14 +954,16 @@ impl Future for Admit {
 /// A request in the waiting room, counted there until it is dropped.
 struct Waiting {
     limiter: Limiter,
+    cost: usize,
     since: Instant,
 }
 
 impl Waiting {
-    fn new(limiter: &Limiter) -> Self {
-        limiter.shared.metrics.waits();
+    fn new(limiter: &Limiter, cost: usize) -> Self {
+        limiter.shared.metrics.waits(cost);
         Self {
             limiter: limiter.clone(),
+            cost,
             since: Instant::now(),
         }
     }
@@ -968,7 +971,8 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.limiter.shared.metrics.waited(self.since.elapsed());
+        let waited = self.since.elapsed();
+        self.limiter.shared.metrics.waited(self.cost, waited);
     }
 }
 
@@ -1031,8 +1035,9 @@ impl Drop for Admission {
     fn drop(&mut self) {
         let shared = &self.limiter.shared;
         let left = shared.accounting.leave(self.ticket);
-        shared.metrics.left();
-        shared.gate.leave(self.ticket.partition());
+        let cost = self.ticket.cost();
+        shared.metrics.left(cost);
+        shared.gate.leave(self.ticket.partition(), cost);
         if let Some((now, held)) = left {
             self.limiter.look(now, held);
         }
@@ -1059,7 +1064,7 @@ impl LimiterSnapshot {
         self.limit
     }
 
-    /// Requests inside, held ones included.
+    /// Requests inside, held ones included, each as often as it [costs](Ask::cost).
     #[must_use]
     pub const fn inflight(&self) -> usize {
         self.gate.inflight()
@@ -1067,12 +1072,13 @@ impl LimiterSnapshot {
 
     /// Requests inside that have been there for so much longer than usual that they are no measure
     /// of load: open streams, long polls, handlers that hang. They do not count against the limit.
+    /// Each as often as it costs.
     #[must_use]
     pub const fn held(&self) -> usize {
         self.held
     }
 
-    /// Requests that wait.
+    /// Requests that wait, each as often as it costs.
     #[must_use]
     pub const fn queued(&self) -> usize {
         self.gate.queued()

@@ -18,11 +18,12 @@ pub mod names {
     pub const MODE: &str = "tower_capacity_mode";
     /// Gauge: 1, with the `version` of the crate.
     pub const INFO: &str = "tower_capacity_info";
-    /// Gauge: requests inside.
+    /// Gauge: requests inside, each as often as it [costs](crate::gate::Ask::cost).
     pub const INFLIGHT: &str = "tower_capacity_inflight";
-    /// Gauge: requests inside for so long that they no longer count against the limit.
+    /// Gauge: requests inside for so long that they no longer count against the limit, each as often
+    /// as it costs.
     pub const HELD: &str = "tower_capacity_held";
-    /// Gauge: requests that wait.
+    /// Gauge: requests that wait, each as often as it costs.
     pub const QUEUED: &str = "tower_capacity_queued";
     /// Gauge: the service time without queueing that the control law compares with, in seconds;
     /// absent for laws that keep none.
@@ -251,28 +252,28 @@ impl Metrics {
     }
 
     #[inline]
-    pub(crate) fn admitted(&self) {
+    pub(crate) fn admitted(&self, cost: usize) {
         let handles = self.handles();
         handles.admitted.increment(1);
-        handles.inflight.increment(1.0);
+        handles.inflight.increment(cost as f64);
     }
 
     #[inline]
-    pub(crate) fn left(&self) {
-        self.handles().inflight.decrement(1.0);
+    pub(crate) fn left(&self, cost: usize) {
+        self.handles().inflight.decrement(cost as f64);
     }
 
     pub(crate) fn shed(&self, reason: RefusedReason) {
         self.handles().shed[reason as usize].increment(1);
     }
 
-    pub(crate) fn waits(&self) {
-        self.handles().queued.increment(1.0);
+    pub(crate) fn waits(&self, cost: usize) {
+        self.handles().queued.increment(cost as f64);
     }
 
-    pub(crate) fn waited(&self, wait: Duration) {
+    pub(crate) fn waited(&self, cost: usize, wait: Duration) {
         let handles = self.handles();
-        handles.queued.decrement(1.0);
+        handles.queued.decrement(cost as f64);
         handles.wait.record(wait.as_secs_f64());
     }
 
@@ -311,16 +312,16 @@ impl Metrics {
     }
 
     #[inline]
-    pub(crate) const fn admitted(&self) {}
+    pub(crate) const fn admitted(&self, _cost: usize) {}
 
     #[inline]
-    pub(crate) const fn left(&self) {}
+    pub(crate) const fn left(&self, _cost: usize) {}
 
     pub(crate) const fn shed(&self, _reason: RefusedReason) {}
 
-    pub(crate) const fn waits(&self) {}
+    pub(crate) const fn waits(&self, _cost: usize) {}
 
-    pub(crate) const fn waited(&self, _wait: Duration) {}
+    pub(crate) const fn waited(&self, _cost: usize, _wait: Duration) {}
 
     pub(crate) const fn baseline(&self, _baseline: Option<f64>) {}
 

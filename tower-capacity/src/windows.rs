@@ -180,7 +180,7 @@ impl Windows {
         }
     }
 
-    /// Completions per second in the last window; zero before it.
+    /// Completions per second in the last window, each as often as it costs; zero before it.
     #[inline]
     pub(crate) fn throughput(&self) -> f64 {
         f64::from_bits(self.throughput.load(Relaxed))
@@ -230,10 +230,10 @@ impl Windows {
     /// Whether the entry of a request is the moment to look: the first after a long silence, a mark
     /// that is due, or the end of shedding.
     #[inline]
-    pub(crate) fn is_due_on_entry(&self, now: u64, inflight: usize) -> bool {
+    pub(crate) fn is_due_on_entry(&self, now: u64, is_alone: bool) -> bool {
         now >= self.mark_at.load(Relaxed)
             || now >= self.calm_at.load(Relaxed)
-            || inflight == 1 && now >= self.stale_at.load(Relaxed)
+            || is_alone && now >= self.stale_at.load(Relaxed)
     }
 
     /// `None` if another thread decides; it will count what this one has seen.
@@ -262,9 +262,9 @@ impl Limiter {
     }
 
     /// The same when a request enters: after a long silence, what the window holds is no news.
-    pub(crate) fn look_on_entry(&self, now: u64, inflight: usize) {
+    pub(crate) fn look_on_entry(&self, now: u64, is_alone: bool) {
         self.look_closer(now, |control, _, _| {
-            if inflight == 1 && now >= self.shared.windows.stale_at.load(Relaxed) {
+            if is_alone && now >= self.shared.windows.stale_at.load(Relaxed) {
                 self.open_window(control, now);
             }
         });
@@ -357,7 +357,9 @@ impl Limiter {
         if held != control.held {
             control.held = held;
             windows.held.store(held, Relaxed);
-            self.shared.gate.set_limit(control.limit + held);
+            self.shared
+                .gate
+                .set_limit_beside(control.limit + held, held);
             notices.held = Some(held);
         }
     }
@@ -424,7 +426,7 @@ impl Limiter {
         } else {
             0.5 * (totals.held + opened.held) as f64
         };
-        let mut completions = totals.completions - opened.completions;
+        let mut completions = totals.completions + totals.extra - opened.completions - opened.extra;
         let ignored = totals.ignored_work - opened.ignored_work;
         let mut times = totals.service_times.since(&opened.service_times);
         // A service that answers hardly anything but 404 works all the same.
@@ -460,7 +462,10 @@ impl Limiter {
         let opened = &control.opened;
         let succeeded = totals.completions > opened.completions;
         let typical = window.service_time.filter(|_| succeeded);
-        shared.accounting.adapt(window.throughput(), typical);
+        let requests = totals.completions - opened.completions;
+        let permits = requests + totals.extra - opened.extra;
+        let cost = permits.max(1) as f64 / requests.max(1) as f64;
+        shared.accounting.adapt(window.throughput() / cost, typical);
         let throughput = window.throughput().to_bits();
         shared.windows.throughput.store(throughput, Relaxed);
         let lifetimes: Sum = totals.lifetimes.since(&opened.lifetimes);
@@ -498,7 +503,8 @@ impl Limiter {
         let old = std::mem::replace(&mut control.limit, new);
         control.held = control.held.min(gate::MAX - new);
         self.shared.windows.held.store(control.held, Relaxed);
-        self.shared.gate.set_limit(new + control.held);
+        let held = control.held;
+        self.shared.gate.set_limit_beside(new + held, held);
         let change = LimitChange {
             at,
             old,

@@ -3,7 +3,8 @@
 
 use std::{sync::Arc, task::Poll, time::Duration};
 
-use tokio::time::Instant;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use tokio::{task::JoinHandle, time::Instant};
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
 use tower_capacity::gate::{Ask, Codel, Gate, GateConfig, Partition, Priority, RefusedReason};
 
@@ -368,4 +369,103 @@ async fn more_permits_than_a_gate_can_count_leave_its_other_counts_alone() {
     assert_eq!((gate.inflight(), gate.queued()), (Gate::MAX_LIMIT, 0));
     drop(permits);
     assert_eq!((gate.inflight(), gate.limit(), gate.queued()), (0, 1, 0));
+}
+
+fn of_cost(cost: u32) -> Ask {
+    Ask::new().cost(cost).max_wait(Duration::MAX)
+}
+
+#[tokio::test(start_paused = true)]
+async fn cheap_requests_do_not_starve_an_expensive_one() {
+    let gate = gate(6, 100);
+    let mut inside: Vec<_> = (0..6).map(|_| gate.try_acquire().unwrap()).collect();
+    let mut export = task::spawn(gate.acquire_with(of_cost(4)));
+    assert_pending!(export.poll());
+    for returned in 1..4 {
+        drop(inside.pop());
+        assert_pending!(export.poll());
+        // What came free is kept.
+        gate.try_acquire().unwrap_err();
+        let mut cheap = task::spawn(gate.acquire());
+        assert_pending!(cheap.poll());
+        assert_eq!(gate.inflight(), 6 - returned);
+    }
+    drop(inside.pop());
+    let export = assert_ready_ok!(export.poll());
+    assert_eq!((gate.inflight(), gate.queued()), (6, 0));
+    drop(export);
+    assert_eq!(gate.inflight(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_for_an_expensive_request_that_leaves_goes_to_those_behind_it() {
+    let gate = gate(4, 100);
+    let _inside: Vec<_> = (0..3).map(|_| gate.try_acquire().unwrap()).collect();
+    let export = gate.acquire_with(of_cost(3).max_wait(WAIT));
+    let export = tokio::spawn(export);
+    tokio::task::yield_now().await;
+    let behind = tokio::spawn(gate.acquire_within(Duration::MAX));
+    let refused = export.await.unwrap().unwrap_err();
+    assert_eq!(refused.reason(), RefusedReason::WaitTimeout);
+    let permit = behind.await.unwrap().unwrap();
+    assert_eq!((gate.inflight(), gate.queued()), (4, 0));
+    drop(permit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_costs_more_than_the_limit_enters_an_empty_gate() {
+    let gate = gate(3, 100);
+    let inside = gate.try_acquire().unwrap();
+    let mut whole = task::spawn(gate.acquire_with(of_cost(50)));
+    assert_pending!(whole.poll());
+    drop(inside);
+    let whole = assert_ready_ok!(whole.poll());
+    assert_eq!((gate.inflight(), gate.debt()), (50, 47));
+    drop(whole);
+    assert_eq!(gate.inflight(), 0);
+    // Its class may fill less than the limit.
+    let background = of_cost(50).priority(Priority::Background);
+    drop(gate.try_acquire_with(background).unwrap());
+    gate.set_limit(0);
+    gate.try_acquire_with(of_cost(1)).unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overloaded_line_still_serves_an_expensive_request() {
+    const MS: Duration = Duration::from_millis(1);
+    let codel = Codel::new(2 * MS, 20 * MS);
+    let config = GateConfig::new(4).max_queue(40).codel(codel);
+    let gate = Gate::new(config.max_wait(Duration::from_secs(1)));
+    let work = |cost: u32, takes: Duration| {
+        let gate = gate.clone();
+        async move {
+            let permit = gate.acquire_with(Ask::new().cost(cost)).await.ok()?;
+            tokio::time::sleep(takes).await;
+            drop(permit);
+            Some(())
+        }
+    };
+    // More than twice what four permits of 10 ms do; one request in twenty takes three of them.
+    let mut random = SmallRng::seed_from_u64(1);
+    let (mut cheap, mut exports) = (Vec::new(), Vec::new());
+    for _ in 0..1000 {
+        let takes = random.random_range(5..15) * MS;
+        if random.random_range(0..20) == 0 {
+            exports.push(tokio::spawn(work(3, takes)));
+        } else {
+            cheap.push(tokio::spawn(work(1, takes)));
+        }
+        tokio::time::sleep(random.random_range(200..2000) * Duration::from_micros(1)).await;
+    }
+    let share = async |requests: Vec<JoinHandle<Option<()>>>| {
+        let all = requests.len() as f64;
+        let mut served = 0.0;
+        for request in requests {
+            served += f64::from(u8::from(request.await.unwrap().is_some()));
+        }
+        served / all
+    };
+    let (cheap, exports) = (share(cheap).await, share(exports).await);
+    println!("{cheap:.2} of the cheap requests, {exports:.2} of the exports");
+    assert!(exports >= 0.5 * cheap, "{exports:.2} against {cheap:.2}");
 }

@@ -25,7 +25,7 @@ fn model(check: impl Fn() + Send + Sync + 'static) {
 }
 
 fn enter(gate: &Gate) -> Permit {
-    block_on(gate.acquire()).expect("an open gate with no bound on the wait admits everybody")
+    block_on(gate.acquire()).expect("an open gate with no bound on the wait admits each request")
 }
 
 fn assert_idle(gate: &Gate) {
@@ -217,6 +217,53 @@ fn a_displaced_waiter_is_told_and_its_place_is_taken() {
                 RefusedReason::Displaced | RefusedReason::QueueFull
             ));
         }
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn an_expensive_waiter_that_leaves_gives_up_what_was_kept_for_it() {
+    model(|| {
+        let gate = gate(2);
+        let held = gate.try_acquire().unwrap();
+        let expensive = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let mut acquire = pin!(gate.acquire_with(Ask::new().cost(2)));
+                let waker = futures_util::task::noop_waker();
+                match acquire.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    Poll::Ready(entered) => drop(entered.unwrap()),
+                    Poll::Pending => {}
+                }
+                // Dropped here: in the queue with one permit kept for it, or not at all.
+            })
+        };
+        // Never returned before it is in.
+        let behind = enter(&gate);
+        expensive.join().unwrap();
+        drop((held, behind));
+        assert_idle(&gate);
+    });
+}
+
+#[test]
+fn permits_that_return_one_by_one_add_up_for_an_expensive_waiter() {
+    model(|| {
+        let gate = gate(2);
+        let first = gate.try_acquire().unwrap();
+        let second = gate.try_acquire().unwrap();
+        let other = thread::spawn(move || drop(first));
+        let expensive = {
+            let gate = gate.clone();
+            thread::spawn(move || {
+                let permit = block_on(gate.acquire_with(Ask::new().cost(2))).unwrap();
+                assert_eq!(gate.inflight(), 2);
+                drop(permit);
+            })
+        };
+        drop(second);
+        other.join().unwrap();
+        expensive.join().unwrap();
         assert_idle(&gate);
     });
 }

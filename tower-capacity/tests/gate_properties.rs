@@ -39,10 +39,36 @@ fn operation() -> impl Strategy<Value = Operation> {
 struct Kind {
     class: Priority,
     partition: Partition,
+    cost: usize,
+}
+
+impl Kind {
+    fn ask(self) -> Ask {
+        let ask = Ask::new().priority(self.class).partition(self.partition);
+        ask.cost(self.cost as u32)
+    }
+
+    /// Whether the two wait in the same line.
+    fn is_in_line_with(self, other: Self) -> bool {
+        (self.class, self.partition) == (other.class, other.partition)
+    }
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    (class(), partition()).prop_map(|(class, partition)| Kind { class, partition })
+    (class(), partition(), cost()).prop_map(|(class, partition, cost)| Kind {
+        class,
+        partition,
+        cost,
+    })
+}
+
+/// Mostly one permit, and now and then more than any limit here.
+fn cost() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        8 => Just(1_usize),
+        3 => 2_usize..10,
+        1 => 30_usize..=64,
+    ]
 }
 
 /// Guaranteed shares of the first partitions; the others have none of their own.
@@ -68,10 +94,16 @@ fn room(class: Priority, limit: usize) -> usize {
     limit - limit * ((1.0 - class.share()) * 20.0).round() as usize / 20
 }
 
+/// Whether a request finds all of its permits free, or all that its class may fill.
+fn fits(class: Priority, cost: usize, inflight: usize, limit: usize) -> bool {
+    let room = room(class, limit);
+    inflight < room && inflight + cost.min(room) <= room
+}
+
 /// The gate, and what is known of it from outside.
 struct Bench {
     gate: Gate,
-    permits: Vec<(Partition, Permit)>,
+    permits: Vec<(Kind, Permit)>,
     /// In order of arrival.
     line: Vec<(Kind, Pin<Box<Acquire>>)>,
     max_queue: usize,
@@ -96,9 +128,9 @@ impl Bench {
         }
     }
 
-    fn take(&mut self, partition: Partition, permit: Permit) {
-        self.taken += 1;
-        self.permits.push((partition, permit));
+    fn take(&mut self, kind: Kind, permit: Permit) {
+        self.taken += kind.cost;
+        self.permits.push((kind, permit));
     }
 
     /// Permits guaranteed to a partition, if it has a share of its own.
@@ -113,26 +145,31 @@ impl Bench {
             .line
             .iter()
             .filter(|(kind, _)| kind.partition == partition);
-        let asked = self.gate.inflight_of(partition) + queued.count() + more;
+        let queued: usize = queued.map(|(kind, _)| kind.cost).sum();
+        let asked = self.gate.inflight_of(partition) + queued + more;
         Some(asked as f64 / self.guarantee(partition)?)
     }
 
-    /// Whether a newcomer of this class should find its way in.
-    fn is_free(&self, class: Priority) -> bool {
+    /// Whether a newcomer should find its way in.
+    fn is_free(&self, class: Priority, cost: usize) -> bool {
         let now = self.gate.snapshot();
         let outranked = self.line.iter().any(|(waiting, _)| waiting.class >= class);
-        now.inflight() < room(class, now.limit()) && !outranked
+        fits(class, cost, now.inflight(), now.limit()) && !outranked
+    }
+
+    /// Permits that the waiters want.
+    fn queued(&self) -> usize {
+        self.line.iter().map(|(kind, _)| kind.cost).sum()
     }
 
     fn apply(&mut self, operation: &Operation) -> Result<(), TestCaseError> {
         match operation {
-            Operation::TryAcquire(Kind { class, partition }) => {
-                let free = self.is_free(*class);
-                let ask = Ask::new().priority(*class).partition(*partition);
-                match self.gate.try_acquire_with(ask) {
+            Operation::TryAcquire(kind) => {
+                let free = self.is_free(kind.class, kind.cost);
+                match self.gate.try_acquire_with(kind.ask()) {
                     Ok(permit) => {
                         prop_assert!(free, "entered a full gate or overtook its own class");
-                        self.take(*partition, permit);
+                        self.take(*kind, permit);
                     }
                     Err(refused) => {
                         prop_assert!(!free, "refused while a permit was free");
@@ -141,9 +178,13 @@ impl Bench {
                 }
             }
             Operation::Acquire(kind) => {
-                let Kind { class, partition } = *kind;
-                let free = self.is_free(class);
-                let full = self.line.len() >= self.max_queue;
+                let Kind {
+                    class,
+                    partition,
+                    cost,
+                } = *kind;
+                let free = self.is_free(class, cost);
+                let full = self.queued() >= self.max_queue;
                 let outranks = self.line.iter().any(|(waiting, _)| waiting.class < class);
                 let modest = self.load(partition, 1).is_some_and(|load| load <= 1.0);
                 let is_greedy = |waiting: &Kind| {
@@ -151,12 +192,14 @@ impl Bench {
                     waiting.partition != partition && load.is_some_and(|load| load > 1.0)
                 };
                 let entitled = modest && self.line.iter().any(|(waiting, _)| is_greedy(waiting));
-                let ask = Ask::new().priority(class).partition(partition);
-                let mut acquire = Box::pin(self.gate.acquire_with(ask));
+                let mut acquire = Box::pin(self.gate.acquire_with(kind.ask()));
                 match poll(&mut acquire) {
                     Poll::Ready(Ok(permit)) => {
-                        prop_assert!(free, "entered a full gate or overtook its own class");
-                        self.take(partition, permit);
+                        // In the place of a waiter for which permits were gathered.
+                        let displaces = full && self.line.iter().any(|(kind, _)| kind.cost > 1);
+                        let may_enter = free || displaces;
+                        prop_assert!(may_enter, "entered a full gate or overtook its own class");
+                        self.take(*kind, permit);
                     }
                     Poll::Ready(Err(refused)) => {
                         prop_assert_eq!(refused.reason(), RefusedReason::QueueFull);
@@ -169,16 +212,22 @@ impl Bench {
                 }
             }
             Operation::AcquireAnyway => {
-                let free = self.is_free(Priority::Default);
+                let kind = Kind {
+                    class: Priority::Default,
+                    partition: Partition::NONE,
+                    cost: 1,
+                };
+                let free = self.is_free(kind.class, kind.cost);
                 let (permit, would) = self.gate.acquire_anyway();
                 prop_assert_eq!(would.is_ok(), free);
-                self.take(Partition::NONE, permit);
+                self.take(kind, permit);
             }
             Operation::Release(index) => {
                 if !self.permits.is_empty() {
                     let index = index.index(self.permits.len());
-                    drop(self.permits.swap_remove(index));
-                    self.returned += 1;
+                    let (kind, permit) = self.permits.swap_remove(index);
+                    drop(permit);
+                    self.returned += kind.cost;
                     return self.settle_one();
                 }
             }
@@ -199,17 +248,21 @@ impl Bench {
         let before = self.permits.len();
         self.settle()?;
         self.check()?;
-        let [(partition, _)] = &self.permits[before..] else {
+        let [(admitted, _)] = &self.permits[before..] else {
             return Ok(());
         };
-        let Some(guarantee) = self.guarantee(*partition) else {
+        // A waiter for which permits are gathered was next before this one came free.
+        let gathers = admitted.cost > 1 || self.line.iter().any(|(kind, _)| kind.cost > 1);
+        let guarantee = self.guarantee(admitted.partition);
+        let (Some(guarantee), false) = (guarantee, gathers) else {
             return Ok(());
         };
-        let was_entitled = ((self.gate.inflight_of(*partition) - 1) as f64) < guarantee;
+        let partition = admitted.partition;
+        let was_entitled = ((self.gate.inflight_of(partition) - 1) as f64) < guarantee;
         let passed_over = self.line.iter().any(|(kind, _)| {
             let guarantee = self.guarantee(kind.partition);
             kind.class >= Priority::Default
-                && kind.partition != *partition
+                && kind.partition != partition
                 && guarantee.is_some_and(|guarantee| {
                     (self.gate.inflight_of(kind.partition) as f64) < guarantee
                 })
@@ -226,17 +279,18 @@ impl Bench {
         for (kind, mut acquire) in std::mem::take(&mut self.line) {
             match poll(&mut acquire) {
                 Poll::Ready(Ok(permit)) => {
-                    let overtaken = waiting.iter().any(|(other, _)| *other == kind);
+                    let overtaken = waiting.iter().any(|(other, _)| other.is_in_line_with(kind));
                     prop_assert!(!overtaken, "a later waiter was admitted first");
-                    self.take(kind.partition, permit);
+                    self.take(kind, permit);
                 }
                 Poll::Ready(Err(refused)) => {
                     prop_assert_eq!(refused.reason(), RefusedReason::Displaced);
                     displaced.push(kind);
                 }
                 Poll::Pending => {
-                    let stayed = displaced.contains(&kind);
-                    let newest = self.gate.queued() == waiting.len() + 1;
+                    let stayed = displaced.iter().any(|other| other.is_in_line_with(kind));
+                    let before: usize = waiting.iter().map(|(kind, _)| kind.cost).sum();
+                    let newest = self.gate.queued() == before + kind.cost;
                     prop_assert!(
                         !stayed || newest,
                         "not the newest of its line was displaced"
@@ -249,7 +303,7 @@ impl Bench {
             let lower = waiting
                 .iter()
                 .any(|(other, _)| other.partition == kind.partition && other.class < kind.class);
-            prop_assert!(!lower, "somebody of the partition who matters less stayed");
+            prop_assert!(!lower, "a waiter of the partition that matters less stayed");
         }
         self.line = waiting;
         Ok(())
@@ -257,19 +311,32 @@ impl Bench {
 
     fn check(&self) -> Result<(), TestCaseError> {
         let now = self.gate.snapshot();
-        prop_assert_eq!(now.inflight(), self.permits.len());
-        prop_assert_eq!(now.queued(), self.line.len());
-        prop_assert_eq!(self.taken - self.returned, self.permits.len());
+        let held: usize = self.permits.iter().map(|(kind, _)| kind.cost).sum();
+        prop_assert_eq!(now.inflight(), held);
+        prop_assert_eq!(now.queued(), self.queued());
+        prop_assert_eq!(self.taken - self.returned, held);
         prop_assert!(now.inflight() <= now.limit() + now.debt());
         for index in 0..8 {
             let partition = Partition::new(index);
-            let held = self.permits.iter().filter(|(of, _)| *of == partition);
-            prop_assert_eq!(self.gate.inflight_of(partition), held.count());
+            let held = self
+                .permits
+                .iter()
+                .filter(|(kind, _)| kind.partition == partition);
+            let held: usize = held.map(|(kind, _)| kind.cost).sum();
+            prop_assert_eq!(self.gate.inflight_of(partition), held);
         }
         let highest = self.line.iter().map(|(kind, _)| kind.class).max();
+        let Some(class) = highest else {
+            return Ok(());
+        };
+        let is_gathering = self.line.iter().any(|(kind, _)| {
+            kind.class == class && !fits(class, kind.cost, now.inflight(), now.limit())
+        });
+        prop_assert!(is_gathering, "every waiter would fit, and none enters");
+        let is_one_each = self.line.iter().all(|(kind, _)| kind.cost == 1);
         prop_assert!(
-            highest.is_none_or(|class| now.inflight() >= room(class, now.limit())),
-            "somebody waits for a free permit"
+            !is_one_each || now.inflight() >= room(class, now.limit()),
+            "a request waits for a free permit"
         );
         Ok(())
     }

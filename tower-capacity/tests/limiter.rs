@@ -453,6 +453,58 @@ fn laws_start_where_they_say() {
     assert_eq!(warm.explain().baseline, Some(0.003));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_expensive_request_is_one_request_and_as_much_load_as_it_costs() {
+    let law = Fixed::new(10);
+    let limiter = Limiter::builder().law(law).max_queue(0).build().unwrap();
+    for _ in 0..128 {
+        let mut export = limiter.try_admit_with(Ask::new().cost(4)).unwrap();
+        let tenant = Ask::new().partition(limiter.partition("a")).cost(5);
+        let mut tenants = limiter.try_admit_with(tenant).unwrap();
+        assert_eq!(limiter.snapshot().inflight(), 9);
+        assert_eq!(limiter.inflight_of(limiter.partition("a")), 5);
+        assert!((limiter.pressure().value() - 0.45).abs() < 1e-9);
+        limiter.try_admit_with(Ask::new().cost(2)).unwrap_err();
+        advance(10 * MS).await;
+        export.complete(Outcome::Success);
+        tenants.complete(Outcome::Success);
+    }
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.inflight(), snapshot.completions()), (0, 256));
+    assert_eq!(snapshot.refusals(), 128);
+    let window = window(&limiter);
+    let mean = window.mean_inflight;
+    assert!((mean - 9.0).abs() < 1e-6, "{mean}");
+    assert_eq!(2 * window.completions, 9 * window.samples);
+    let service_time = window.service_time.unwrap();
+    assert!((service_time / 10e-3 - 1.0).abs() < 1e-3, "{service_time}");
+    // By Little's law the throughput is what is inside over the service time.
+    let throughput = window.throughput() * service_time;
+    assert!((throughput / mean - 1.0).abs() < 0.02, "{throughput}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_streams_do_not_lock_out_a_request_that_costs_more_than_the_limit() {
+    let limiter = Limiter::builder().bounds(1..=2).build().unwrap();
+    one_by_one(&limiter, 100, 10 * MS).await;
+    let open: Vec<_> = std::iter::from_fn(|| limiter.try_admit_with(Ask::new()).ok()).collect();
+    let open = open.into_iter().map(|mut stream| {
+        stream.complete(Outcome::Success);
+        stream
+    });
+    let open: Vec<_> = open.collect();
+    while limiter.snapshot().held() < open.len() {
+        advance(100 * MS).await;
+        drop(limiter.try_admit());
+    }
+    let snapshot = limiter.snapshot();
+    assert_eq!((snapshot.inflight(), snapshot.limit()), (2, 2));
+    let whole = limiter.try_admit_with(Ask::new().cost(50)).unwrap();
+    assert_eq!(limiter.snapshot().inflight(), 52);
+    drop((whole, open));
+    assert_eq!(limiter.snapshot().inflight(), 0);
+}
+
 #[cfg(feature = "metrics")]
 mod published {
     use metrics_util::{

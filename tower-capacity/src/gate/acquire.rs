@@ -10,7 +10,10 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Ask, Gate, GateSnapshot, Partition, Permit, Refused, RefusedReason, queue::Told};
+use super::{
+    Ask, Gate, GateSnapshot, MAX, Permit, Refused, RefusedReason,
+    queue::{Removed, Told},
+};
 use crate::sync::lock;
 
 pin_project! {
@@ -41,7 +44,7 @@ impl Future for Acquire {
         let entered = ready!(enter.as_mut().poll(cx));
         let place = &enter.place;
         Poll::Ready(
-            entered.map(|entered| Permit::new(place.gate.clone(), entered, place.partition)),
+            entered.map(|entered| Permit::new(place.gate.clone(), entered, place.ask.claim())),
         )
     }
 }
@@ -60,7 +63,6 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub(crate) struct Enter {
         place: Place,
-        ask: Ask,
         #[pin]
         timer: Option<Sleep>,
     }
@@ -71,12 +73,16 @@ impl Enter {
         Self {
             place: Place {
                 gate,
-                partition: ask.partition,
+                ask,
                 key: None,
             },
-            ask,
             timer: None,
         }
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) const fn claim(&self) -> super::Claim {
+        self.place.ask.claim()
     }
 }
 
@@ -86,7 +92,7 @@ impl Future for Enter {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if this.place.key.is_none() {
-            match this.place.enter_or_queue(cx, this.ask) {
+            match this.place.enter_or_queue(cx) {
                 Entry::Done(result) => return Poll::Ready(result),
                 // Polled below, so that it is registered.
                 Entry::Queued(deadline) => this.timer.set(deadline.map(sleep_until)),
@@ -112,14 +118,15 @@ enum Entry {
 /// picked up. Dropping it gives back whichever it is.
 struct Place {
     gate: Gate,
-    partition: Partition,
+    ask: Ask,
     key: Option<usize>,
 }
 
 impl Place {
-    fn enter_or_queue(&mut self, cx: &Context<'_>, ask: &Ask) -> Entry {
+    fn enter_or_queue(&mut self, cx: &Context<'_>) -> Entry {
         let shared = &self.gate.shared;
-        let refusing = match shared.try_enter(ask.priority, ask.partition) {
+        let (ask, claim) = (&self.ask, self.ask.claim());
+        let refusing = match shared.try_enter(claim) {
             Ok(word) => return Entry::Done(Ok(GateSnapshot(word))),
             Err(word) => word,
         };
@@ -130,28 +137,35 @@ impl Place {
         let now = Instant::now();
         let mut room = lock(&shared.room);
         let longest = shared.longest(refusing);
+        let is_full = room.queue.len() >= longest;
         let mut displaced = None;
-        if room.queue.len() >= longest {
+        // What waits has to fit into the word.
+        if is_full && room.queue.len() + claim.cost() <= MAX {
             displaced = room
                 .queue
-                .displace(ask.line(), refusing, &shared.partitions);
-            if displaced.is_none() {
-                drop(room);
-                return Entry::Done(Err(Refused::now(refusing, RefusedReason::QueueFull)));
-            }
-            shared.word.unqueue();
+                .displace(claim.line(), refusing, &shared.partitions);
         }
+        if is_full && displaced.is_none() {
+            drop(room);
+            return Entry::Done(Err(Refused::now(refusing, RefusedReason::QueueFull)));
+        }
+        let displaced = displaced.map(|(waker, cost)| {
+            shared.word.unqueue(cost);
+            waker
+        });
         let wait = ask.max_wait.unwrap_or(room.max_wait);
         let wait = ask.time_left.map_or(wait, |left| wait.min(left));
         let codel = room.codel;
-        self.key = Some(room.queue.push_back(waker, ask.line(), now, codel.as_ref()));
-        let word = shared.word.queue();
+        self.key = Some(room.queue.push_back(waker, claim, now, codel.as_ref()));
+        let word = shared.word.queue(claim.cost());
         drop(room);
+        let has_displaced = displaced.is_some();
         if let Some(displaced) = displaced {
             displaced.wake();
         }
-        // A permit may have come free before the word said that a request waits for it.
-        if word.has_room(shared.class(ask.priority)) {
+        // A permit may have come free before the word said that a request waits for it, and those
+        // that were being gathered for the waiter that was displaced are free again.
+        if has_displaced || word.has_permit(shared.need(claim)) {
             shared.admit_waiters();
             if let Some(told) = self.told(cx) {
                 return Entry::Done(told);
@@ -181,9 +195,14 @@ impl Place {
             return Err(Refused::now(shared.word.load(), RefusedReason::WaitTimeout));
         };
         let mut room = lock(&shared.room);
-        let (told, since, waker) = room.queue.remove(key);
+        let Removed {
+            told,
+            since,
+            waker,
+            was_gathering,
+        } = room.queue.remove(key);
         let word = match told {
-            Told::Wait => shared.word.unqueue(),
+            Told::Wait => shared.word.unqueue(self.ask.claim().cost()),
             Told::Enter | Told::Leave(_) => shared.word.load(),
         };
         drop(room);
@@ -192,6 +211,9 @@ impl Place {
             Told::Enter => Ok(GateSnapshot(word)),
             Told::Leave(reason) => Err(Refused::after(since, word, reason)),
             Told::Wait => {
+                if was_gathering {
+                    shared.admit_waiters();
+                }
                 shared.tell_if_emptied(word);
                 Err(Refused::after(since, word, RefusedReason::WaitTimeout))
             }
@@ -203,7 +225,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         if self.key.is_some() && self.leave_line().is_ok() {
             // A permit was on its way.
-            self.gate.shared.leave(self.partition);
+            let claim = self.ask.claim();
+            self.gate.shared.leave(claim.partition(), claim.cost());
         }
     }
 }

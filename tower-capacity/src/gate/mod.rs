@@ -36,6 +36,9 @@
 //!   Only a line that is [overloaded](Codel) is served from its end.
 //! - **Resize.** A limit lowered below the requests inside leaves a *debt*: the next permits that
 //!   return are not handed on until it is paid. So inflight ≤ limit + debt, always.
+//! - **Cost.** A request that [costs](Ask::cost) more than one permit counts as that many, inside
+//!   and in line. It enters when all of them are free; what comes free meanwhile is kept for it. One
+//!   that costs more than the limit enters an empty gate.
 //! - **Cancel safety.** A waiter dropped at any point gives back its place, or the permit that it
 //!   was just handed.
 //!
@@ -44,6 +47,7 @@
 //! to a waiter), and the line is bounded in length and in time.
 
 mod acquire;
+mod claim;
 mod codel;
 mod partition;
 mod permit;
@@ -62,6 +66,7 @@ use tokio::{sync::Notify, time::Instant};
 
 #[cfg(not(loom))]
 pub(crate) use self::acquire::Enter;
+pub(crate) use self::claim::Claim;
 pub(crate) use self::word::MAX;
 pub use self::{
     acquire::Acquire,
@@ -73,8 +78,8 @@ pub use self::{
 
 use self::{
     partition::Partitions,
-    queue::{LineKey, Queue},
-    word::{AtomicWord, Class, Word},
+    queue::Queue,
+    word::{AtomicWord, Need, Word},
 };
 use crate::sync::{Arc, Mutex, lock};
 
@@ -93,6 +98,8 @@ struct Shared {
     max_queue: AtomicUsize,
     /// Permits for the highest class alone.
     reserved: usize,
+    /// Permits of the limit that are out for good, so that no request can wait for them.
+    held: AtomicUsize,
     partitions: Partitions,
     /// Locked only by waiters, and by a permit that is returned while one waits.
     room: Mutex<Room>,
@@ -137,7 +144,8 @@ impl GateConfig {
         }
     }
 
-    /// Sets how many may wait. Zero refuses at once a request that finds no permit.
+    /// Sets how many may wait, each as often as it [costs](Ask::cost): a request finds a place as
+    /// long as they are fewer. Zero refuses at once a request that finds no permit.
     ///
     /// Defaults to the limit in force, so that by Little's law a full room costs its last waiter
     /// about one service time: enough to absorb a burst, too little to store an overload.
@@ -196,21 +204,28 @@ impl GateConfig {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Ask {
-    priority: Priority,
-    partition: Partition,
+    claim: Claim,
     max_wait: Option<Duration>,
     time_left: Option<Duration>,
 }
 
+impl Default for Ask {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Ask {
+    /// The most that one request can cost: 64 permits.
+    pub const MAX_COST: u32 = 64;
+
     /// Asks as [`Gate::acquire`] does.
     pub const fn new() -> Self {
         Self {
-            priority: Priority::Default,
-            partition: Partition::NONE,
+            claim: Claim::ONE,
             max_wait: None,
             time_left: None,
         }
@@ -218,13 +233,38 @@ impl Ask {
 
     /// Sets how much the request matters. Defaults to [`Priority::Default`].
     pub const fn priority(mut self, priority: Priority) -> Self {
-        self.priority = priority;
+        self.claim = self.claim.with_priority(priority);
         self
     }
 
     /// Sets the partition that the request belongs to. Defaults to [`Partition::NONE`].
     pub const fn partition(mut self, partition: Partition) -> Self {
-        self.partition = partition;
+        self.claim = self.claim.with_partition(partition);
+        self
+    }
+
+    /// Sets how many permits the request takes, for one that uses as much of what is limited as
+    /// that many others. Zero counts as one, and more than [`MAX_COST`](Self::MAX_COST) as that.
+    ///
+    /// It enters when all of them are free, or all that its class may fill if it costs more. Where
+    /// requests may wait, the permits that come free are kept for the one that is next until it has
+    /// enough, so that cheaper requests never starve it; without a queue they may. Defaults to 1.
+    ///
+    /// ```
+    /// use tower_capacity::gate::{Ask, Gate, GateConfig};
+    ///
+    /// let gate = Gate::new(GateConfig::new(10));
+    /// let export = gate.try_acquire_with(Ask::new().cost(8))?;
+    /// assert_eq!(gate.inflight(), 8);
+    /// drop(export);
+    /// let larger_than_the_limit = gate.try_acquire_with(Ask::new().cost(12))?;
+    /// assert_eq!((gate.inflight(), gate.debt()), (12, 2));
+    /// # drop(larger_than_the_limit);
+    /// # Ok::<(), tower_capacity::gate::Refused>(())
+    /// ```
+    pub const fn cost(mut self, permits: u32) -> Self {
+        let permits = if permits == 0 { 1 } else { permits };
+        self.claim = self.claim.with_cost(permits);
         self
     }
 
@@ -250,17 +290,9 @@ impl Ask {
 }
 
 impl Ask {
-    /// The line that it would stand in.
-    const fn line(&self) -> LineKey {
-        LineKey {
-            priority: self.priority,
-            partition: self.partition,
-        }
-    }
-
-    #[cfg(not(loom))]
-    pub(crate) const fn parts(&self) -> (Priority, Partition, Option<Duration>) {
-        (self.priority, self.partition, self.time_left)
+    #[inline]
+    pub(crate) const fn claim(&self) -> Claim {
+        self.claim
     }
 }
 
@@ -276,6 +308,7 @@ impl Gate {
                 word: AtomicWord::new(config.limit.min(MAX)),
                 max_queue: AtomicUsize::new(waiters(config.max_queue)),
                 reserved: config.reserved,
+                held: AtomicUsize::new(0),
                 partitions: Partitions::new(&config.shares),
                 room: Mutex::new(Room {
                     queue: Queue::default(),
@@ -294,7 +327,7 @@ impl Gate {
     /// [`RefusedReason::Full`] if no permit is free or others wait for one,
     /// [`RefusedReason::Closed`] if the gate is closed.
     pub fn try_acquire(&self) -> Result<Permit, Refused> {
-        self.try_acquire_as(Priority::Default)
+        self.acquire_now(Claim::ONE)
     }
 
     /// Enters now or not at all, past waiters that matter less. Otherwise as
@@ -314,8 +347,13 @@ impl Gate {
     ///
     /// As [`try_acquire`](Self::try_acquire).
     pub fn try_acquire_with(&self, ask: Ask) -> Result<Permit, Refused> {
-        match self.shared.try_enter(ask.priority, ask.partition) {
-            Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word), ask.partition)),
+        self.acquire_now(ask.claim())
+    }
+
+    #[inline(always)]
+    fn acquire_now(&self, claim: Claim) -> Result<Permit, Refused> {
+        match self.shared.try_enter(claim) {
+            Ok(word) => Ok(Permit::new(self.clone(), GateSnapshot(word), claim)),
             Err(word) => Err(Refused::now(word, RefusedReason::Full)),
         }
     }
@@ -325,15 +363,17 @@ impl Gate {
     #[inline]
     #[must_use = "dropping it leaves the request inside: return it with `exit`"]
     pub fn try_enter(&self, ask: Ask) -> Option<Entered> {
-        let entered = self.shared.try_enter(ask.priority, ask.partition).ok()?;
-        Some(Entered::new(GateSnapshot(entered), ask.partition))
+        let claim = ask.claim();
+        let entered = self.shared.try_enter(claim).ok()?;
+        Some(Entered::new(GateSnapshot(entered), claim))
     }
 
     /// Returns a permit without a handle.
     #[inline]
     pub fn exit(&self, entered: Entered) {
-        if let Some(partition) = entered.partition() {
-            self.shared.leave(partition);
+        let cost = entered.cost();
+        if cost > 0 {
+            self.shared.leave(entered.partition(), cost);
         }
     }
 
@@ -374,31 +414,26 @@ impl Gate {
     /// of a lowered limit. Beyond [`MAX_LIMIT`](Self::MAX_LIMIT) requests inside, the permit is not
     /// counted.
     pub fn acquire_anyway(&self) -> (Permit, Result<(), Refused>) {
-        let (priority, partition) = (Priority::Default, Partition::NONE);
-        let refusing = match self.shared.try_enter(priority, partition) {
+        let refusing = match self.shared.try_enter(Claim::ONE) {
             Ok(word) => {
-                let permit = Permit::new(self.clone(), GateSnapshot(word), partition);
+                let permit = Permit::new(self.clone(), GateSnapshot(word), Claim::ONE);
                 return (permit, Ok(()));
             }
             Err(word) => word,
         };
         let permit = match self.shared.word.enter() {
-            Ok(word) => Permit::new(self.clone(), GateSnapshot(word), partition),
+            Ok(word) => Permit::new(self.clone(), GateSnapshot(word), Claim::ONE),
             Err(word) => Permit::uncounted(self.clone(), GateSnapshot(word)),
         };
         (permit, Err(Refused::now(refusing, RefusedReason::Full)))
     }
 
-    /// Enters as [`try_acquire_as`](Self::try_acquire_as) does, for an owner of the gate that returns the
-    /// permit itself with [`leave`](Self::leave) and so needs no handle for each.
+    /// Enters like [`try_acquire_with`](Self::try_acquire_with), for an owner of the gate that returns
+    /// the permit itself with [`leave`](Self::leave) and so needs no handle for each.
     #[cfg(not(loom))]
     #[inline]
-    pub(crate) fn enter(
-        &self,
-        priority: Priority,
-        partition: Partition,
-    ) -> Result<GateSnapshot, Refused> {
-        let entered = self.shared.try_enter(priority, partition);
+    pub(crate) fn enter(&self, claim: Claim) -> Result<GateSnapshot, Refused> {
+        let entered = self.shared.try_enter(claim);
         let entered = entered.map(GateSnapshot);
         entered.map_err(|word| Refused::now(word, RefusedReason::Full))
     }
@@ -409,45 +444,42 @@ impl Gate {
         Enter::new(self.clone(), ask)
     }
 
-    /// Refuses a request of this class that found no permit and may not wait for one either.
+    /// Refuses a request that found no permit and may not wait for one either.
     #[cfg(all(feature = "layer", not(loom)))]
-    pub(crate) fn turn_away(&self, priority: Priority, partition: Partition) -> Option<Refused> {
+    pub(crate) fn turn_away(&self, claim: Claim) -> Option<Refused> {
         let word = self.shared.word.load();
         let longest = self.shared.longest(word);
-        let line = LineKey {
-            priority,
-            partition,
-        };
         let is_full = || {
             let room = lock(&self.shared.room);
-            room.queue.len() >= longest && !room.queue.may_displace(line)
+            room.queue.len() >= longest && !room.queue.may_displace(claim.line())
         };
         let no_place = longest == 0 || word.queued() >= longest && is_full();
         (no_place || word.is_closed()).then(|| Refused::now(word, RefusedReason::QueueFull))
     }
 
-    /// How many waiters a request would wait behind; `None` if it would not have to wait.
+    /// How many permits the waiters want that a request would wait behind; `None` if it would not
+    /// have to wait.
     #[cfg(not(loom))]
-    pub(crate) fn ahead_of(&self, ask: &Ask) -> Option<usize> {
+    pub(crate) fn ahead_of(&self, claim: Claim) -> Option<usize> {
         let shared = &self.shared;
         let word = shared.word.load();
-        let has_room = word.has_room(shared.class(ask.priority));
+        let has_room = word.has_room(shared.need(claim));
         if word.queued() == 0 {
             return (!has_room).then_some(0);
         }
         let room = lock(&shared.room);
         let first = room.queue.first_class();
-        if has_room && first.is_none_or(|first| first < ask.priority) {
+        if has_room && first.is_none_or(|first| first < claim.priority()) {
             return None;
         }
-        Some(room.queue.ahead_of(ask.line(), word, &shared.partitions))
+        Some(room.queue.ahead_of(claim.line(), word, &shared.partitions))
     }
 
     /// Returns what [`enter`](Self::enter) and its kin gave.
     #[cfg(not(loom))]
     #[inline]
-    pub(crate) fn leave(&self, partition: Partition) {
-        self.shared.leave(partition);
+    pub(crate) fn leave(&self, partition: Partition, cost: usize) {
+        self.shared.leave(partition, cost);
     }
 
     /// Moves the limit, at most to [`MAX_LIMIT`](Self::MAX_LIMIT).
@@ -455,6 +487,14 @@ impl Gate {
     /// A higher limit admits waiters at once, in order. A lower one revokes nothing: see
     /// [`debt`](Self::debt). Zero admits none until it is raised again.
     pub fn set_limit(&self, limit: usize) {
+        self.set_limit_beside(limit, 0);
+    }
+
+    /// Moves the limit, of which `held` permits are out for good: a request that costs more than
+    /// the rest waits for the rest, not for those.
+    pub(crate) fn set_limit_beside(&self, limit: usize, held: usize) {
+        // Before the limit, so that the waiters that it admits are judged by both.
+        self.shared.held.store(held, Relaxed);
         let before = self.shared.word.set_limit(limit.min(MAX));
         if before.queued() > 0 {
             self.shared.admit_waiters();
@@ -534,13 +574,13 @@ impl Gate {
         self.snapshot().limit()
     }
 
-    /// Requests inside.
+    /// Requests inside, each as often as it costs.
     #[must_use]
     pub fn inflight(&self) -> usize {
         self.snapshot().inflight()
     }
 
-    /// Requests of a partition inside.
+    /// Requests of a partition inside, each as often as it costs.
     #[must_use]
     pub fn inflight_of(&self, partition: Partition) -> usize {
         self.shared
@@ -548,13 +588,14 @@ impl Gate {
             .inflight(partition, self.shared.word.load())
     }
 
-    /// Requests that stand in line.
+    /// Requests that wait, each as often as it costs.
     #[must_use]
     pub fn queued(&self) -> usize {
         self.snapshot().queued()
     }
 
-    /// Requests inside above the limit; zero unless the limit was lowered below them.
+    /// Requests inside above the limit; zero unless the limit was lowered below them, or one costs
+    /// more than the limit.
     #[must_use]
     pub fn debt(&self) -> usize {
         self.snapshot().debt()
@@ -580,11 +621,21 @@ fn waiters(max_queue: Option<usize>) -> usize {
 }
 
 impl Shared {
-    #[inline]
-    const fn class(&self, priority: Priority) -> Class {
-        Class {
+    #[inline(always)]
+    fn need(&self, claim: Claim) -> Need {
+        self.need_of(claim.priority(), claim.cost())
+    }
+
+    #[inline(always)]
+    fn need_of(&self, priority: Priority, cost: usize) -> Need {
+        Need {
             priority,
             reserved: self.reserved,
+            cost,
+            held: match cost {
+                1 => 0,
+                _ => self.held.load(Relaxed),
+            },
         }
     }
 
@@ -596,12 +647,12 @@ impl Shared {
         }
     }
 
-    /// Returns a permit: to the next in line, unless there is a debt to pay first.
+    /// Returns permits: to the next in line, unless there is a debt to pay first.
     #[inline]
-    fn leave(&self, partition: Partition) {
+    fn leave(&self, partition: Partition, cost: usize) {
         // First, so that the next to be admitted is chosen by what is true then.
-        self.partitions.leave(partition);
-        let word = self.word.leave();
+        self.partitions.leave(partition, cost);
+        let word = self.word.leave(cost);
         if word.queued() > 0 || word.is_closed() {
             self.left(word);
         }
@@ -618,17 +669,15 @@ impl Shared {
     }
 
     /// Enters as a new request. Returns the word as it then was, or the word that refused.
-    #[inline]
-    fn try_enter(&self, priority: Priority, partition: Partition) -> Result<Word, Word> {
-        let class = self.class(priority);
-        let entered = match self.word.try_enter(class) {
-            Err(word) if word.queued() > 0 && word.has_room(class) => {
-                self.try_overtake(priority, word)
-            }
+    #[inline(always)]
+    fn try_enter(&self, claim: Claim) -> Result<Word, Word> {
+        let need = self.need(claim);
+        let entered = match self.word.try_enter(need) {
+            Err(word) if word.queued() > 0 && word.has_room(need) => self.try_overtake(need, word),
             entered => entered,
         };
         if entered.is_ok() {
-            self.partitions.enter(partition);
+            self.partitions.enter(claim.partition(), need.cost);
         }
         entered
     }
@@ -636,11 +685,11 @@ impl Shared {
     /// Enters past waiters for their part of the limit, if all of them matter less: theirs is no
     /// line for this class.
     #[cold]
-    fn try_overtake(&self, priority: Priority, word: Word) -> Result<Word, Word> {
+    fn try_overtake(&self, need: Need, word: Word) -> Result<Word, Word> {
         let room = lock(&self.room);
         match room.queue.first_class() {
-            Some(first) if first >= priority => Err(word),
-            _ => self.word.try_overtake(self.class(priority)),
+            Some(first) if first >= need.priority => Err(word),
+            _ => self.word.try_overtake(need),
         }
     }
 
@@ -663,22 +712,32 @@ impl Shared {
     }
 
     /// Admits one waiter or sheds one. Returns its waker.
+    ///
+    /// Where the next costs more than is free, what is free is kept for it, unless a waiter of a
+    /// higher class can use it.
     fn admit_one(&self, room: &mut Room) -> Option<Waker> {
-        let line = room
-            .queue
-            .next(self.word.load(), &self.partitions, self.reserved)?;
-        let mut overloaded = false;
-        if let Some(codel) = &room.codel {
-            let now = Instant::now();
-            overloaded = room.queue.judge(line, codel, now);
-            if overloaded && let Some(stale) = room.queue.shed_stale(line, codel, now) {
-                self.word.unqueue();
-                return Some(stale);
+        loop {
+            let word = self.word.load();
+            let line = room.queue.next(word, &self.partitions, self.reserved)?;
+            let mut overloaded = false;
+            if let Some(codel) = &room.codel {
+                let now = Instant::now();
+                overloaded = room.queue.judge(line, codel, now);
+                if overloaded && let Some((stale, cost)) = room.queue.shed_stale(line, codel, now) {
+                    self.word.unqueue(cost);
+                    return Some(stale);
+                }
+            }
+            let (waiter, cost) = room.queue.next_of(line, overloaded)?;
+            let need = self.need_of(line.priority, cost);
+            if self.word.admit_waiter(need).is_ok() {
+                self.partitions.enter(line.partition, cost);
+                return room.queue.admit(waiter);
+            }
+            if cost == 1 || !room.queue.gather_for(waiter) {
+                return None;
             }
         }
-        self.word.admit_waiter(self.class(line.priority)).ok()?;
-        self.partitions.enter(line.partition);
-        room.queue.admit(line, overloaded)
     }
 
     fn tell_if_emptied(&self, word: Word) {
@@ -699,13 +758,13 @@ impl GateSnapshot {
         self.0.limit()
     }
 
-    /// Requests inside.
+    /// Requests inside, each as often as it costs.
     #[must_use]
     pub const fn inflight(&self) -> usize {
         self.0.inflight()
     }
 
-    /// Requests that stand in line.
+    /// Requests that wait, each as often as it costs.
     #[must_use]
     pub const fn queued(&self) -> usize {
         self.0.queued()
@@ -863,13 +922,13 @@ impl Refused {
         self.word.limit()
     }
 
-    /// Requests that were inside.
+    /// Requests that were inside, each as often as it costs.
     #[must_use]
     pub const fn inflight(&self) -> usize {
         self.word.inflight()
     }
 
-    /// Requests that stood in line.
+    /// Requests that waited, each as often as it costs.
     #[must_use]
     pub const fn queued(&self) -> usize {
         self.word.queued()

@@ -51,7 +51,7 @@ impl Partition {
     }
 }
 
-/// Requests inside, by partition. Costs nothing until the first partition is used.
+/// Permits out, by partition. Costs nothing until the first partition is used.
 #[derive(Debug)]
 pub(super) struct Partitions {
     /// Guaranteed shares of the limit, of the partitions from 1 on.
@@ -94,34 +94,34 @@ impl Partitions {
     }
 
     #[inline]
-    pub(super) fn enter(&self, partition: Partition) {
+    pub(super) fn enter(&self, partition: Partition, cost: usize) {
         if partition != Partition::NONE {
-            self.count_in(partition);
+            self.count_in(partition, cost as u32);
         }
     }
 
     #[inline]
-    pub(super) fn leave(&self, partition: Partition) {
+    pub(super) fn leave(&self, partition: Partition, cost: usize) {
         if partition != Partition::NONE {
-            self.count_out(partition);
+            self.count_out(partition, cost as u32);
         }
     }
 
-    fn count_in(&self, partition: Partition) {
+    fn count_in(&self, partition: Partition, cost: u32) {
         let cells = self.cells.get_or_init(|| {
             let cells = (0..Partition::COUNT).map(|_| AtomicU32::new(0));
             cells.collect()
         });
-        if cells[partition.index()].fetch_add(1, Relaxed) == 0 && !self.has_share(partition) {
+        if cells[partition.index()].fetch_add(cost, Relaxed) == 0 && !self.has_share(partition) {
             self.sharing_rest.fetch_add(1, Relaxed);
         }
     }
 
-    fn count_out(&self, partition: Partition) {
+    fn count_out(&self, partition: Partition, cost: u32) {
         let Some(cells) = self.cells.get() else {
             return;
         };
-        if cells[partition.index()].fetch_sub(1, Relaxed) == 1 && !self.has_share(partition) {
+        if cells[partition.index()].fetch_sub(cost, Relaxed) == cost && !self.has_share(partition) {
             self.sharing_rest.fetch_sub(1, Relaxed);
         }
     }
@@ -130,7 +130,7 @@ impl Partitions {
         partition.index() != 0 && partition.index() <= self.shares.len()
     }
 
-    /// Requests of a partition inside.
+    /// Permits that requests of a partition hold.
     pub(super) fn inflight(&self, partition: Partition, word: Word) -> usize {
         let inside = |cell: &AtomicU32| cell.load(Relaxed) as usize;
         let cells = self.cells.get().map_or(&[][..], |cells| cells);

@@ -2,26 +2,25 @@
 
 use std::{fmt, num::NonZeroU64};
 
-use super::{Gate, GateSnapshot, Partition};
+use super::{Claim, Gate, GateSnapshot, Partition};
 
-/// The right of one request to be inside a [`Gate`].
+/// The right of one request to be inside a [`Gate`], where it counts as often as it
+/// [costs](super::Ask::cost).
 ///
 /// Dropping it returns it, to the next waiter unless the limit was lowered meanwhile.
 #[must_use = "dropping a permit returns it"]
 pub struct Permit {
     gate: Gate,
     entered: GateSnapshot,
-    partition: Partition,
-    is_counted: bool,
+    claim: Claim,
 }
 
 impl Permit {
-    pub(super) const fn new(gate: Gate, entered: GateSnapshot, partition: Partition) -> Self {
+    pub(super) const fn new(gate: Gate, entered: GateSnapshot, claim: Claim) -> Self {
         Self {
             gate,
             entered,
-            partition,
-            is_counted: true,
+            claim,
         }
     }
 
@@ -30,8 +29,7 @@ impl Permit {
         Self {
             gate,
             entered,
-            partition: Partition::NONE,
-            is_counted: false,
+            claim: Claim::ONE.with_cost(0),
         }
     }
 
@@ -43,8 +41,9 @@ impl Permit {
 
     /// Lets go of the gate, for an owner that holds it already. The request stays inside.
     pub fn into_entered(mut self) -> Entered {
-        let is_counted = std::mem::replace(&mut self.is_counted, false);
-        Entered::with(self.entered, self.partition, is_counted)
+        let claim = self.claim;
+        self.claim = claim.with_cost(0);
+        Entered::new(self.entered, claim)
     }
 
     /// The gate as it stood when this request had just entered.
@@ -61,39 +60,38 @@ impl Permit {
 #[must_use = "dropping it leaves the request inside: return it with `Gate::exit`"]
 pub struct Entered(NonZeroU64);
 
-/// In one word, which moves without a stall: `inflight:32 | counted:1 | partition:16`, and a one to make
+/// In one word, which moves without a stall: `inflight:32 | cost:8 | partition:16`, and a one to make
 /// room for `None`.
 impl Entered {
-    const COUNTED: u64 = 1 << 17;
     const PARTITION_SHIFT: u32 = 1;
+    const COST_SHIFT: u32 = 17;
     const INFLIGHT_SHIFT: u32 = 32;
 
     #[inline]
-    pub(super) fn new(entered: GateSnapshot, partition: Partition) -> Self {
-        Self::with(entered, partition, true)
-    }
-
-    #[inline]
-    fn with(entered: GateSnapshot, partition: Partition, is_counted: bool) -> Self {
-        let counted = if is_counted { Self::COUNTED } else { 0 };
-        let partition = (partition.index() as u64) << Self::PARTITION_SHIFT;
+    pub(super) fn new(entered: GateSnapshot, claim: Claim) -> Self {
+        let partition = (claim.partition().index() as u64) << Self::PARTITION_SHIFT;
+        let cost = (claim.cost() as u64) << Self::COST_SHIFT;
         let inflight = (entered.inflight() as u64) << Self::INFLIGHT_SHIFT;
-        Self(NonZeroU64::MIN | counted | partition | inflight)
+        Self(NonZeroU64::MIN | cost | partition | inflight)
     }
 
-    /// Requests inside when this one had entered.
+    /// Requests inside when this one had entered, each as often as it costs.
     #[inline]
     #[must_use]
     pub const fn inflight(&self) -> usize {
         (self.0.get() >> Self::INFLIGHT_SHIFT) as usize
     }
 
-    /// `None` if the gate could not count it.
     #[inline]
-    pub(super) fn partition(&self) -> Option<Partition> {
-        let word = self.0.get();
-        let index = word >> Self::PARTITION_SHIFT & u64::from(u16::MAX);
-        (word & Self::COUNTED != 0).then(|| Partition::new(index as usize))
+    pub(super) const fn partition(&self) -> Partition {
+        let index = self.0.get() >> Self::PARTITION_SHIFT & u16::MAX as u64;
+        Partition::new(index as usize)
+    }
+
+    /// Zero if the gate could not count it.
+    #[inline]
+    pub(super) const fn cost(&self) -> usize {
+        (self.0.get() >> Self::COST_SHIFT & u8::MAX as u64) as usize
     }
 }
 
@@ -102,14 +100,16 @@ impl fmt::Debug for Entered {
         f.debug_struct("Entered")
             .field("inflight", &self.inflight())
             .field("partition", &self.partition())
+            .field("cost", &self.cost())
             .finish()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.is_counted {
-            self.gate.shared.leave(self.partition);
+        let claim = self.claim;
+        if claim.cost() > 0 {
+            self.gate.shared.leave(claim.partition(), claim.cost());
         }
     }
 }

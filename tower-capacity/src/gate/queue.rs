@@ -6,10 +6,10 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    Codel, Partition, Priority, RefusedReason,
+    Claim, Codel, Partition, Priority, RefusedReason,
     codel::Judgement,
     partition::Partitions,
-    word::{Class, Word},
+    word::{Need, Word},
 };
 
 /// Waiters, in one line for each class of each partition.
@@ -23,12 +23,15 @@ pub(super) struct Queue {
     rooms: Vec<PartitionRoom>,
     /// Partitions with waiters, in no order.
     waiting: Vec<Partition>,
-    /// How many wait, by rank of the class.
+    /// Permits that waiters want, by rank of the class.
     by_class: [usize; 4],
+    /// The waiter that is next and costs more permits than have come free so far. It stays next for
+    /// its class, or requests that cost less would take each permit before there are enough.
+    gathering: Option<usize>,
 }
 
 /// Which line.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LineKey {
     pub(super) priority: Priority,
     pub(super) partition: Partition,
@@ -38,6 +41,7 @@ pub(super) struct LineKey {
 #[derive(Debug, Default)]
 struct PartitionRoom {
     lines: [Line; 4],
+    /// Permits that its waiters want.
     len: usize,
 }
 
@@ -46,6 +50,7 @@ struct PartitionRoom {
 struct Line {
     front: Option<usize>,
     back: Option<usize>,
+    /// Permits that its waiters want.
     len: usize,
     judgement: Judgement,
 }
@@ -54,6 +59,7 @@ struct Line {
 struct Waiter {
     standing: Standing,
     line: LineKey,
+    cost: usize,
     since: Instant,
     previous: Option<usize>,
     next: Option<usize>,
@@ -77,8 +83,20 @@ pub(super) enum Told {
     Leave(RefusedReason),
 }
 
+/// A waiter that is gone.
+#[derive(Debug)]
+pub(super) struct Removed {
+    /// What it was told last.
+    pub(super) told: Told,
+    pub(super) since: Instant,
+    /// If it was still in line.
+    pub(super) waker: Option<Waker>,
+    /// Whether permits that have come free waited for it.
+    pub(super) was_gathering: bool,
+}
+
 impl Queue {
-    /// How many wait in line; those that were told to enter or to leave no longer do.
+    /// Permits that waiters want; those that were told to enter or to leave no longer do.
     pub(super) fn len(&self) -> usize {
         self.by_class.iter().sum()
     }
@@ -95,23 +113,33 @@ impl Queue {
         classes.find(|class| self.by_class[class.rank()] > 0)
     }
 
-    /// The line that is next, among those with a class that may enter.
+    /// The line that is next, among those with a class that has a permit free.
     ///
-    /// First those within their guarantee, then the higher class, then the one that uses the least of
-    /// its guarantee, then the first to come.
+    /// The line for which permits are being gathered, unless a higher class waits. Else first those
+    /// within their guarantee, then the higher class, then the one that uses the least of its
+    /// guarantee, then the first to come.
     pub(super) fn next(
         &self,
         word: Word,
         partitions: &Partitions,
         reserved: usize,
     ) -> Option<LineKey> {
-        let has_room = |priority: &Priority| {
-            word.has_room(Class {
+        let has_permit = |priority: &Priority| {
+            word.has_permit(Need {
                 priority: *priority,
                 reserved,
+                cost: 1,
+                held: 0,
             })
         };
-        let first = self.first_class().filter(has_room)?;
+        let first = self.first_class().filter(has_permit)?;
+        let gathering = self.gathering.map(|key| self.waiters[key].line);
+        if let Some(line) = gathering.filter(|line| line.priority >= first) {
+            return Some(line);
+        }
+        let goes_before = |priority: &Priority| {
+            has_permit(priority) && gathering.is_none_or(|line| line.priority < *priority)
+        };
         if let [partition] = self.waiting[..] {
             return Some(LineKey {
                 priority: first,
@@ -121,7 +149,7 @@ impl Queue {
         let newcomers = self.newcomers(word, partitions);
         let turn = |partition: &Partition| {
             let priority = self.rooms[partition.index()].first_class();
-            let priority = priority.filter(has_room)?;
+            let priority = priority.filter(goes_before)?;
             let line = LineKey {
                 priority,
                 partition: *partition,
@@ -150,10 +178,11 @@ impl Queue {
     pub(super) fn push_back(
         &mut self,
         waker: Waker,
-        line: LineKey,
+        claim: Claim,
         since: Instant,
         codel: Option<&Codel>,
     ) -> usize {
+        let (line, cost) = (claim.line(), claim.cost());
         let index = line.partition.index();
         if self.rooms.len() <= index {
             self.rooms.resize_with(index + 1, PartitionRoom::default);
@@ -162,8 +191,8 @@ impl Queue {
         if room.len == 0 {
             self.waiting.push(line.partition);
         }
-        room.len += 1;
-        self.by_class[line.priority.rank()] += 1;
+        room.len += cost;
+        self.by_class[line.priority.rank()] += cost;
         let end = &mut room.lines[line.priority.rank()];
         if end.front.is_none()
             && let Some(codel) = codel
@@ -173,6 +202,7 @@ impl Queue {
         let key = self.waiters.insert(Waiter {
             standing: Standing::InLine(waker),
             line,
+            cost,
             since,
             previous: end.back,
             next: None,
@@ -182,15 +212,31 @@ impl Queue {
             None => end.front = Some(key),
         }
         end.back = Some(key);
-        end.len += 1;
+        end.len += cost;
         key
     }
 
-    /// Admits one of a line: the first, or the newest if the line is overloaded. Returns its
-    /// waker.
-    pub(super) fn admit(&mut self, line: LineKey, overloaded: bool) -> Option<Waker> {
-        let line = self.line(line);
-        let key = if overloaded { line.back } else { line.front }?;
+    /// The waiter of a line that is next, and its cost: the one for which permits are being
+    /// gathered, else the first, or the newest if the line is overloaded.
+    pub(super) fn next_of(&self, key: LineKey, overloaded: bool) -> Option<(usize, usize)> {
+        let line = self.line(key);
+        let is_here = |waiter: &usize| self.waiters[*waiter].line == key;
+        let key = match self.gathering.filter(is_here) {
+            Some(waiter) => waiter,
+            None if overloaded => line.back?,
+            None => line.front?,
+        };
+        Some((key, self.waiters[key].cost))
+    }
+
+    /// Keeps the permits that come free for a waiter that costs more than are free now. Returns
+    /// whether that is new.
+    pub(super) fn gather_for(&mut self, key: usize) -> bool {
+        self.gathering.replace(key) != Some(key)
+    }
+
+    /// Admits a waiter. Returns its waker.
+    pub(super) fn admit(&mut self, key: usize) -> Option<Waker> {
         self.dismiss(key, Standing::Admitted)
     }
 
@@ -203,25 +249,30 @@ impl Queue {
         line.judgement.observe(codel, now, wait)
     }
 
-    /// Sends away the first of a line if it has waited for longer than `patience`. Returns its
-    /// waker.
+    /// Sheds the first of a line if it has waited for longer than `patience`, unless permits are
+    /// being gathered for it. Returns its waker and its cost.
     pub(super) fn shed_stale(
         &mut self,
         line: LineKey,
         codel: &Codel,
         now: Instant,
-    ) -> Option<Waker> {
+    ) -> Option<(Waker, usize)> {
         let front = self.line(line).front?;
+        if self.gathering == Some(front) {
+            return None;
+        }
         let waited = now.saturating_duration_since(self.waiters[front].since);
         if waited <= codel.patience() {
             return None;
         }
         let shed = &mut self.rooms[line.partition.index()].lines[line.priority.rank()];
         shed.judgement.shed(codel, now);
-        self.dismiss(front, Standing::Shed(RefusedReason::Overloaded))
+        let waker = self.dismiss(front, Standing::Shed(RefusedReason::Overloaded))?;
+        Some((waker, self.waiters[front].cost))
     }
 
-    /// Makes place in a full room for a newcomer. Returns the waker of the one that leaves.
+    /// Makes place in a full room for a newcomer. Returns the waker and the cost of the waiter that
+    /// leaves.
     ///
     /// A newcomer within its guarantee displaces the newest of the partition that holds and asks
     /// for the most beyond its own; else one that matters more displaces the newest of the lowest
@@ -231,7 +282,7 @@ impl Queue {
         newcomer: LineKey,
         word: Word,
         partitions: &Partitions,
-    ) -> Option<Waker> {
+    ) -> Option<(Waker, usize)> {
         let victim = self
             .greediest(newcomer.partition, word, partitions)
             .or_else(|| {
@@ -250,7 +301,8 @@ impl Queue {
                 })
             })?;
         let back = self.line(victim).back?;
-        self.dismiss(back, Standing::Shed(RefusedReason::Displaced))
+        let waker = self.dismiss(back, Standing::Shed(RefusedReason::Displaced))?;
+        Some((waker, self.waiters[back].cost))
     }
 
     /// The lowest line of the partition that asks for most beyond its guarantee, if that is another
@@ -302,7 +354,8 @@ impl Queue {
                 .any(|other| *other != newcomer.partition)
     }
 
-    /// How many waiters are to be admitted before a newcomer, by the order of [`next`](Self::next).
+    /// Permits that waiters want that are to be admitted before a newcomer, by the order of
+    /// [`next`](Self::next).
     #[cfg(not(loom))]
     pub(super) fn ahead_of(&self, newcomer: LineKey, word: Word, partitions: &Partitions) -> usize {
         let is_known = self.waiting.contains(&newcomer.partition);
@@ -345,17 +398,23 @@ impl Queue {
         }
     }
 
-    /// Forgets the waiter: what it was told last, when it joined, and its waker if it still stood
-    /// in line.
-    pub(super) fn remove(&mut self, key: usize) -> (Told, Instant, Option<Waker>) {
+    /// Forgets the waiter.
+    pub(super) fn remove(&mut self, key: usize) -> Removed {
+        let was_gathering = self.gathering == Some(key);
         if let Standing::InLine(_) = self.waiters[key].standing {
             self.unlink(key);
         }
         let waiter = self.waiters.remove(key);
-        match waiter.standing {
-            Standing::InLine(waker) => (Told::Wait, waiter.since, Some(waker)),
-            Standing::Admitted => (Told::Enter, waiter.since, None),
-            Standing::Shed(reason) => (Told::Leave(reason), waiter.since, None),
+        let (told, waker) = match waiter.standing {
+            Standing::InLine(waker) => (Told::Wait, Some(waker)),
+            Standing::Admitted => (Told::Enter, None),
+            Standing::Shed(reason) => (Told::Leave(reason), None),
+        };
+        Removed {
+            told,
+            since: waiter.since,
+            waker,
+            was_gathering,
         }
     }
 
@@ -374,13 +433,17 @@ impl Queue {
 
     fn unlink(&mut self, key: usize) {
         let Waiter {
-            line: key,
+            line: of,
+            cost,
             previous,
             next,
             ..
         } = self.waiters[key];
-        let room = &mut self.rooms[key.partition.index()];
-        let line = &mut room.lines[key.priority.rank()];
+        if self.gathering == Some(key) {
+            self.gathering = None;
+        }
+        let room = &mut self.rooms[of.partition.index()];
+        let line = &mut room.lines[of.priority.rank()];
         match previous {
             Some(previous) => self.waiters[previous].next = next,
             None => line.front = next,
@@ -389,17 +452,17 @@ impl Queue {
             Some(next) => self.waiters[next].previous = previous,
             None => line.back = previous,
         }
-        line.len -= 1;
-        self.by_class[key.priority.rank()] -= 1;
-        room.len -= 1;
+        line.len -= cost;
+        self.by_class[of.priority.rank()] -= cost;
+        room.len -= cost;
         if room.len == 0 {
-            self.waiting.retain(|waiting| *waiting != key.partition);
+            self.waiting.retain(|waiting| *waiting != of.partition);
         }
     }
 }
 
 impl PartitionRoom {
-    /// How many wait in this class and those above it.
+    /// Permits that waiters of this class and those above it want.
     #[cfg(not(loom))]
     fn waiting_from(&self, priority: Priority) -> usize {
         let lines = &self.lines[..=priority.rank()];

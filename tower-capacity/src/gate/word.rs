@@ -3,16 +3,17 @@
 use super::Priority;
 use crate::sync::{AtomicU64, Ordering};
 
-/// Bits of each of the three counts; the sixty-fourth bit says whether the gate is closed.
+/// Bits of each of the three counts, in permits; the sixty-fourth bit says whether the gate is
+/// closed.
 const BITS: u32 = 21;
 const MASK: u64 = (1 << BITS) - 1;
 
 /// Largest limit and longest queue that a gate can hold: 2,097,151.
 pub(crate) const MAX: usize = MASK as usize;
 
-/// One request inside.
+/// One permit that is out.
 const INFLIGHT: u64 = 1;
-/// One waiter in the waiting room.
+/// One permit that a waiter wants.
 const QUEUED: u64 = 1 << BITS;
 /// Where the limit starts.
 const LIMIT_SHIFT: u32 = 2 * BITS;
@@ -21,10 +22,14 @@ const CLOSED: u64 = 1 << (3 * BITS);
 
 /// What a gate has to have room for.
 #[derive(Clone, Copy)]
-pub(super) struct Class {
+pub(super) struct Need {
     pub(super) priority: Priority,
     /// Permits that the gate reserves for the highest class.
     pub(super) reserved: usize,
+    /// Permits that the request takes.
+    pub(super) cost: usize,
+    /// Permits of the limit that are out for good. Read only where `cost` is above one.
+    pub(super) held: usize,
 }
 
 /// `closed:1 | limit:21 | queued:21 | inflight:21`, read in one load.
@@ -52,16 +57,36 @@ impl Word {
         self.0 & CLOSED != 0
     }
 
-    /// Whether a permit is free for this class.
-    #[inline]
-    pub(super) const fn has_room(self, class: Class) -> bool {
-        self.inflight() < class.priority.room_in(self.limit(), class.reserved)
+    /// Whether at least one permit is free for the class of the request.
+    #[inline(always)]
+    pub(super) const fn has_permit(self, need: Need) -> bool {
+        self.inflight() < need.priority.room_in(self.limit(), need.reserved)
     }
 
-    /// Whether a new request may enter: a permit is free and no waiter is to have it.
+    /// Whether all permits that the request takes are free for its class, or all that its class
+    /// may fill: a request that costs more than those enters once it has the class to itself.
+    #[inline(always)]
+    pub(super) fn has_room(self, need: Need) -> bool {
+        self.has_permit(need) && (need.cost == 1 || self.has_room_for_costly(need))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn has_room_for_costly(self, need: Need) -> bool {
+        let room = need.priority.room_in(self.limit(), need.reserved);
+        let most = room.saturating_sub(need.held);
+        self.inflight() + need.cost.min(most) <= room
+    }
+
+    /// Whether a new request may enter: there is room and no waiter is to have it.
+    #[inline(always)]
+    fn admits_newcomer(self, need: Need) -> bool {
+        self.has_room(need) && self.queued() == 0 && !self.is_closed()
+    }
+
     #[inline]
-    const fn admits_newcomer(self, class: Class) -> bool {
-        self.has_room(class) && self.queued() == 0 && !self.is_closed()
+    const fn entered(self, cost: usize) -> Self {
+        Self(self.0.wrapping_add(INFLIGHT * cost as u64))
     }
 
     /// Whether none is inside and none waits.
@@ -95,48 +120,51 @@ impl AtomicWord {
     }
 
     /// Enters as a new request. Returns the word as it then was, or the word that refused.
-    #[inline]
-    pub(super) fn try_enter(&self, class: Class) -> Result<Word, Word> {
+    #[inline(always)]
+    pub(super) fn try_enter(&self, need: Need) -> Result<Word, Word> {
         self.update(|word| {
-            word.admits_newcomer(class)
-                .then_some(Word(word.0.wrapping_add(INFLIGHT)))
+            word.admits_newcomer(need)
+                .then_some(word.entered(need.cost))
         })
     }
 
     /// Enters past a line that holds none of this class or a higher one.
-    pub(super) fn try_overtake(&self, class: Class) -> Result<Word, Word> {
+    pub(super) fn try_overtake(&self, need: Need) -> Result<Word, Word> {
         self.update(|word| {
-            (word.has_room(class) && !word.is_closed())
-                .then_some(Word(word.0.wrapping_add(INFLIGHT)))
+            (word.has_room(need) && !word.is_closed()).then_some(word.entered(need.cost))
         })
     }
 
     /// Enters whatever the limit says, unless one more inside could not be counted.
     pub(super) fn enter(&self) -> Result<Word, Word> {
-        self.update(|word| (word.inflight() < MAX).then_some(Word(word.0.wrapping_add(INFLIGHT))))
+        self.update(|word| (word.inflight() < MAX).then_some(word.entered(1)))
     }
 
     /// Leaves. Returns the word as it then was.
     #[inline]
-    pub(super) fn leave(&self) -> Word {
-        Word(self.0.fetch_sub(INFLIGHT, Ordering::AcqRel) - INFLIGHT)
+    pub(super) fn leave(&self, cost: usize) -> Word {
+        let permits = INFLIGHT * cost as u64;
+        Word(self.0.fetch_sub(permits, Ordering::AcqRel) - permits)
     }
 
-    /// Stands in line.
-    pub(super) fn queue(&self) -> Word {
-        Word(self.0.fetch_add(QUEUED, Ordering::AcqRel) + QUEUED)
+    /// Joins the queue.
+    pub(super) fn queue(&self, cost: usize) -> Word {
+        let wanted = QUEUED * cost as u64;
+        Word(self.0.fetch_add(wanted, Ordering::AcqRel) + wanted)
     }
 
-    /// Steps out of line without having entered.
-    pub(super) fn unqueue(&self) -> Word {
-        Word(self.0.fetch_sub(QUEUED, Ordering::AcqRel) - QUEUED)
+    /// Leaves the queue without having entered.
+    pub(super) fn unqueue(&self, cost: usize) -> Word {
+        let wanted = QUEUED * cost as u64;
+        Word(self.0.fetch_sub(wanted, Ordering::AcqRel) - wanted)
     }
 
-    /// Moves one waiter of this class inside, if a permit is free for it.
-    pub(super) fn admit_waiter(&self, class: Class) -> Result<Word, Word> {
+    /// Moves a waiter inside, if there is room for it.
+    pub(super) fn admit_waiter(&self, need: Need) -> Result<Word, Word> {
+        let wanted = QUEUED * need.cost as u64;
         self.update(|word| {
-            (word.has_room(class) && word.queued() > 0)
-                .then_some(Word(word.0.wrapping_sub(QUEUED).wrapping_add(INFLIGHT)))
+            (word.has_room(need) && word.queued() >= need.cost)
+                .then_some(Word(word.0.wrapping_sub(wanted)).entered(need.cost))
         })
     }
 
@@ -159,7 +187,7 @@ impl AtomicWord {
         Word(self.0.fetch_and(!CLOSED, Ordering::AcqRel))
     }
 
-    #[inline]
+    #[inline(always)]
     fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
         let mut word = self.load();
         loop {

@@ -1,4 +1,5 @@
-//! What a request asks of the limiter: whether to be counted, how much it matters, how long it has.
+//! What a request asks of the limiter: whether to be counted, how much it matters, what it costs,
+//! how long it has.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use crate::{
 pub(super) struct RequestConfig {
     pub(super) bypass: Option<Read<bool>>,
     pub(super) priority: Option<Read<Priority>>,
+    pub(super) cost: Option<Read<u32>>,
     pub(super) time_left: Option<Read<Option<Duration>>>,
     pub(super) partition: Option<ReadKey>,
 }
@@ -43,6 +45,7 @@ impl RequestConfig {
     pub(super) const fn reads(&self) -> bool {
         self.bypass.is_some()
             || self.priority.is_some()
+            || self.cost.is_some()
             || self.time_left.is_some()
             || self.partition.is_some()
     }
@@ -59,6 +62,9 @@ impl RequestConfig {
         }
         if let Some(priority) = &self.priority {
             ask = ask.priority(priority(request));
+        }
+        if let Some(cost) = &self.cost {
+            ask = ask.cost(cost(request));
         }
         match self
             .time_left
@@ -88,6 +94,7 @@ impl fmt::Debug for RequestConfig {
         f.debug_struct("RequestConfig")
             .field("bypass", &self.bypass.is_some())
             .field("priority", &self.priority.is_some())
+            .field("cost", &self.cost.is_some())
             .field("time_left", &self.time_left.is_some())
             .field("partition", &self.partition.is_some())
             .finish()

@@ -92,11 +92,10 @@ impl Held {
 
     /// Admits a request in shadow mode, and counts what would have been decided.
     pub(super) fn shadow(limiter: &Limiter, ask: Ask) -> Result<Self, Refused> {
-        let (priority, partition, _) = ask.parts();
-        if let Some(admission) = limiter.try_enter(priority, partition) {
+        if let Some(admission) = limiter.try_enter(ask.claim()) {
             return Ok(Self::Alone(admission));
         }
-        match limiter.turn_away(priority, partition) {
+        match limiter.turn_away(ask.claim()) {
             Some(refused) if refused.reason() == RefusedReason::Closed => Err(refused),
             Some(_) => Self::uncounted(limiter),
             None => {

@@ -129,6 +129,34 @@ impl<R> CapacityLayer<R> {
         self
     }
 
+    /// Says how many permits a request takes, for one that uses as much as that many others: an
+    /// export, a batch of 20, a search over all tenants. See [`Ask::cost`](crate::gate::Ask::cost).
+    ///
+    /// An expensive request waits until all of its permits are free, or the whole limit where it
+    /// costs more; no cheaper one takes them meanwhile. Limit, inflight, queue and the shares of
+    /// partitions count permits; decisions and service times count requests. A caller that writes
+    /// what the cost is read from chooses its own: bound it.
+    ///
+    /// Needs a waiting room: without, cheap requests can take each permit before there are enough.
+    /// Defaults to 1 for all; zero counts as 1, and more than 64 as 64.
+    ///
+    /// ```
+    /// use tower_capacity::CapacityLayer;
+    ///
+    /// let layer = CapacityLayer::adaptive().cost(|request| match request.uri.path() {
+    ///     "/export" => 10,
+    ///     _ => 1,
+    /// });
+    /// # let app: axum::Router = axum::Router::new().layer(layer);
+    /// ```
+    pub fn cost(
+        mut self,
+        permits: impl Fn(&request::Parts) -> u32 + Send + Sync + 'static,
+    ) -> Self {
+        self.config.request.cost = Some(Arc::new(permits));
+        self
+    }
+
     /// Sets the key of a request, such as a tenant or a route, so that one cannot starve the rest.
     ///
     /// Keys in use are guaranteed equal parts of the limit, or the

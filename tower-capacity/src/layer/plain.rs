@@ -103,7 +103,8 @@ impl<C, A> PlainCapacityLayer<C, A> {
         }
     }
 
-    /// Says what a request asks of the limiter: how much it matters, its key, how long it has.
+    /// Says what a request asks of the limiter: how much it matters, what it costs, its key, how long
+    /// it has.
     /// Defaults to [`Alike`].
     ///
     /// ```
@@ -231,8 +232,7 @@ impl<S, C, A> PlainCapacity<S, C, A> {
         S: Service<Request> + Clone,
         C: Clone,
     {
-        let (priority, partition, _) = ask.parts();
-        match self.limiter.turn_away(priority, partition) {
+        match self.limiter.turn_away(ask.claim()) {
             Some(refused) => {
                 let shed = shed_by(&self.limiter, refused);
                 PlainCapacityFuture::new(State::Refused { shed }, self.classify.clone())
@@ -305,14 +305,13 @@ where
     #[inline]
     fn call(&mut self, request: Request) -> Self::Future {
         let ask = self.asks.ask(&request);
-        let (priority, partition, _) = ask.parts();
         let limiter = &self.limiter;
         if limiter.mode() != Mode::Enforce || nesting::is_counted_by(limiter.id()) {
             let state = self.pass(request, ask);
             return PlainCapacityFuture::new(state, self.classify.clone());
         }
         // Each future is built where it is returned, since moving it costs more than the limiter.
-        let Some(admission) = limiter.try_enter(priority, partition) else {
+        let Some(admission) = limiter.try_enter(ask.claim()) else {
             return self.refuse(request, ask);
         };
         let inside = Inside::of(limiter.id());

@@ -19,7 +19,7 @@ use tower_service::Service;
 use super::{CapacityBody, CapacityFuture, CapacityLayer, held::Held, layer::Config, nesting};
 use crate::{
     Admission, Admit, Limiter, LimiterBuilder, Mode,
-    gate::{Ask, Partition, Priority, Refused, RefusedReason},
+    gate::{Ask, Claim, Refused, RefusedReason},
     reject::{DefaultReject, Reject},
     sync::lock,
 };
@@ -249,10 +249,10 @@ impl<S, R> ReadyCapacity<S, R> {
             Some(Err(refused)) => return Readiness::Refused(refused),
             None => {}
         }
-        if let Some(admission) = limiter.try_enter(Priority::Default, Partition::NONE) {
+        if let Some(admission) = limiter.try_enter(Claim::ONE) {
             return self.admitted(admission);
         }
-        if let Some(refused) = limiter.turn_away(Priority::Default, Partition::NONE) {
+        if let Some(refused) = limiter.turn_away(Claim::ONE) {
             return Readiness::Refused(refused);
         }
         let admit = limiter.admit();
@@ -265,10 +265,10 @@ impl<S, R> ReadyCapacity<S, R> {
 
     fn pass_in_shadow(&self) -> Result<Held, Refused> {
         let limiter = &self.config.limiter;
-        if let Some(admission) = limiter.try_enter(Priority::Default, Partition::NONE) {
+        if let Some(admission) = limiter.try_enter(Claim::ONE) {
             return Ok(Held::Alone(admission));
         }
-        match limiter.turn_away(Priority::Default, Partition::NONE) {
+        match limiter.turn_away(Claim::ONE) {
             Some(refused) if refused.reason() == RefusedReason::Closed => Err(refused),
             _ => Held::uncounted(limiter),
         }

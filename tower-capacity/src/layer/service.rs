@@ -16,8 +16,8 @@ use super::{
     upgrade::asks_for_upgrade,
 };
 use crate::{
-    Limiter, Mode, Priority,
-    gate::{Ask, Partition, Refused, RefusedReason},
+    Limiter, Mode,
+    gate::{Ask, Claim, Refused, RefusedReason},
     reject::{Reject, Shed, fit_to_method},
 };
 
@@ -77,7 +77,7 @@ where
             return self.call_unusual(request);
         }
         // Most requests; each is moved once, into the inner service.
-        if let Some(admission) = (config.limiter).try_enter(Priority::Default, Partition::NONE) {
+        if let Some(admission) = (config.limiter).try_enter(Claim::ONE) {
             let inside = Inside::of(config.limiter.id());
             let future = self.inner.call(request);
             drop(inside);
@@ -103,7 +103,7 @@ impl<S, R> Capacity<S, R> {
     {
         let config = &self.config;
         let limiter = &config.limiter;
-        let Some(refused) = limiter.turn_away(Priority::Default, Partition::NONE) else {
+        let Some(refused) = limiter.turn_away(Claim::ONE) else {
             let ask = (config.request).with_grpc_timeout(Ask::new(), request.headers());
             return self.wait(request, ask, None);
         };
@@ -196,11 +196,10 @@ impl<R> Config<R> {
                 Err(refused) => Entry::Refused(shed_by(limiter, refused)),
             };
         }
-        let (priority, partition, _) = ask.parts();
-        if let Some(admission) = limiter.try_enter(priority, partition) {
+        if let Some(admission) = limiter.try_enter(ask.claim()) {
             return Entry::Admitted(Held::Alone(admission), apart);
         }
-        match limiter.turn_away(priority, partition) {
+        match limiter.turn_away(ask.claim()) {
             Some(refused) => Entry::Refused(shed_by(limiter, refused)),
             None => {
                 let ask = self.request.with_grpc_timeout(ask, &request.headers);

@@ -16,18 +16,19 @@ use std::time::Duration;
 pub struct Window {
     /// How long the window lasted.
     pub duration: Duration,
-    /// Requests that ended well inside the window: the work that the law is paid for.
+    /// Requests that ended well inside the window, each as often as it [costs](crate::gate::Ask::cost):
+    /// the work that the law is paid for.
     pub completions: u64,
     /// Requests that ended in a way that signals overload: a timeout, a 5xx.
     pub drops: u64,
     /// Requests that their callers gave up before they ended.
     pub cancelled: u64,
     /// Dropped and cancelled requests that had been inside for longer than a successful one usually
-    /// takes: work that was done in vain.
+    /// takes, each as often as it costs: work that was done in vain.
     pub died: u64,
     /// Requests refused admission.
     pub refusals: u64,
-    /// Time average of the requests inside.
+    /// Time average of the requests inside, each as often as it costs.
     pub mean_inflight: f64,
     /// Geometric mean of the service time of the timed requests, in seconds.
     ///
@@ -36,7 +37,7 @@ pub struct Window {
     pub service_time: Option<f64>,
     /// Relative standard error of the service time; zero where nothing was timed.
     pub service_time_error: f64,
-    /// How many requests were timed.
+    /// How many requests were timed, each once whatever it costs.
     pub samples: u64,
     /// How many of them took longer than the [objective](super::Limit::objective) of the law.
     pub late: u64,

@@ -128,6 +128,42 @@ async fn forty_connections_are_all_served_when_the_room_holds_them() {
     assert_eq!(inner.peak(), LIMIT);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expensive_route_takes_its_permits_and_is_not_starved_by_a_cheap_one() {
+    let (cheap, export) = (Work::new(), Work::new());
+    let limiter = fixed(LIMIT, CONNECTIONS);
+    let layer = CapacityLayer::new(limiter.clone());
+    let layer = layer.cost(|request| match request.uri.path() {
+        "/export" => 4,
+        _ => 1,
+    });
+    let app = Router::new()
+        .route("/", get(work).with_state(cheap.clone()))
+        .route("/export", get(work).with_state(export.clone()))
+        .layer(layer);
+    let address = serve(app).await;
+    let inside: Vec<_> = (0..LIMIT)
+        .map(|_| tokio::spawn(get_once(address, "/")))
+        .collect();
+    until(|| cheap.inside() == LIMIT).await;
+    let exported = tokio::spawn(get_once(address, "/export"));
+    until(|| limiter.snapshot().queued() == 4).await;
+    let behind: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(get_once(address, "/")))
+        .collect();
+    until(|| limiter.snapshot().queued() == 14).await;
+    cheap.open();
+    // Four that wait behind the export cannot enter before it; one can beside it.
+    until(|| export.inside() == 1).await;
+    export.open();
+    for response in join_all(inside.into_iter().chain(behind).chain([exported])).await {
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!((cheap.peak(), export.peak()), (LIMIT, 1));
+    until(|| limiter.snapshot().inflight() == 0).await;
+    assert_eq!(limiter.snapshot().completions(), 16);
+}
+
 /// A router with limit 1, and its only permit taken by a request to `/`.
 async fn taken(layer: CapacityLayer) -> (SocketAddr, Limiter, Work) {
     let inner = Work::new();
