@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     objective::Objective,
-    tally::{Elasticity, Scatter, Tally},
+    tally::{Elasticity, Scatter, Tally, USELESS},
 };
 use crate::limit::{Explanation, Limit, Window};
 
@@ -32,10 +32,6 @@ const ROOM: f64 = 1.1;
 const NEWS: f64 = 0.7;
 /// What a probe leaves of the limit. Half costs more than it tells (model).
 const DEPTH: f64 = 0.7;
-/// Elasticity below which less concurrency is as good.
-const USELESS: f64 = 0.15;
-/// Elasticity surely above which even the higher of two limits is not enough.
-const MORE: f64 = 0.25;
 /// Elasticity below which a step of slow start did not pay.
 const VAIN: f64 = 0.5;
 /// A service time of this many times *S* ends slow start.
@@ -352,6 +348,14 @@ impl Knee {
         last_inflight: f64,
     ) -> (&'static str, f64) {
         self.probe = None;
+        // A burst was held back, and most of the time there was room.
+        if window.limited {
+            if window.refusals > 0 {
+                self.limit *= ROOM;
+                return ("room", self.limit);
+            }
+            return ("hold", self.limit);
+        }
         self.steady = None;
         self.rest = None;
         self.due = None;
@@ -362,12 +366,7 @@ impl Knee {
         };
         self.usual_throughput += pace * (window.throughput() - self.usual_throughput);
         let inflight = window.mean_inflight;
-        // A burst was refused, and most of the time there was room.
-        if window.limited && window.refusals > 0 {
-            self.limit *= ROOM;
-            return ("room", self.limit);
-        }
-        if window.limited || inflight >= LIGHT * self.limit {
+        if inflight >= LIGHT * self.limit {
             return ("hold", self.limit);
         }
         if let Some(objective) = &mut self.objective {
@@ -424,7 +423,9 @@ impl Knee {
             self.scatter.learn(&last, tally);
         }
         let explained = base * (1.0 + HEADROOM) / service_time;
-        if explained < NEWS && self.limit >= 2.0 {
+        // A full limit makes requests slower by itself, a small one the more: by the root above.
+        let by_limit = base * inflight / at_work(inflight).max(0.1);
+        if by_limit < NEWS * service_time && self.limit >= 2.0 {
             if !std::mem::replace(&mut self.news, true) {
                 return ("news", self.limit);
             }
@@ -608,7 +609,8 @@ impl Knee {
             });
             return ("confirm", probe.high);
         }
-        self.settle(now, window, &low, &high, found, found.value < USELESS)
+        let again = found.value < USELESS && found.value + found.error < VAIN;
+        self.settle(now, window, &low, &high, found, again)
     }
 
     /// Was the throughput back with the limit?
@@ -631,6 +633,9 @@ impl Knee {
             }
             return ("not our queue", self.limit);
         }
+        if found.pays() {
+            return self.settle(now, window, &probe.during, high, found, false);
+        }
         self.steady = None;
         self.rest = None;
         self.schedule(now, window);
@@ -649,7 +654,7 @@ impl Knee {
         again: bool,
     ) -> (&'static str, f64) {
         let before = self.limit;
-        let pays = found.value - found.error > MORE;
+        let pays = found.pays();
         let busy = if pays {
             high.inflight()
         } else {

@@ -27,7 +27,7 @@
 //!   time (*1 − ∂ln w/∂ln n*, by Little's law), and the two are weighed by their errors, which are
 //!   scaled by how far steady windows were found to scatter. A probe lasts until the error is small
 //!   or the verdict plain. If half the limit was as good as all of it, the next probe follows at once.
-//!   If *e* is surely above 0.25, more than the higher of the two limits is worth having, as in a
+//!   If *e* is surely above 0.15, more than the higher of the two limits is worth having, as in a
 //!   server whose requests share what they cost (wake-ups, group commits): then all of it counts as
 //!   at work, and the next probe comes soon.
 //! - **A probe that says that slowness is not ours** (*e* near 1 and a higher *S*) is repeated
@@ -51,7 +51,8 @@
 //!
 //! Probes come due a second after the limit was first reached and twice as late each time that
 //! nothing was learned, up to half a minute (or 16 and 128 windows, where that is longer). One starts
-//! at once when two windows in a row are slower than the limit explains.
+//! at once when two windows in a row are slower than the limit explains: a full limit of *n* makes
+//! requests slower by *n/b* itself, a small one by more than a large one.
 //!
 //! # Start
 //!

@@ -25,6 +25,16 @@ pub(super) struct Elasticity {
     pub(super) moved: f64,
 }
 
+/// Elasticity below which less concurrency is as good, and surely above which more is better.
+pub(super) const USELESS: f64 = 0.15;
+
+impl Elasticity {
+    /// Whether even the higher of the two limits is not enough.
+    pub(super) fn pays(&self) -> bool {
+        self.value - self.error > USELESS
+    }
+}
+
 /// How far steady windows scatter, in variances of independent requests: of throughput and of service
 /// time.
 #[derive(Clone, Copy, Debug)]
