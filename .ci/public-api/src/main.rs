@@ -1,7 +1,8 @@
 //! Compares the public API of a crate with a listing, and the crates that it names with those allowed.
 //!
 //! `public-api-listing RUSTDOC.json LISTING.txt [--update]`. The listing opens with a line that names
-//! the crates whose types may appear in the API: a major version of one of them is one of ours.
+//! the crates that types in the API may come from: a new major version of one of them is a new major
+//! version of ours.
 
 use std::{collections::BTreeSet, env, error::Error, fs, process::ExitCode};
 

@@ -130,14 +130,14 @@ pub struct Server {
     pub threads: usize,
     /// Mean CPU time that a request needs after the head of its answer, in seconds.
     pub body: f64,
-    /// Throughput grows with the requests for each core to this power, up to [`SHARING_CROWD`] of
+    /// Throughput grows with the requests for each core to this power, up to 16 of
     /// them: what they share (wake-ups, group commits, system calls for many sockets) costs each one
     /// less. 0 where nothing is shared, 0.5 for a server of short round trips to its database.
     pub sharing: f64,
 }
 
 /// Requests for each core that share what can be shared.
-pub const SHARING_CROWD: f64 = 16.0;
+const SHARING_CROWD: f64 = 16.0;
 
 impl Default for Server {
     /// Eight cores, 4 ms of CPU and 10 ms at a dependency with 64 connections: 2,000 requests a
