@@ -348,6 +348,8 @@ impl Knee {
         last_inflight: f64,
     ) -> (&'static str, f64) {
         self.probe = None;
+        self.steady = None;
+        self.rest = None;
         // A burst was held back, and most of the time there was room.
         if window.limited {
             if window.refusals > 0 {
@@ -356,8 +358,6 @@ impl Knee {
             }
             return ("hold", self.limit);
         }
-        self.steady = None;
-        self.rest = None;
         self.due = None;
         let pace = if self.usual_throughput == 0.0 {
             1.0
