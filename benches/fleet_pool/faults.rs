@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use private_servers::{PgBouncer, Postgres, Redis};
+use private_servers::{Postgres, Redis};
 use tokio::time::{Instant, sleep_until};
 
-use crate::run::{Process, Seen, Start, add, clear, connect, install, settle, watch};
+use crate::run::{Front, Process, Seen, Start, add, clear, connect, install, settle, watch};
 use crate::{MAX_CONNECTIONS, Options, Scenario, TOTAL, Way};
 
 /// Parts of a run: what happens begins, and has ended.
@@ -66,32 +66,20 @@ async fn play(
     redis: &Redis,
     way: Way,
 ) -> Result<(), Box<dyn Error>> {
-    let (bouncer, url) = match way {
-        Way::Pgbouncer => {
-            let size = TOTAL.to_string();
-            let settings = [
-                ("default_pool_size", size.as_str()),
-                ("max_client_conn", "10000"),
-            ];
-            let bouncer = PgBouncer::start_with(postgres, &settings).await?;
-            let url = bouncer.url();
-            (Some(bouncer), url)
-        }
-        _ => (None, postgres.url().replace("postgres@", "app@")),
-    };
-    let role = if bouncer.is_some() { "postgres" } else { "app" };
+    let front = Front::of(way, postgres).await?;
+    let (url, role) = (front.url.as_str(), front.role);
     let admin = connect(&postgres.url()).await?;
     // As on a server where the table was there before the fleet.
     let settled = "update pool_autotune.installed set at = '-infinity'";
     admin.batch_execute(settled).await?;
     let redis_url = redis.url();
     if way == Way::Redis {
-        settle(&redis_url, &url).await?;
+        settle(&redis_url, url).await?;
     }
     let start = Start {
         options,
         way,
-        url: &url,
+        url,
         redis: &redis_url,
     };
     let began = Instant::now();
@@ -131,7 +119,7 @@ async fn play(
         counts(began, at(1.0))[2],
     );
     drop(processes);
-    drop(bouncer);
+    drop(front);
     let admin = match admin.is_closed() {
         true => connect(&postgres.url()).await?,
         false => admin,

@@ -164,6 +164,37 @@ impl Default for Seen {
     }
 }
 
+/// What the processes of a way connect to.
+pub(crate) struct Front {
+    _bouncer: Option<PgBouncer>,
+    pub(crate) url: String,
+    /// The role that its sessions have.
+    pub(crate) role: &'static str,
+}
+
+impl Front {
+    pub(crate) async fn of(way: Way, postgres: &Postgres) -> Result<Self, Box<dyn Error>> {
+        if way != Way::Pgbouncer {
+            return Ok(Self {
+                _bouncer: None,
+                url: postgres.url().replace("postgres@", "app@"),
+                role: "app",
+            });
+        }
+        let size = TOTAL.to_string();
+        let settings = [
+            ("default_pool_size", size.as_str()),
+            ("max_client_conn", "10000"),
+        ];
+        let bouncer = PgBouncer::start_with(postgres, &settings).await?;
+        Ok(Self {
+            url: bouncer.url(),
+            _bouncer: Some(bouncer),
+            role: "postgres",
+        })
+    }
+}
+
 async fn play(
     options: &Options,
     postgres: &Postgres,
@@ -171,29 +202,17 @@ async fn play(
     admin: &Client,
     way: Way,
 ) -> Result<(), Box<dyn Error>> {
-    let (bouncer, url) = match way {
-        Way::Pgbouncer => {
-            let size = TOTAL.to_string();
-            let settings = [
-                ("default_pool_size", size.as_str()),
-                ("max_client_conn", "10000"),
-            ];
-            let bouncer = PgBouncer::start_with(postgres, &settings).await?;
-            let url = bouncer.url();
-            (Some(bouncer), url)
-        }
-        _ => (None, postgres.url().replace("postgres@", "app@")),
-    };
-    let role = if bouncer.is_some() { "postgres" } else { "app" };
+    let front = Front::of(way, postgres).await?;
+    let (url, role) = (front.url.as_str(), front.role);
     let redis_url = redis.url();
     if way == Way::Redis {
         // A hash that is new grants nothing for one lease. One process makes it, and has gone by then.
-        settle(&redis_url, &url).await?;
+        settle(&redis_url, url).await?;
     }
     let start = Start {
         options,
         way,
-        url: &url,
+        url,
         redis: &redis_url,
     };
     let began = Instant::now();
@@ -249,7 +268,7 @@ async fn play(
         other
     );
     drop(processes);
-    drop(bouncer);
+    drop(front);
     clear(admin, role).await?;
     Ok(())
 }

@@ -527,7 +527,7 @@ fn after_any_history_light_load_is_soon_admitted_whole() {
 }
 
 #[test]
-fn so_it_is_where_requests_share_what_they_cost() {
+fn after_most_histories_it_is_where_requests_share_what_they_cost() {
     let (failures, count) = play_all("histories that share", History::sharing);
     // One in ten is refused for longer when this is written, most of them in slow services that start
     // far from the limit they need; one in four before the law looked for such servers.

@@ -237,7 +237,8 @@ impl Knee {
             && self
                 .steady
                 .is_some_and(|steady| inflight > 1.15 * steady.inflight());
-        if !has_grown && !(window.limited && (self.slow_start || is_full(window, held))) {
+        let fills = window.limited && (self.slow_start || is_full(window, held));
+        if !fills && !has_grown {
             return self.on_light_load(window, service_time, last_inflight);
         }
         if drains {

@@ -42,7 +42,7 @@
 //! A limit that comes down by a fifth without a probe and takes the throughput with it, while the
 //! service time stays, has been a probe already: it goes back up to be confirmed.
 //!
-//! All this is read only from windows that the limit has filled: with four fifths of it in use on
+//! But for light load and death, this is read only from windows that the limit has filled: with four fifths of it in use on
 //! average, or a fifth of the requests refused. Where a burst has touched it and no more, the
 //! callers set the throughput: it says nothing of the limit, which then never goes down, and up by a
 //! tenth where a request was refused.
