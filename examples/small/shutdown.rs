@@ -59,6 +59,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = tokio::spawn(server.into_future());
     // Here a service migrates, warms its pool (`pool.prewarm(..)`) and fills its caches.
     started.store(true, Relaxed);
+    println!("started");
 
     terminate.recv().await;
     leaving.store(true, Relaxed);

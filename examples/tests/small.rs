@@ -43,6 +43,13 @@ impl Served {
         }
     }
 
+    /// The next line that it prints.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("a line");
+        line.trim_end().to_owned()
+    }
+
     async fn send(
         &self,
         path: &str,
@@ -175,6 +182,8 @@ fn an_outbound_client_waits_for_one_service_and_spares_the_other() {
 #[tokio::test]
 async fn a_shutdown_is_announced_and_loses_no_request() {
     let mut served = Served::start(env!("CARGO_BIN_EXE_shutdown"), &[]);
+    // It listens before it has started.
+    assert_eq!(served.line(), "started");
     let probes = async |served: &Served| {
         let mut statuses = Vec::new();
         for path in ["/startedz", "/readyz", "/livez"] {
@@ -189,9 +198,7 @@ async fn a_shutdown_is_announced_and_loses_no_request() {
         .args(["-TERM", &served.process.id().to_string()])
         .status();
     assert!(terminated.expect("kill runs").success());
-    let mut line = String::new();
-    served.stdout.read_line(&mut line).expect("a line");
-    assert_eq!(line, "not ready\n");
+    assert_eq!(served.line(), "not ready");
     assert_eq!(probes(&served).await, [200, 503, 200]);
     assert!(upload.finish().await.starts_with("HTTP/1.1 200"));
     let mut rest = String::new();
