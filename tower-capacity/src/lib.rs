@@ -77,9 +77,17 @@
 #[cfg(not(loom))]
 mod accounting;
 #[cfg(not(loom))]
+mod admission;
+#[cfg(not(loom))]
+mod builder;
+#[cfg(not(loom))]
 mod change;
 #[cfg(all(feature = "layer", not(loom)))]
 mod classify;
+#[cfg(not(loom))]
+mod closing;
+#[cfg(not(loom))]
+mod error;
 #[cfg(not(loom))]
 mod event;
 pub mod gate;
@@ -95,6 +103,8 @@ pub mod metrics;
 #[cfg(not(loom))]
 mod mode;
 #[cfg(not(loom))]
+mod partitions;
+#[cfg(not(loom))]
 mod pressure;
 #[cfg(all(feature = "layer", not(loom)))]
 mod reject;
@@ -102,6 +112,8 @@ mod reject;
 mod saved;
 #[cfg(all(feature = "signals", not(loom)))]
 pub mod signals;
+#[cfg(not(loom))]
+mod snapshot;
 mod sync;
 #[cfg(not(loom))]
 mod text;
@@ -115,15 +127,17 @@ pub use crate::gate::Priority;
 pub use crate::signals::Signals;
 #[cfg(not(loom))]
 pub use crate::{
+    accounting::Outcome,
+    admission::{Admission, Admit},
+    builder::LimiterBuilder,
     change::LimitChange,
+    error::{ConfigError, DrainError},
     event::LimiterEvent,
-    limiter::{
-        Admission, Admit, ConfigError, DrainError, Limiter, LimiterBuilder, LimiterSnapshot,
-        Outcome,
-    },
+    limiter::Limiter,
     mode::{LimiterSettings, Mode},
     pressure::Pressure,
     saved::{ParseSavedLimitError, SavedLimit},
+    snapshot::LimiterSnapshot,
     text::ParseSettingsError,
 };
 #[cfg(all(feature = "layer", not(loom)))]

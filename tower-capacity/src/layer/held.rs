@@ -10,10 +10,10 @@ use std::{
 
 use http::StatusCode;
 
-use super::upgrade::UpgradePermit;
+use super::{slot::Slot, upgrade::UpgradePermit};
 use crate::{
     Admission, Admit, Limiter, Outcome,
-    gate::{Ask, Permit, Refused, RefusedReason},
+    gate::{Ask, Refused, RefusedReason},
     sync::lock,
 };
 
@@ -37,40 +37,6 @@ pub(super) struct Unusual {
     place: Option<Pin<Box<Admit>>>,
     limiter: Limiter,
     is_connect: bool,
-}
-
-/// What counts one request or connection.
-#[derive(Debug, Default)]
-pub(super) struct Slot {
-    admission: Option<Admission>,
-    /// Served, but not counted by the limiter; a drain waits for it all the same.
-    _uncounted: Option<Permit>,
-}
-
-impl Slot {
-    pub(super) fn complete(&mut self, outcome: Outcome) {
-        if let Some(admission) = &mut self.admission {
-            admission.complete(outcome);
-        }
-    }
-}
-
-impl From<Admission> for Slot {
-    fn from(admission: Admission) -> Self {
-        Self {
-            admission: Some(admission),
-            _uncounted: None,
-        }
-    }
-}
-
-impl From<Permit> for Slot {
-    fn from(permit: Permit) -> Self {
-        Self {
-            admission: None,
-            _uncounted: Some(permit),
-        }
-    }
 }
 
 impl Held {

@@ -67,6 +67,7 @@ mod plain;
 #[cfg(feature = "client")]
 mod ready;
 mod service;
+mod slot;
 mod upgrade;
 
 #[cfg(feature = "client")]

@@ -10,9 +10,10 @@ use tower_service::Service;
 
 use super::{
     CapacityBody, CapacityFuture, UpgradePermit,
-    held::{Held, Slot},
+    held::Held,
     layer::Config,
     nesting::{self, Inside},
+    slot::Slot,
     upgrade::asks_for_upgrade,
 };
 use crate::{

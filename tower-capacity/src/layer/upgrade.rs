@@ -8,7 +8,7 @@ use http::{
     header::{CONNECTION, UPGRADE},
 };
 
-use super::held::Slot;
+use super::slot::Slot;
 use crate::{Outcome, sync::lock};
 
 /// The permit of a request that asks for an upgrade, for the task that serves the upgraded
