@@ -74,7 +74,7 @@ pub(crate) async fn serve(database: &Database, options: &Options) -> Result<(), 
     tokio::signal::ctrl_c().await.map_err(Problem::new)
 }
 
-/// What the page is told.
+/// What is sent to the page.
 #[derive(Clone)]
 struct Watch {
     parts: Protected,

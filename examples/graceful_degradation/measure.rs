@@ -28,7 +28,7 @@ pub(crate) struct Report {
     pub(crate) checks: Vec<Check>,
 }
 
-/// Whether every check was met, as far as this machine can tell.
+/// Whether every check was met, as far as it can be measured on this machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outcome {
     Met,
@@ -57,7 +57,7 @@ pub(crate) struct Conditions {
     pub(crate) others_cpu_share: Option<f64>,
     /// How late the generator itself started its requests, at P99.
     pub(crate) generator_late_p99_ms: f64,
-    /// Why the numbers say nothing; empty if they do.
+    /// Why the numbers mean nothing; empty if they do mean something.
     pub(crate) problems: Vec<String>,
 }
 
@@ -418,7 +418,7 @@ fn recovery(run: &Run, steps: &[Step]) -> Option<f64> {
     }
 }
 
-/// What the two runs say about each other.
+/// The verdict on both runs.
 pub(crate) fn judge(
     bare: &Run,
     protected: &Run,

@@ -31,7 +31,7 @@ pub struct Settings {
     /// The Redis of the fleet's quota; without one, the quota is this process' own. Defaults to
     /// none.
     pub redis: Option<String>,
-    /// Connections that all processes with this Redis share. Defaults to as many as they like.
+    /// Connections that all processes with this Redis share. Defaults to no bound.
     pub budget: Option<usize>,
 }
 

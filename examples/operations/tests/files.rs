@@ -1,4 +1,4 @@
-//! What the files of the kit say, against the rules' own tests and what the exporter exports.
+//! The files of the kit, against the rules' own tests and what the exporter exports.
 
 mod support;
 
@@ -149,8 +149,7 @@ async fn busy_server() -> (Running, Redis, u16, Http) {
     (server, redis, port, http)
 }
 
-/// No file names a series that is not there: labels that are asked for exist, and so do their
-/// values, and a pool is named as in no other place.
+/// No file names a series that does not exist, nor a label or a value of one.
 #[tokio::test]
 async fn every_name_and_label_in_the_files_is_exported_and_every_panel_has_data() {
     let (_server, _redis, port, http) = busy_server().await;
