@@ -211,6 +211,7 @@ fn run(directory: &Path, arguments: &[&str]) -> Value {
     }
     let page = std::fs::read_to_string(html).unwrap();
     assert!(page.contains("const report = {") && !page.contains("REPORT_JSON"));
+    assert!(page.contains("const GLOSSARY = ") && page.contains("data-label=\"goodput/s\""));
     // It shows the same without scripts.
     let (readable, _) = page.split_once("<script>").unwrap();
     for part in [
@@ -333,10 +334,12 @@ impl Drop for Serving {
 fn the_live_page_shows_what_the_server_does() {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let serving = Serving::start();
-    assert!(serving.get("/").contains("/api/live"));
+    let page = serving.get("/");
+    assert!(page.contains("/api/live") && page.contains("const GLOSSARY = "));
     assert!(serving.get("/orders/gift").trim().parse::<u64>().unwrap() > 1000);
     let live: Value = serde_json::from_str(&serving.get("/api/live")).unwrap();
     assert_eq!(live["limiter"]["law"], "knee");
+    assert!(live["busy"].is_null() || live["busy"].as_str().unwrap().contains("processors"));
     assert!(number(&live, "/limiter/limit") >= 1.0);
     assert!(number(&live, "/pool/size") >= 1.0);
     assert!(number(&live, "/responses/goodput_per_s") > 0.0);
