@@ -38,7 +38,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Does one query, or says in a few words why it failed.
+    /// Does one query, or returns in a few words why it failed.
     async fn query(&self) -> Result<(), String> {
         match self {
             Self::Bare(pool) => {
@@ -92,7 +92,7 @@ async fn build(url: &str, way: Way) -> Result<Kind, Box<dyn Error>> {
         // Three are for superusers.
         Way::Static => Kind::Bare(pool(config, (MAX_CONNECTIONS - 3) / PROCESSES)?),
         Way::Ours => {
-            // All start at once, and each asks with one connection.
+            // All start at once, each with one connection.
             let budget = Budget::postgres(config.clone())
                 .reserve(PROCESSES)
                 .spawn()?;

@@ -1,4 +1,4 @@
-//! The three runs, and what the server says of them.
+//! The three runs, and what the server shows of them.
 
 use std::collections::BTreeMap;
 use std::error::Error;

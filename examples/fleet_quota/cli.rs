@@ -1,4 +1,4 @@
-//! What can be asked for, and what cannot.
+//! The command line, and what is refused in it.
 
 use std::{
     fmt,
@@ -101,13 +101,13 @@ impl FromStr for Outage {
     }
 }
 
-/// One line that says what is wrong with what, and what was expected.
+/// One line: which value is invalid, why, and what was expected.
 #[derive(Debug)]
 pub(crate) struct Problem(String);
 
 impl Problem {
     pub(crate) fn new(text: impl fmt::Display) -> Self {
-        // One line, whatever was wrapped.
+        // One line, even of a wrapped text.
         let text = text.to_string();
         Self(text.lines().map(str::trim).collect::<Vec<_>>().join(" "))
     }

@@ -84,12 +84,12 @@ impl Load {
         Ok(())
     }
 
-    /// What has happened since this was asked last.
+    /// What has happened since the last call.
     pub(crate) fn take(&self) -> Tally {
         std::mem::take(&mut *lock(&self.tally))
     }
 
-    /// What the servers say of themselves.
+    /// What the servers report of themselves.
     pub(crate) async fn statuses(&self) -> Result<Vec<Status>, Problem> {
         let mut statuses = Vec::new();
         for server in &self.servers {
@@ -135,5 +135,5 @@ fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
 /// For a request; what comes later has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A server that has not said how it stands by then is gone, and not merely busy.
+/// A server that has not reported by then is gone, and not merely busy.
 const STATUS_WITHIN: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Options, Problem};
 
-/// What a server says of itself.
+/// What a server reports of itself.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Status {
     /// Whether it does without Redis.
@@ -50,7 +50,7 @@ pub(crate) fn serve(options: &Options, redis: &str) -> Result<(), Problem> {
 
         let (gone, parent) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
-            // An error means the same as the end.
+            // An error is the end, too.
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             let _ = gone.send(());
         });

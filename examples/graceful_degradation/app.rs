@@ -44,7 +44,7 @@ pub(crate) fn protected(
     options: &Options,
 ) -> Result<(Router, Protected), Problem> {
     let pool = database.autotuned(options.pool)?;
-    // Requests over capacity are refused at once here: a waiter has its turn, within the bounds of the queue.
+    // Without CoDel: the bounds of the queue refuse on arrival, and a waiter is served in order.
     let limiter = Limiter::builder()
         .bounds(options.limit.range())
         .codel(None)

@@ -1,4 +1,4 @@
-//! What can be asked for, and what cannot.
+//! The command line, and what is refused in it.
 
 use std::{
     fmt,
@@ -68,13 +68,13 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
 }
 
-/// One line that says what is wrong with what, and what was expected.
+/// One line: which value is invalid, why, and what was expected.
 #[derive(Debug)]
 pub(crate) struct Problem(String);
 
 impl Problem {
     pub(crate) fn new(text: impl fmt::Display) -> Self {
-        // One line, whatever was wrapped.
+        // One line, even of a wrapped text.
         let text = text.to_string();
         Self(text.lines().map(str::trim).collect::<Vec<_>>().join(" "))
     }
@@ -167,7 +167,7 @@ pub(crate) fn parse() -> Result<Options, Problem> {
     Ok(options)
 }
 
-/// Said before the run, not after it.
+/// Reported before the run, not after it.
 fn check_parent(path: &Path) -> Result<(), Problem> {
     let parent = path
         .parent()

@@ -20,9 +20,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     app::{self, Protected, QUOTA_PER_SECOND, Server},
+    busy::CpuTime,
     cli::{Options, Problem},
     database::Database,
     load::{Generator, OBJECTIVE, Step},
+    measure::taken_by_others,
+    report::explained,
     run::decisions,
 };
 
@@ -34,22 +37,26 @@ const DECISIONS: usize = 20;
 /// A page that is opened late shows what happened in the last two minutes, as the page keeps it.
 const PAST: Duration = Duration::from_secs(120);
 const EVERY: Duration = Duration::from_millis(500);
+/// Whether others use the machine is judged over as many samples.
+const BUSY: usize = 10;
 
 /// Serves until it is interrupted.
 pub(crate) async fn serve(database: &Database, options: &Options) -> Result<(), Problem> {
     let (service, parts) = app::protected(database, options)?;
     let watch = Watch {
         parts,
+        is_embedded: database.is_embedded(),
         started: Instant::now(),
         recent: Arc::default(),
         past: Arc::default(),
+        processors: Arc::default(),
     };
     let _sampler = Sampler(tokio::spawn(sample(watch.clone())));
     let app = service
         .layer(middleware::from_fn_with_state(watch.clone(), note))
         .merge(
             Router::new()
-                .route("/", get(|| async { Html(PAGE) }))
+                .route("/", get(async || Html(explained(PAGE))))
                 .route("/api/live", get(live))
                 .route("/api/past", get(past))
                 .with_state(watch),
@@ -74,14 +81,37 @@ pub(crate) async fn serve(database: &Database, options: &Options) -> Result<(), 
     tokio::signal::ctrl_c().await.map_err(Problem::new)
 }
 
-/// What the page is told.
+/// What is sent to the page.
 #[derive(Clone)]
 struct Watch {
     parts: Protected,
+    /// Whether the database's work is this process' own.
+    is_embedded: bool,
     started: Instant,
     recent: Arc<Mutex<VecDeque<Noted>>>,
     /// Oldest first.
     past: Arc<Mutex<VecDeque<View>>>,
+    /// Processor times of the last seconds, oldest first.
+    processors: Arc<Mutex<VecDeque<CpuTime>>>,
+}
+
+impl Watch {
+    fn note_processors(&self) {
+        if let Some(now) = self.is_embedded.then(CpuTime::now).flatten() {
+            let mut noted = (self.processors.lock()).unwrap_or_else(PoisonError::into_inner);
+            noted.push_back(now);
+            if noted.len() > BUSY {
+                noted.pop_front();
+            }
+        }
+    }
+
+    /// Why the page shows less than the service can do, if others use the machine.
+    fn busy(&self) -> Option<String> {
+        let noted = (self.processors.lock()).unwrap_or_else(PoisonError::into_inner);
+        let (first, last) = (noted.front()?, noted.back()?);
+        taken_by_others(first.others_until(*last))
+    }
 }
 
 /// Ends with the server.
@@ -98,6 +128,7 @@ async fn sample(watch: Watch) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
+        watch.note_processors();
         let view = view(&watch);
         let mut past = watch.past.lock().unwrap_or_else(PoisonError::into_inner);
         while past
@@ -141,6 +172,7 @@ async fn note(State(watch): State<Watch>, request: Request, next: Next) -> Respo
 struct Live {
     #[serde(flatten)]
     view: View,
+    busy: Option<String>,
     decisions: Vec<DecisionView>,
 }
 
@@ -229,6 +261,7 @@ async fn live(State(watch): State<Watch>) -> Json<Live> {
     });
     Json(Live {
         view,
+        busy: watch.busy(),
         decisions: decisions.collect(),
     })
 }

@@ -41,7 +41,7 @@ pub(crate) struct Step {
     pub(crate) offered: f64,
 }
 
-/// From half the capacity to ten times it and back, in so many seconds.
+/// From half the capacity to ten times it and back, in `seconds` seconds.
 pub(crate) fn ramp(capacity: f64, seconds: f64) -> Vec<Step> {
     /// Multiples of the capacity, and shares of the time.
     const STEPS: [(f64, f64); 8] = [

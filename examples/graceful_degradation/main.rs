@@ -13,7 +13,7 @@
 //! earlier ones were answered, and their latency counts from the moment they should have started.
 //!
 //! What the service can do is measured before, between and after the two runs, on the machine as it is
-//! then. Exit code 0: every check is met; 1: one is not; 3: this machine was too busy to tell; 2: it could
+//! then. Exit code 0: every check is met; 1: one is not; 3: this machine was too busy to measure; 2: it could
 //! not run.
 
 mod app;

@@ -28,7 +28,7 @@ pub(crate) struct Report {
     pub(crate) checks: Vec<Check>,
 }
 
-/// Whether every check was met, as far as this machine can tell.
+/// Whether every check was met, as far as it can be measured on this machine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outcome {
     Met,
@@ -57,7 +57,7 @@ pub(crate) struct Conditions {
     pub(crate) others_cpu_share: Option<f64>,
     /// How late the generator itself started its requests, at P99.
     pub(crate) generator_late_p99_ms: f64,
-    /// Why the numbers say nothing; empty if they do.
+    /// Why the numbers mean nothing; empty if they do mean something.
     pub(crate) problems: Vec<String>,
 }
 
@@ -77,13 +77,7 @@ impl Conditions {
                 "the generator was {late:.0} ms late at P99 (up to {LATE_MS:.0} ms would do), which counts as latency"
             ));
         }
-        if let Some(share) = others_cpu_share.filter(|share| *share > OTHERS) {
-            problems.push(format!(
-                "other programs, or the host, took {:.0} % of its processors (up to {:.0} % would do)",
-                100.0 * share,
-                100.0 * OTHERS
-            ));
-        }
+        problems.extend(others_cpu_share.and_then(taken_by_others));
         if most > DRIFT * least {
             problems.push(format!(
                 "what the service can do moved between {least:.0} and {most:.0} requests a second"
@@ -102,6 +96,17 @@ impl Conditions {
         let [before, between, after] = self.capacity_rps;
         ((before + between) / 2.0, (between + after) / 2.0)
     }
+}
+
+/// What is wrong with a machine of which others use this share, if anything is.
+pub(crate) fn taken_by_others(share: f64) -> Option<String> {
+    (share > OTHERS).then(|| {
+        format!(
+            "other programs, or the host, took {:.0} % of its processors (up to {:.0} % would do)",
+            100.0 * share,
+            100.0 * OTHERS
+        )
+    })
 }
 
 /// A tenth of the objective.
@@ -418,7 +423,7 @@ fn recovery(run: &Run, steps: &[Step]) -> Option<f64> {
     }
 }
 
-/// What the two runs say about each other.
+/// The verdict on both runs.
 pub(crate) fn judge(
     bare: &Run,
     protected: &Run,

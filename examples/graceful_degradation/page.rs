@@ -70,10 +70,12 @@ fn write_page(html: &mut String, report: &Report) -> std::fmt::Result {
     html.push_str("</tbody></table></div>\n<h2>Over time</h2>\n<div class=\"picture\">");
     html.push_str(&crate::chart::svg(report));
     html.push_str(
-        "</div>\n<h2>Phases</h2>\n<div class=\"scroll\"><table class=\"phases\"><thead><tr><th>run</th><th>load</th>\
-         <th>offered/s</th><th>goodput/s</th><th>late/s</th><th>refused/s</th><th>errors/s</th><th>P50 ms</th>\
-         <th>P99 ms</th><th>refusal P99 ms</th></tr></thead>\n",
+        "</div>\n<h2>Phases</h2>\n<div class=\"scroll\"><table class=\"phases\"><thead><tr><th>run</th><th>load</th>",
     );
+    for column in COLUMNS {
+        write!(html, "<th>{column}</th>")?;
+    }
+    html.push_str("</tr></thead>\n");
     for run in &report.runs {
         html.push_str("<tbody>");
         for phase in &run.phases {
@@ -108,11 +110,22 @@ fn headline(report: &Report) -> String {
     )
 }
 
+const COLUMNS: [&str; 8] = [
+    "offered/s",
+    "goodput/s",
+    "late/s",
+    "refused/s",
+    "errors/s",
+    "P50 ms",
+    "P99 ms",
+    "refusal P99 ms",
+];
+
 fn write_phase(html: &mut String, run: &str, phase: &Phase) -> std::fmt::Result {
     let ms = |time: Option<f64>| time.map_or_else(|| "–".to_owned(), |time| format!("{time:.1}"));
     write!(
         html,
-        "<tr><td class=\"{run}\">{run}</td><td class=\"number\">{}×</td>",
+        "<tr><td class=\"{run}\">{run}</td><td class=\"number\" data-label=\"load\">{}×</td>",
         phase.multiplier
     )?;
     let rates = [
@@ -122,11 +135,13 @@ fn write_phase(html: &mut String, run: &str, phase: &Phase) -> std::fmt::Result 
         phase.refused_rps,
         phase.error_rps,
     ];
-    for rate in rates {
-        write!(html, "<td class=\"number\">{rate:.0}</td>")?;
-    }
-    for time in [phase.p50_ms, phase.p99_ms, phase.refusal_p99_ms] {
-        write!(html, "<td class=\"number\">{}</td>", ms(time))?;
+    let rates = rates.map(|rate| format!("{rate:.0}"));
+    let times = [phase.p50_ms, phase.p99_ms, phase.refusal_p99_ms].map(ms);
+    for (column, cell) in COLUMNS.iter().zip(rates.iter().chain(&times)) {
+        write!(
+            html,
+            "<td class=\"number\" data-label=\"{column}\">{cell}</td>"
+        )?;
     }
     writeln!(html, "</tr>")
 }

@@ -27,8 +27,14 @@ pub(crate) fn write_html(path: &Path, report: &Report) -> Result<(), Problem> {
     let json = serde_json::to_string(report)
         .map_err(Problem::new)?
         .replace('<', "\\u003c");
-    let page = PAGE.replacen(MARKER, &json, 1);
+    let page = explained(PAGE).replacen(MARKER, &json, 1);
     write(path, &page.replacen(STATIC, &crate::page::page(report), 1))
+}
+
+/// A page with what the words of decisions mean.
+pub(crate) fn explained(page: &str) -> String {
+    const GLOSSARY: &str = include_str!("../assets/glossary.js");
+    page.replacen("/*GLOSSARY*/", GLOSSARY, 1)
 }
 
 pub(crate) fn write_svg(path: &Path, report: &Report) -> Result<(), Problem> {

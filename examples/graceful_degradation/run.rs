@@ -1,4 +1,4 @@
-//! The main job: two runs of the ramp, and what they say.
+//! The main job: two runs of the ramp, and the verdict.
 
 use std::{
     env,
@@ -27,7 +27,7 @@ const FILES: u64 = 16_384;
 /// How long the service is saturated, to see what it can do.
 const SATURATED: Duration = Duration::from_secs(3);
 
-/// Runs what was asked for.
+/// Runs what the command line selects.
 pub(crate) fn run(options: &Options) -> Result<Outcome, Problem> {
     let files = rlimit::increase_nofile_limit(FILES)
         .map_err(|error| Problem::new(format_args!("cannot open {FILES} sockets: {error}")))?;
@@ -71,7 +71,7 @@ fn publish(report: &Report, options: &Options, html: &Path) -> Result<(), Proble
 }
 
 async fn compare(database: &Database, options: &Options, files: u64) -> Result<Report, Problem> {
-    // What cannot be built is said before the first run, not after it.
+    // What cannot be built is reported before the first run, not after it.
     drop(app::protected(database, options)?);
     let started = SystemTime::now()
         .duration_since(UNIX_EPOCH)

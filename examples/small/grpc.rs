@@ -14,7 +14,7 @@ use tower_capacity::{CapacityLayer, Limiter, limit::Fixed, throttle::ThrottleLay
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // One place and no queue, so that a second call is refused: `CapacityLayer::adaptive()` finds the limit.
+    // A limit of one and no queue, so that a second call is refused: `CapacityLayer::adaptive()` finds the limit.
     let limiter = Limiter::builder().law(Fixed::new(1)).max_queue(0).build()?;
     let quota = RateLimitLayer::new(Quota::count(6).per(MINUTE))?;
     // The service of tonic-health stands for your own.

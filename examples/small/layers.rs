@@ -44,7 +44,7 @@ impl ClassifyResponse for ExceptShed {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt().init();
-    // One place and no queue, to see a refusal: `CapacityLayer::adaptive()` finds the limit.
+    // A limit of one and no queue, to see a refusal: `CapacityLayer::adaptive()` finds the limit.
     let limiter = Limiter::builder().law(Fixed::new(1)).max_queue(0).build()?;
     let stack = ServiceBuilder::new()
         .layer(TraceLayer::new(SharedClassifier::new(ExceptShed(

@@ -41,7 +41,7 @@ async fn main() -> Result<(), Failure> {
         println!("granted: {}", response.status());
     }
 
-    // The second: what a refusal advises goes to the retry policy, which asks the budget.
+    // The second: what a refusal advises goes to the retry policy, which consults the budget.
     let budget = RetryBudget::default();
     let mut spared = ServiceBuilder::new()
         .layer(ThrottleLayer::adaptive())

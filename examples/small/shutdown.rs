@@ -1,7 +1,7 @@
 //! `cargo run -p overload-examples --bin shutdown`
 //!
 //! Three probes (started, ready, live) and a shutdown that loses no request: first not ready, so that the
-//! load balancer looks elsewhere, then drained, then closed. `LEAD_MS` is how long it takes to look elsewhere.
+//! load balancer has taken it out, then drained, then closed. `LEAD_MS` is how long the load balancer takes.
 
 use std::env;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The fleet as a newcomer runs it: what it refuses, what it reports, and that it keeps its word.
+//! The fleet as a newcomer runs it: what it refuses, what it reports, and that it keeps the quota.
 
 use std::process::Command;
 

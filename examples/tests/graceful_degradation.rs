@@ -107,7 +107,7 @@ fn no_password_is_printed() {
 }
 
 #[test]
-fn what_cannot_be_written_is_said_before_the_run() {
+fn an_output_that_cannot_be_written_is_refused_before_the_run() {
     let directory = tempfile::tempdir().unwrap();
     // Nothing can be created there, not even by root.
     for option in ["--json", "--svg", "--html"] {
@@ -119,7 +119,7 @@ fn what_cannot_be_written_is_said_before_the_run() {
 }
 
 #[test]
-fn too_few_files_are_said_before_the_ramp() {
+fn too_few_files_are_reported_before_the_ramp() {
     let mut command = Command::new("sh");
     let demo = env!("CARGO_BIN_EXE_graceful_degradation");
     command.args(["-c", "ulimit -n 120; exec \"$0\" --seconds 2", demo]);
@@ -169,7 +169,7 @@ fn a_missing_directory_is_refused_before_the_run() {
 
 fn finish(mut command: Command) -> Output {
     let output = command.output().unwrap();
-    // Met, not met, or not measurable is for the machine to say; 2 would be a problem.
+    // Met, not met and not measurable depend on the machine; 2 would be a problem.
     let code = output.status.code();
     assert!(
         matches!(code, Some(0 | 1 | 3)),
@@ -211,7 +211,8 @@ fn run(directory: &Path, arguments: &[&str]) -> Value {
     }
     let page = std::fs::read_to_string(html).unwrap();
     assert!(page.contains("const report = {") && !page.contains("REPORT_JSON"));
-    // Without scripts it says the same.
+    assert!(page.contains("const GLOSSARY = ") && page.contains("data-label=\"goodput/s\""));
+    // It shows the same without scripts.
     let (readable, _) = page.split_once("<script>").unwrap();
     for part in [
         "At ten times its capacity",
@@ -252,7 +253,7 @@ fn assert_complete(report: &Value, backend: &str) {
         assert_eq!(run["phases"].as_array().unwrap().len(), 8);
         assert!(
             number(run, "/phases/0/goodput_rps") > 0.0,
-            "{name} answers half its capacity"
+            "{name} serves half its capacity"
         );
         assert!(number(run, "/phases/5/offered_rps") > 5.0 * number(run, "/phases/2/offered_rps"));
     }
@@ -295,7 +296,7 @@ impl Serving {
         let address = loop {
             let line = lines
                 .next()
-                .expect("the server says where it listens")
+                .expect("the server prints its address")
                 .unwrap();
             if let Some((_, rest)) = line.split_once("http://") {
                 break rest.trim_end_matches('/').to_owned();
@@ -333,10 +334,12 @@ impl Drop for Serving {
 fn the_live_page_shows_what_the_server_does() {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let serving = Serving::start();
-    assert!(serving.get("/").contains("/api/live"));
+    let page = serving.get("/");
+    assert!(page.contains("/api/live") && page.contains("const GLOSSARY = "));
     assert!(serving.get("/orders/gift").trim().parse::<u64>().unwrap() > 1000);
     let live: Value = serde_json::from_str(&serving.get("/api/live")).unwrap();
     assert_eq!(live["limiter"]["law"], "knee");
+    assert!(live["busy"].is_null() || live["busy"].as_str().unwrap().contains("processors"));
     assert!(number(&live, "/limiter/limit") >= 1.0);
     assert!(number(&live, "/pool/size") >= 1.0);
     assert!(number(&live, "/responses/goodput_per_s") > 0.0);

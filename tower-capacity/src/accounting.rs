@@ -211,6 +211,22 @@ pub(crate) enum Progress {
     Dropped = 3,
 }
 
+#[cfg(feature = "metrics")]
+impl Progress {
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Running, Self::Succeeded, Self::Ignored, Self::Dropped];
+
+    /// How a request that leaves with this progress ended, as in metrics.
+    pub(crate) const fn outcome(self) -> &'static str {
+        match self {
+            Self::Running => "cancelled",
+            Self::Succeeded => "success",
+            Self::Ignored => "ignored",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 impl Ticket {
     const PROGRESS: u64 = 0b11;
     /// Position of the binary logarithm of the weight plus one; zero if the request is not timed.

@@ -303,7 +303,7 @@ impl Drop for Admission {
         let shared = &self.limiter.shared;
         let left = shared.accounting.leave(self.ticket);
         let cost = self.ticket.cost();
-        shared.metrics.left(cost);
+        shared.metrics.left(cost, self.ticket.progress());
         shared.gate.leave(self.ticket.partition(), cost);
         if let Some((now, held)) = left {
             self.limiter.look(now, held);

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::{Mode, gate::RefusedReason};
+use crate::{Mode, accounting::Progress, gate::RefusedReason};
 
 /// The names of the metrics. Those of a limiter have the label `limiter` (the name given to it).
 pub mod names {
@@ -32,6 +32,10 @@ pub mod names {
     /// [`RefusedReason`](crate::gate::RefusedReason) in snake case). In
     /// [`Mode::Shadow`](crate::Mode), what would have been decided.
     pub const REQUESTS: &str = "tower_capacity_requests_total";
+    /// Counter of requests that left, by `outcome`: `success`, `ignored` and `dropped` are those of
+    /// [`Outcome`](crate::Outcome); `cancelled` are those that ended before they had one, as when the
+    /// client gave up.
+    pub const OUTCOMES: &str = "tower_capacity_outcomes_total";
     /// Histogram: how long requests waited, in seconds, of those that had to.
     pub const WAIT: &str = "tower_capacity_wait_seconds";
     /// Counter of a client's requests, by `throttle` (the name given to the throttler) and
@@ -110,6 +114,11 @@ pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
         Unit::Count,
         "Requests by decision and reason"
     );
+    describe_counter!(
+        names::OUTCOMES,
+        Unit::Count,
+        "Requests that left, by outcome"
+    );
     describe_histogram!(
         names::WAIT,
         Unit::Seconds,
@@ -174,6 +183,8 @@ struct Handles {
     admitted: metrics::Counter,
     /// In the order of [`RefusedReason::ALL`].
     shed: [metrics::Counter; RefusedReason::ALL.len()],
+    /// In the order of [`Progress::ALL`].
+    outcomes: [metrics::Counter; Progress::ALL.len()],
     wait: metrics::Histogram,
 }
 
@@ -231,6 +242,10 @@ impl Metrics {
                 queued: gauge!(names::QUEUED, "limiter" => limiter()),
                 admitted: requests("admitted", "none"),
                 shed: RefusedReason::ALL.map(|reason| requests("shed", reason.as_str())),
+                outcomes: Progress::ALL.map(|progress| {
+                    let outcome = progress.outcome();
+                    metrics::counter!(names::OUTCOMES, "limiter" => limiter(), "outcome" => outcome)
+                }),
                 wait: metrics::histogram!(names::WAIT, "limiter" => limiter()),
             };
             handles.set_up(&self.setup());
@@ -259,8 +274,10 @@ impl Metrics {
     }
 
     #[inline]
-    pub(crate) fn left(&self, cost: usize) {
-        self.handles().inflight.decrement(cost as f64);
+    pub(crate) fn left(&self, cost: usize, progress: Progress) {
+        let handles = self.handles();
+        handles.inflight.decrement(cost as f64);
+        handles.outcomes[progress as usize].increment(1);
     }
 
     pub(crate) fn shed(&self, reason: RefusedReason) {
@@ -315,7 +332,7 @@ impl Metrics {
     pub(crate) const fn admitted(&self, _cost: usize) {}
 
     #[inline]
-    pub(crate) const fn left(&self, _cost: usize) {}
+    pub(crate) const fn left(&self, _cost: usize, _progress: Progress) {}
 
     pub(crate) const fn shed(&self, _reason: RefusedReason) {}
 

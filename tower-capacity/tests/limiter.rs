@@ -546,6 +546,44 @@ mod published {
     }
 
     #[test]
+    fn requests_that_left_are_counted_by_how_they_ended() {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        metrics::with_local_recorder(&recorder, || {
+            let limiter = Limiter::builder().name("api").build().unwrap();
+            let outcomes = [Outcome::Success, Outcome::Ignored, Outcome::Dropped];
+            for (count, outcome) in (2..).zip(outcomes) {
+                for _ in 0..count {
+                    limiter.try_admit().unwrap().complete(outcome);
+                }
+            }
+            let mut failed_late = limiter.try_admit().unwrap();
+            failed_late.complete(Outcome::Success);
+            failed_late.complete(Outcome::Dropped);
+            drop(failed_late);
+            drop(limiter.try_admit().unwrap());
+        });
+        let all = snapshotter.snapshot().into_vec().into_iter();
+        let left = all.filter(|(key, ..)| key.key().name() == names::OUTCOMES);
+        let mut left: Vec<_> = left
+            .map(|(key, .., value)| {
+                let labels = key.key().labels().map(|label| label.value().to_owned());
+                (labels.collect::<Vec<_>>().join(" "), value)
+            })
+            .collect();
+        left.sort_by(|a, b| a.0.cmp(&b.0));
+        let expected = [
+            ("api cancelled", 1),
+            ("api dropped", 5),
+            ("api ignored", 3),
+            ("api success", 2),
+        ];
+        let expected =
+            expected.map(|(labels, count)| (labels.to_owned(), DebugValue::Counter(count)));
+        assert_eq!(left, expected);
+    }
+
+    #[test]
     fn decisions_are_counted_by_reason_and_gauges_follow() {
         let recorder = DebuggingRecorder::new();
         let snapshotter = recorder.snapshotter();

@@ -108,7 +108,7 @@ fn http() -> Http {
     legacy::Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// Whether the server says that it is well.
+/// Whether the health check of the server succeeds.
 pub(crate) async fn is_healthy(address: SocketAddr) -> bool {
     // On a connection of its own, as a load balancer's.
     let request = Request::get(format!("http://{address}/healthz")).body(Full::default());
@@ -171,7 +171,7 @@ impl Client {
         request.body(Full::from(body.to_string()))
     }
 
-    /// Stores records or asks which there are, by `random`.
+    /// Stores records or lists them, by `random`.
     async fn ask(&self, random: &mut SmallRng, until: Instant) -> Fate {
         let token = &self.tokens[random.random_range(0..self.tokens.len())];
         let request = if random.random_bool(0.5) {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each of the two programs gets a private Postgres of its own, twenty users, and the same load: clients that
-//! store twenty records in a transaction, and as many that ask what is stored. A closed loop measures what
+//! store twenty records in a transaction, and as many that list what is stored. A closed loop measures what
 //! this machine can do; then three times as much is offered for fifteen seconds by an open loop, and its users
 //! go after two seconds; then half of it.
 //!
@@ -14,7 +14,7 @@
 //! refusal costs a little: the best fixed limit serves some 60 % of what the machine can do without them.
 //!
 //! Exits with 0 if all promises are kept, 1 if one is not, 2 if it could not run, and 3 if the machine was too
-//! busy with something else to say.
+//! busy with something else to measure.
 
 mod load;
 mod server;

@@ -96,7 +96,7 @@ impl Drop for Server {
     }
 }
 
-/// All but the one that asks.
+/// All except the one that runs the query.
 const CONNECTIONS: &str = "SELECT count(*) FROM pg_stat_activity \
                            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
 

@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use pool_autotune::Autotuned;
+use pool_autotune::{Autotuned, fleet::Budget};
 use rate_limit::{
     Limiter as Quotas, Policy, Quota, RateLimitLayer, SECOND,
     fleet::{FleetBackend, Lease},
@@ -31,6 +31,8 @@ pub struct Settings {
     /// The Redis of the fleet's quota; without one, the quota is this process' own. Defaults to
     /// none.
     pub redis: Option<String>,
+    /// Connections that all processes with this Redis share. Defaults to no bound.
+    pub budget: Option<usize>,
 }
 
 impl Default for Settings {
@@ -39,6 +41,7 @@ impl Default for Settings {
             quota: 50,
             max_connections: 20,
             redis: None,
+            budget: None,
         }
     }
 }
@@ -57,17 +60,17 @@ struct Service {
 ///
 /// | path | what it does | layers |
 /// |---|---|---|
-/// | `/orders/{ms}` | holds a connection for so long | quota, capacity |
+/// | `/orders/{ms}` | holds a connection for this long | quota, capacity |
 /// | `/hang` | never ends | quota, capacity |
-/// | `/report/{ms}` | as `/orders`, for reports at night | none |
-/// | `/ledger/{ms}` | as `/report`, one query at a time in the database | none |
+/// | `/report/{ms}` | like `/orders`, for reports at night | none |
+/// | `/ledger/{ms}` | like `/report`, one query at a time in the database | none |
 /// | `/live`, `/ready` | for probes | none |
 /// | `/metrics` | for Prometheus | none |
 ///
 /// # Errors
 ///
-/// Fails if a setting is out of range, the URL of Redis cannot be read, or there is no place for
-/// the database.
+/// Fails if a setting is out of range, the URL of Redis is invalid, or the directory of the
+/// database cannot be created.
 pub fn app(
     settings: &Settings,
     metrics: PrometheusHandle,
@@ -75,9 +78,18 @@ pub fn app(
     let directory = tempfile::tempdir()?;
     let sqlite = deadpool_sqlite::Config::new(directory.path().join("app.sqlite"));
     let sqlite = sqlite.builder(deadpool_sqlite::Runtime::Tokio1)?;
-    let pool = Autotuned::builder(sqlite.max_size(settings.max_connections).build()?)
-        .name("orders")
-        .build()?;
+    let pool = Autotuned::builder(sqlite.max_size(settings.max_connections).build()?);
+    let pool = match (settings.budget, &settings.redis) {
+        (Some(total), Some(url)) => {
+            let client = redis::Client::open(url.as_str())?;
+            let budget = Budget::redis_uncounted(client, "operations:budget");
+            // Floors of two, so that a budget below their sum still leaves each process one.
+            pool.budget(&budget.total(total).floor(2).spawn()?)
+        }
+        (Some(_), None) => return Err("a budget is kept in Redis: name one".into()),
+        (None, _) => pool,
+    };
+    let pool = pool.name("orders").build()?;
     let limiter = Limiter::builder().name("api").build()?;
     let service = Service {
         pool,
@@ -90,7 +102,7 @@ pub fn app(
         .layer(CapacityLayer::new(limiter.clone()));
     let quotas = Quotas::builder().quota(Quota::count(settings.quota).per(SECOND));
     let key = key::header("x-api-key");
-    // A flood is refused by the node alone, before Redis hears of it.
+    // The node refuses a flood by itself, without a call to Redis.
     let flood = Policy::new("flood", Quota::count(20 * settings.quota).per(SECOND));
     let flood = Quotas::builder().policy(flood).build()?;
     let flood = RateLimitLayer::from_limiter(flood).key(key.clone());
@@ -150,7 +162,7 @@ async fn query(pool: &Pool, work: impl FnOnce() + Send + 'static) -> StatusCode 
     }
 }
 
-/// Takes so many milliseconds of a connection's own thread.
+/// Holds a connection's own thread for `ms` milliseconds.
 #[expect(
     clippy::disallowed_methods,
     reason = "a connection of SQLite has a thread of its own"

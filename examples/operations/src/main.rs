@@ -25,6 +25,9 @@ struct Options {
     /// The Redis of a fleet's quota, such as redis://127.0.0.1:6379.
     #[arg(long)]
     redis: Option<String>,
+    /// Connections that all processes with this Redis share.
+    #[arg(long, requires = "redis")]
+    budget: Option<usize>,
 }
 
 #[tokio::main]
@@ -34,6 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     settings.quota = options.quota;
     settings.max_connections = options.max_connections;
     settings.redis = options.redis;
+    settings.budget = options.budget;
     let app = app(&settings, install()?)?;
     let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Installs the Prometheus exporter as the process' recorder, as all rules and panels assume it:
+/// Installs the Prometheus exporter as the process' recorder, with the settings that all rules and panels assume:
 /// histograms with the buckets that each crate proposes (else they would be summaries, and could
 /// not be added up over pods), no unit suffixes, every crate's metrics described.
 ///

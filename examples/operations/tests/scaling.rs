@@ -3,14 +3,14 @@
 
 use std::collections::VecDeque;
 
-/// A Horizontal Pod Autoscaler as Kubernetes documents it, asked every 15 seconds: pods × ratio /
+/// A Horizontal Pod Autoscaler as Kubernetes documents it, run every 15 seconds: pods × ratio /
 /// target, within a tolerance of a tenth; the smallest recommendation of the last minute when it
 /// scales up and the largest of five when it scales down; at most doubled, and a tenth taken away,
 /// within a minute.
 struct Autoscaler {
     pods: f64,
     recommended: VecDeque<f64>,
-    /// How many pods there were at each look of the last minute.
+    /// How many pods there were at each run in the last minute.
     before: VecDeque<f64>,
 }
 
@@ -31,7 +31,7 @@ impl Autoscaler {
         }
     }
 
-    fn look(&mut self, ratio: f64) {
+    fn run(&mut self, ratio: f64) {
         let off = ratio / TARGET;
         let wanted = match (off - 1.0).abs() > TOLERANCE {
             true => (self.pods * off).ceil(),
@@ -61,20 +61,20 @@ impl Autoscaler {
 }
 
 /// Pods that serve `of_a_pod` requests a second each, in front of a database that serves `at_best`
-/// with so many connections as it has places, and less with each more. Every pod has at least
+/// over as many connections as it has processors, and less over more. Every pod has at least
 /// `connections` open.
 struct Service {
     of_a_pod: f64,
     connections: f64,
-    places: f64,
+    processors: f64,
     at_best: f64,
 }
 
 impl Service {
     /// What the database serves to `pods` pods, as their connections hinder one another.
     fn database(&self, pods: f64) -> f64 {
-        let too_many = (pods * self.connections - self.places).max(0.0);
-        self.at_best / (1.0 + 0.25 * too_many / self.places)
+        let too_many = (pods * self.connections - self.processors).max(0.0);
+        self.at_best / (1.0 + 0.25 * too_many / self.processors)
     }
 
     /// Requests served a second, the demand ratio, and whether the pools see the knee.
@@ -89,26 +89,26 @@ impl Service {
 /// Goodput over the last ten minutes of half an hour at `load`, and the pods at its end.
 fn half_an_hour(service: &Service, load: f64, heeds_the_knee: bool) -> (f64, f64) {
     let mut autoscaler = Autoscaler::new(4.0);
-    let looks = (1_800.0 / EVERY) as usize;
+    let runs = (1_800.0 / EVERY) as usize;
     let mut served = 0.0;
-    for look in 0..looks {
+    for run in 0..runs {
         let (goodput, ratio, at_knee) = service.serve(autoscaler.pods, load);
-        // As `service:scaling:ratio`.
-        autoscaler.look(match at_knee && heeds_the_knee {
+        // Like `service:scaling:ratio`.
+        autoscaler.run(match at_knee && heeds_the_knee {
             true => ratio.min(TARGET),
             false => ratio,
         });
-        if look >= looks * 2 / 3 {
+        if run >= runs * 2 / 3 {
             served += goodput;
         }
     }
-    (served / (looks / 3) as f64, autoscaler.pods)
+    (served / (runs / 3) as f64, autoscaler.pods)
 }
 
 const SHOP: Service = Service {
     of_a_pod: 250.0,
     connections: 5.0,
-    places: 16.0,
+    processors: 16.0,
     at_best: 900.0,
 };
 
@@ -134,7 +134,7 @@ fn more_pods_in_front_of_a_saturated_database_only_hurt_and_are_not_added() {
 fn pods_are_added_where_pods_are_the_limit_and_taken_away_again() {
     let database = Service {
         at_best: 1e6,
-        places: 1e3,
+        processors: 1e3,
         ..SHOP
     };
     for heeds in [false, true] {

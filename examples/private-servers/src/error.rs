@@ -2,7 +2,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// Why a private server could not be started, in one line that says what to do about it.
+/// Why a private server could not be started, in one line, with what to do about it.
 #[derive(Debug)]
 pub struct StartError {
     message: String,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::StartError;
 
-/// Set, it is a list of directories like `PATH`, and nowhere else is looked.
+/// A list of directories like `PATH`. If it is set, no others are searched.
 const ONLY: &str = "PRIVATE_SERVERS_PATH";
 
 /// The directory that holds all of `programs`.

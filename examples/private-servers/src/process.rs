@@ -18,7 +18,7 @@ use crate::StartError;
 /// How long a server may take until it answers.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// How often a starting server is asked whether it is ready.
+/// How often a starting server is checked for being ready.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
 /// A temporary directory with at most one server process living in it.
@@ -79,7 +79,7 @@ impl Process {
         command
     }
 
-    /// Starts the server and waits until `ready` says so.
+    /// Starts the server and waits until `ready` returns true.
     pub(crate) async fn start(
         &mut self,
         mut command: Command,

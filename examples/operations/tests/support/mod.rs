@@ -95,7 +95,7 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes `targets` (job and port) twice a second; minutes in the rules are as `short` says.
+    /// Scrapes `targets` (job and port) twice a second, with the times of `short` in the rules.
     pub(crate) async fn start(targets: &BTreeMap<&str, u16>, short: &[(&str, &str)]) -> Self {
         let directory = TempDir::new().unwrap();
         let write = |name: &str, text: &str| {
@@ -140,7 +140,7 @@ impl Prometheus {
         }
     }
 
-    /// What the API says at `path`.
+    /// The reply of the API at `path`.
     pub(crate) async fn api(&self, path: &str) -> serde_json::Value {
         let (status, body) = self
             .http
@@ -152,8 +152,11 @@ impl Prometheus {
     }
 }
 
-/// Sends `rate` requests a second to `url` until `end`, whether those before have ended or not; the
-/// callers are as many as `callers`.
+/// How long a client waits for a response.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Sends `rate` requests a second to `url` until `end`, whether those before have ended or not, from
+/// `callers` callers in turn.
 pub(crate) fn send(
     http: &Http,
     url: String,
@@ -171,8 +174,7 @@ pub(crate) fn send(
             let caller = format!("caller-{}", number % callers);
             number += 1;
             tokio::spawn(async move {
-                // A request of which nothing is heard for so long is given up.
-                let _ = timeout(Duration::from_secs(60), http.get(&url, &caller)).await;
+                let _ = timeout(PATIENCE, http.get(&url, &caller)).await;
             });
         }
     })
