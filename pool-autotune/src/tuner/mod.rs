@@ -259,7 +259,10 @@ impl Tuner {
 
     /// The server is another one, or the same one anew: what was learned about it is forgotten.
     pub fn failover(&mut self, now: Instant) -> Decision {
+        let is_saturated = self.verdict != Verdict::Healthy;
         *self = Self::new(self.config, self.bounds, self.target, now);
+        // Its callers wait as before.
+        self.verdict = self.judge(is_saturated);
         self.decide(now, Reason::Failover, self.target, Inputs::default())
     }
 
