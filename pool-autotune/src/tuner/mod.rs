@@ -340,8 +340,7 @@ impl Tuner {
     /// Whether checkouts have waited for longer than opening a connection takes, and no growth is
     /// under way.
     fn is_starving(&self, window: &PoolWindow) -> bool {
-        /// Where nothing was seen yet, or more wait than can be served next, no wait below this is worth a
-        /// connection.
+        /// Where nothing was seen yet, no wait below this is worth a connection.
         const SHORTEST: Duration = Duration::from_millis(5);
         /// Where dials take longer, the sooner they begin the better.
         const LONGEST: Duration = Duration::from_millis(25);
@@ -356,7 +355,7 @@ impl Tuner {
         if gave_up(window) > 0 || window.queued > 0 && window.spare > 0 {
             return true;
         }
-        let shortest = if self.base.get().is_none() || window.queued > window.limit {
+        let shortest = if self.base.get().is_none() {
             SHORTEST
         } else {
             self.config.slow_wait
