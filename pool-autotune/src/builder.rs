@@ -209,7 +209,8 @@ impl<P: Adapter> Builder<P> {
     /// beyond the most that were in use at once. Use it instead of a setting of the pool behind, which
     /// does nothing where connections are handed out in turn.
     ///
-    /// Nothing is closed in [`Mode::Recommend`]. Defaults to keeping what is within the target.
+    /// Nothing is closed in [`Mode::Recommend`]. Defaults to keeping what is within the target, and what
+    /// was needed beyond it for ten minutes.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = Some(timeout);
@@ -370,6 +371,7 @@ impl<P: Adapter> Builder<P> {
             codel: self.codel.unwrap_or_else(|| Some(patient(wait_timeout))),
             target: AtomicUsize::new(target),
             allowed: AtomicUsize::new(target),
+            kept: AtomicUsize::new(target),
             ceiling: AtomicUsize::new(limit),
             grows: AtomicBool::new(grows),
             opening: AtomicUsize::new(0),

@@ -158,7 +158,7 @@ impl<P: Adapter> Drop for Checkout<P> {
 /// A connection on its way back. It is back when this is dropped, by the end of the runtime, too.
 struct Returning<P: Adapter> {
     inside: Option<Inside<P>>,
-    allowed: usize,
+    kept: usize,
     /// When it was taken, if it was in use.
     since: Option<u64>,
 }
@@ -172,7 +172,7 @@ impl<P: Adapter> Drop for Returning<P> {
                 let counts = stats.is_usual(ns);
                 holders.returned(Used { since, ns, counts });
             }
-            inside.put_back(self.allowed);
+            inside.put_back(self.kept);
         }
     }
 }
@@ -270,21 +270,23 @@ impl<P: Adapter> Shared<P> {
             true => self.checkout_idle(admitted).await?,
             false => None,
         };
-        let (connection, inside, since) = if let Some((connection, since)) = idle {
-            (connection, inside, since)
+        let (connection, since) = if let Some(idle) = idle {
+            idle
         } else if self.expects_idle() && !self.rights.is_bound() {
             let mut opening = pin!(self.adapter.checkout());
             let polled = PollOnce(opening.as_mut()).await;
-            let (connection, since) = self.check(admitted, polled, opening).await?;
-            (connection, inside, since)
+            self.check(admitted, polled, opening).await?
         } else {
             let dialled = self.dial(inside, admitted, ask, false).await;
             let mut unused = dialled.inspect_err(|_| self.recorder.unserved(Unserved::Failed))?;
-            match (unused.connection.take(), unused.inside.take()) {
-                (Some(connection), Some(inside)) => (connection, inside, self.stats.now()),
+            let (Some(connection), Some(inside)) = (unused.connection.take(), unused.inside.take())
+            else {
                 // It was made with both.
-                _ => return Err(Error::OpenTimeout(self.open_timeout)),
-            }
+                return Err(Error::OpenTimeout(self.open_timeout));
+            };
+            // The dial may have begun after this checkout was admitted, and the server changed between.
+            let generation = unused.generation;
+            return Ok(inside.hand_out(connection, self.stats.now(), call_site, generation));
         };
         Ok(inside.hand_out(connection, since, call_site, generation))
     }
@@ -451,7 +453,7 @@ impl<P: Adapter> Inside<P> {
         used: Option<(Slot, Used)>,
     ) {
         let shared = &*self.shared;
-        let allowed = shared.allowed.load(Ordering::Acquire);
+        let kept = shared.kept.load(Ordering::Acquire);
         let is_current = generation == shared.generation.load(Ordering::Acquire);
         let back = match connection.take_if(|_| !is_current) {
             None => shared.adapter.put_back(connection),
@@ -464,7 +466,7 @@ impl<P: Adapter> Inside<P> {
             if let Some((slot, used)) = used {
                 shared.holders.leave(slot, used);
             }
-            return self.put_back(allowed);
+            return self.put_back(kept);
         };
         // The task that gives it back holds it no longer.
         if let Some((slot, _)) = used {
@@ -472,7 +474,7 @@ impl<P: Adapter> Inside<P> {
         }
         let returning = Returning {
             inside: Some(self),
-            allowed,
+            kept,
             since: used.map(|(_, used)| used.since),
         };
         until_done(PutBack::Later(back), returning);

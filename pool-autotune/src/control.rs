@@ -60,6 +60,8 @@ pub(crate) struct Control {
     /// Connections held for far longer, at the last look.
     pub(crate) held: Held,
     pub(crate) aging: AgingState,
+    /// Connections that stay open above the target, since they were needed lately.
+    pub(crate) kept: usize,
     /// What was set, whatever part of it the budget of a fleet allows.
     pub(crate) bounds: Bounds,
     /// The most that was needed at once lately, and in the time before.
@@ -106,6 +108,7 @@ impl Control {
             hanging: 0,
             held: Held::default(),
             aging: AgingState::new(now),
+            kept: 0,
             dial_error: None,
             completed_then: 0,
             ahead: 0,

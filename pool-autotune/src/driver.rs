@@ -21,7 +21,7 @@ use crate::metrics::Levels;
 use crate::shared::{Inside, Shared};
 #[cfg(feature = "json")]
 use crate::tuner::Given;
-use crate::tuner::{Decision, DialState, PoolWindow, Verdict};
+use crate::tuner::{Decision, DialState, PoolWindow, Reason, Verdict};
 use crate::{Bounds, Mode, PoolSnapshot, events};
 
 /// How often a window is closed: the fast path acts within this time.
@@ -207,6 +207,7 @@ impl<P: Adapter> Shared<P> {
         let control = self.control();
         let (window, waits) = control.recent.merged();
         let dial_error = control.dial_error.clone();
+        let held = control.held.count;
         drop(control);
         let gate = self.gate.snapshot();
         PoolSnapshot {
@@ -216,6 +217,7 @@ impl<P: Adapter> Shared<P> {
             limit: gate.limit(),
             size: self.adapter.size(),
             in_use: gate.inflight(),
+            held,
             pending: gate.queued(),
             arrival_rate: window.arrival_rate(),
             throughput: window.throughput(),
@@ -337,6 +339,7 @@ impl<P: Adapter> Shared<P> {
                 .reader
                 .next(&self.stats, &self.holders, gate.limit(), gate.queued());
         window.capacity = std::mem::take(&mut control.capacity);
+        window.spare = self.adapter.size().saturating_sub(gate.limit());
         self.set_held_apart(control, &mut window);
         window.app_busy = control.app.busy();
         if let Some(nested) = control.confirm(self.holders.completions()) {
@@ -379,6 +382,16 @@ impl<P: Adapter> Shared<P> {
         if decision.is_resize() {
             self.recorder.resized(&decision);
         }
+        if decision.to() < decision.from() {
+            control.kept = match decision.reason() {
+                // Not needed now; what would be dialled again in a minute stays.
+                Reason::Drained | Reason::Surplus => {
+                    control.kept.max(decision.from() + control.held.count)
+                }
+                // They do not pay, or are not allowed.
+                _ => 0,
+            };
+        }
         if control.is_news(&decision) {
             events::decided(&self.name, self.mode, &decision);
             keep_decision(&mut control.decisions, decision);
@@ -403,12 +416,21 @@ impl<P: Adapter> Shared<P> {
         let replacing = usize::from(control.aging.is_replacing);
         let target = (target + hanging + replacing).min(max);
         self.allowed.store(target, Release);
+        // A fleet has other uses for what is not needed.
+        let kept = match self.rights.is_bound() {
+            false => target.max(control.kept.min(max)),
+            true => target,
+        };
+        self.kept.store(kept, Release);
         let size = self.count_connections() + hanging;
         let wanted = gate.queued().max(control.ahead);
         let is_alone = self.holders.completions() == control.completed_then;
         // Those that may be opened now. What waits for another right waits in the queue.
         let dials = self.rights.may_dial().saturating_add(self.rights.dialing());
         let reach = target.min(size.saturating_add(dials));
+        // What is idle serves others while more checkouts wait for their dial than may run at once.
+        let opening = self.opening.load(Relaxed);
+        let size = size + opening.saturating_sub(control.dial.at_once());
         let state = DialState::new(ceiling, reach, size, wanted).alone(is_alone);
         let raised = control.dial.limit(now, state);
         let limit = raised.min(admitted + hanging + replacing);
@@ -440,7 +462,7 @@ impl<P: Adapter> Shared<P> {
             Some(idle) => size.min(idle + self.holders.in_hand()),
             None => size,
         };
-        let surplus = all.saturating_sub(target.max(inside));
+        let surplus = all.saturating_sub(kept.max(inside));
         if surplus > 0 {
             self.close_surplus(surplus);
         }

@@ -325,7 +325,7 @@ pub(crate) type Dial<P> =
 pub(crate) struct Unused<P: Adapter> {
     pub(crate) connection: Option<P::Connection>,
     pub(crate) inside: Option<Inside<P>>,
-    generation: usize,
+    pub(crate) generation: usize,
 }
 
 impl<P: Adapter> Drop for Unused<P> {

@@ -14,7 +14,10 @@ pub struct Report {
 
 impl Report {
     pub(crate) fn new(now: &PoolSnapshot, verdict: &Verdict, peak_demand: Option<usize>) -> Self {
-        let (target, limit) = (now.target(), now.limit());
+        let target = now.target();
+        // Neither what is held nor a dial that hangs is a connection too many.
+        let limit = now.limit().min(now.size().max(target));
+        let limit = limit.saturating_sub(now.held);
         let size = match target.cmp(&limit) {
             std::cmp::Ordering::Less => format!("should have {target} connections, not {limit}"),
             std::cmp::Ordering::Equal if now.size() < limit && now.pending() > 0 => {

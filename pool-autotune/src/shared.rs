@@ -39,6 +39,8 @@ pub(crate) struct Shared<P> {
     pub(crate) target: AtomicUsize,
     /// The target, and as many more as are held for far longer than usual.
     pub(crate) allowed: AtomicUsize,
+    /// How many connections may stay open: those allowed, and as many as were needed lately.
+    pub(crate) kept: AtomicUsize,
     /// How many connections may exist. The limit of the gate, or more while the tuner tries with an
     /// open pool whether fewer would do.
     pub(crate) ceiling: AtomicUsize,
@@ -76,19 +78,19 @@ impl<P: Adapter> Shared<P> {
             Some(idle) => idle + inside,
             None => self.adapter.size() + inside.saturating_sub(self.holders.in_hand()),
         };
-        let allowed = self.allowed.load(Ordering::Acquire);
-        let surplus = all.saturating_sub(to.max(allowed));
+        let kept = self.kept.load(Ordering::Acquire);
+        let surplus = all.saturating_sub(to.max(kept));
         self.ceiling.store(to, Ordering::Release);
         let closing = self.adapter.close_idle(surplus.min(cover.len()));
         self.gate.set_limit(to);
         until_done(closing, cover);
     }
 
-    /// Closes one if fewer are allowed than were when a connection began to go back: what was closed
+    /// Closes one if fewer are kept than were when a connection began to go back: what was closed
     /// since was counted with its permit still out, so one is left that nothing else will close.
     #[inline]
-    pub(crate) fn close_if_fewer(&self, allowed: usize) {
-        if self.allowed.load(Ordering::Acquire) < allowed {
+    pub(crate) fn close_if_fewer(&self, kept: usize) {
+        if self.kept.load(Ordering::Acquire) < kept {
             self.close_surplus(1);
         }
     }
@@ -187,41 +189,41 @@ impl<P: Adapter> Inside<P> {
         }
     }
 
-    /// Returns the permit of a connection that is back; `allowed`: how many were, when it began to go
+    /// Returns the permit of a connection that is back; `kept`: how many were, when it began to go
     /// back.
     ///
     /// It comes back before its permit, so that the next in the queue finds it idle. While more are
-    /// inside than are allowed it is one too many, and one is closed while it is still paid for.
+    /// inside than are kept it is one too many, and one is closed while it is still paid for.
     #[inline]
-    pub(crate) fn put_back(mut self, allowed: usize) {
+    pub(crate) fn put_back(mut self, kept: usize) {
         if self.shared.mode == Mode::Recommend {
             return;
         }
-        if self.shared.gate.inflight() > self.shared.allowed.load(Ordering::Acquire) {
-            return self.put_back_surplus(allowed);
+        if self.shared.gate.inflight() > self.shared.kept.load(Ordering::Acquire) {
+            return self.put_back_surplus(kept);
         }
         if self.shared.aging.has_lifetime() {
-            return self.retire_and_put_back(allowed);
+            return self.retire_and_put_back(kept);
         }
         self.exit();
-        self.shared.close_if_fewer(allowed);
+        self.shared.close_if_fewer(kept);
     }
 
     #[cold]
-    fn retire_and_put_back(mut self, allowed: usize) {
+    fn retire_and_put_back(mut self, kept: usize) {
         let shared = Arc::clone(&self.shared);
         match shared.retire_returned() {
             PutBack::Done => self.exit(),
             closing => until_done(closing, self),
         }
-        shared.close_if_fewer(allowed);
+        shared.close_if_fewer(kept);
     }
 
     #[cold]
-    fn put_back_surplus(self, allowed: usize) {
+    fn put_back_surplus(self, kept: usize) {
         let shared = Arc::clone(&self.shared);
         until_done(shared.adapter.close_idle(1), self);
-        shared.close_if_fewer(allowed);
+        shared.close_if_fewer(kept);
     }
 }
 

@@ -13,6 +13,8 @@ pub struct PoolSnapshot {
     pub(crate) limit: usize,
     pub(crate) size: usize,
     pub(crate) in_use: usize,
+    /// Of these, connections held for far longer than usual, which come on top of the target.
+    pub(crate) held: usize,
     pub(crate) pending: usize,
     pub(crate) arrival_rate: f64,
     pub(crate) throughput: f64,

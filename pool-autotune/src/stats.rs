@@ -181,6 +181,11 @@ impl WindowReader {
         let totals = &self.last;
         let us = |now: u64, then: u64| Duration::from_micros(now.wrapping_sub(then));
         let duration = us(totals.at, last.at);
+        let mut counts = totals.waits;
+        counts
+            .iter_mut()
+            .zip(last.waits)
+            .for_each(|(now, then)| *now -= then);
         let window = PoolWindow {
             duration,
             arrivals: totals.counts.arrivals - last.counts.arrivals,
@@ -189,6 +194,7 @@ impl WindowReader {
             shed: totals.shed - last.shed,
             cancelled: totals.cancelled - last.cancelled,
             slow_waits: totals.slow_waits - last.slow_waits,
+            waits: counts.iter().sum(),
             wait_time: us(totals.wait_us, last.wait_us),
             use_time: Duration::from_nanos((totals.counts.use_ns).wrapping_sub(last.counts.use_ns)),
             use_time_squared: (totals.counts.use_us_squared)
@@ -209,14 +215,10 @@ impl WindowReader {
             // All waiting until now, less the waits that have ended.
             queued_for: TimeIntegral::between(totals.wait_us, totals.queueing_us),
             // Not for the statistics to know.
+            spare: 0,
             held: 0,
             app_busy: Duration::ZERO,
         };
-        let mut counts = totals.waits;
-        counts
-            .iter_mut()
-            .zip(last.waits)
-            .for_each(|(now, then)| *now -= then);
         let waits = Waits {
             counts,
             arrivals: window.arrivals,

@@ -618,3 +618,66 @@ async fn connections_are_opened_in_advance_up_to_the_target() {
     pool.prewarm(10).await.expect("they open");
     assert_eq!(pool.snapshot().size(), pool.snapshot().target());
 }
+
+/// Where a dial takes as long as callers have patience, a connection closed is a caller lost.
+#[tokio::test(start_paused = true)]
+async fn what_was_needed_a_minute_ago_is_still_open() {
+    let memory = Memory::new(50, ms(500));
+    let pool = Autotuned::builder(memory.clone())
+        .wait_timeout(30 * SECOND)
+        .build()
+        .expect("valid settings");
+    let all_at_once = || {
+        join_all((0..20).map(|_| async {
+            let asked = Instant::now();
+            let connection = pool.get().await.expect("allowed");
+            let waited = asked.elapsed();
+            sleep(SECOND).await;
+            drop(connection);
+            waited
+        }))
+    };
+    for _ in 0..3 {
+        all_at_once().await;
+    }
+    let opened = memory.opened();
+    sleep(60 * SECOND).await;
+    let snapshot = pool.snapshot();
+    assert!(snapshot.target() < opened, "{snapshot:?}{}", told(&pool));
+    assert_eq!(snapshot.size(), opened, "{}", told(&pool));
+    let waits = all_at_once().await;
+    let longest = waits.iter().max().expect("twenty");
+    assert!(*longest < ms(100), "{waits:?}{}", told(&pool));
+    assert_eq!(memory.opened(), opened, "{}", told(&pool));
+
+    sleep(1_300 * SECOND).await;
+    assert_eq!(pool.snapshot().size(), pool.snapshot().target());
+}
+
+/// A probe closes a part of the pool for four use times. Of an overload of twenty-five, that is a lot.
+#[tokio::test(start_paused = true)]
+async fn a_short_overload_is_not_probed_at_the_cost_of_its_callers() {
+    let pool = pool(10);
+    open_loop(&pool, 14, 20 * SECOND, ms(850)).await;
+    let probes = |pool: &Autotuned<Memory>| {
+        let decisions = pool.decisions();
+        decisions.iter().any(|it| it.reason() == Reason::Probing)
+    };
+    assert!(!probes(&pool), "{}", told(&pool));
+    open_loop(&pool, 14, 300 * SECOND, ms(850)).await;
+    assert!(probes(&pool), "one that lasts is: {}", told(&pool));
+}
+
+#[tokio::test(start_paused = true)]
+async fn uses_that_take_long_do_not_hide_that_others_wait_for_them() {
+    let pool = pool(2);
+    let held = [pool.get().await, pool.get().await];
+    let waits = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.get().await.map(drop) }
+    });
+    sleep(2 * SECOND).await;
+    assert_eq!(pool.verdict(), Verdict::BudgetBound, "{}", told(&pool));
+    drop(held);
+    waits.await.expect("no panic").expect("served");
+}

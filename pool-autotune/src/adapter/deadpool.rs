@@ -91,7 +91,13 @@ where
     }
 
     fn discard(&self, connection: W, before: Instant) -> PutBack {
-        // Back first, since a wrapper hides the object that could be taken out.
+        let mut connection = Some(connection);
+        let object = (&mut connection as &mut dyn Any).downcast_mut::<Option<Object<M>>>();
+        if let Some(object) = object.and_then(Option::take) {
+            drop(Object::take(object));
+            return PutBack::Done;
+        }
+        // A wrapper hides the object that could be taken out, so it goes back first.
         drop(connection);
         let before = before.into_std();
         self.retain(|_, metrics| metrics.created >= before);

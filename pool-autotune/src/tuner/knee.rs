@@ -357,19 +357,20 @@ impl Knee {
         floor: usize,
         window: &PoolWindow,
     ) -> bool {
-        // A probe costs a tenth of the throughput while it lasts. Where no growth is in doubt, a short
-        // overload is over before that pays.
-        let is_suspected = self.failed.is_some() || self.cap.is_some() || self.is_far;
+        /// The part of what was served since the pool is saturated that a probe may cost. (It loses what
+        /// it closes for one slot, and ends there if that was needed.)
+        const AFFORDABLE: f64 = 0.015;
         let since = self.saturated_since.unwrap_or(now);
-        if now < self.not_before.max(self.probe_after)
-            || !is_suspected && now - since < self.config.forget
-            || !self.is_idle()
-        {
+        if now < self.not_before.max(self.probe_after) || !self.is_idle() {
             return false;
         }
         let Some(lasts) = self.slot(window) else {
             return false;
         };
+        let cost = lasts.mul_f64(1.0 - self.dither());
+        if (now - since).mul_f64(AFFORDABLE) < cost {
+            return false;
+        }
         let low = ((size as f64 * self.dither()).round() as usize).min(size - 1);
         let low = if self.is_far { low.max(floor) } else { low };
         if low < floor || low == size {
@@ -897,17 +898,20 @@ fn worth_keeping(
 }
 
 /// Whether it takes but a moment more to know what the pool achieves with `to` connections, at the
-/// pace of its last step.
+/// pace of the one step that led there. The few that are opened after it can be dialled no faster than
+/// they are known.
 fn is_soon_known(to: usize, steps: &[PoolWindow]) -> bool {
     /// With a standard error of a fifth.
     const ENOUGH: f64 = 25.0;
     const MOMENT: Duration = Duration::from_millis(100);
-    let Some(last) = steps.last().filter(|last| last.limit >= to) else {
-        return true;
+    let (last, is_first) = match steps {
+        [only] if only.limit >= to => (only, true),
+        [.., last] if last.limit >= to => (last, false),
+        _ => return true,
     };
     let left = ENOUGH - last.completions as f64;
     let pace = last.completions as f64 / last.duration.as_secs_f64().max(1e-9);
-    left > 0.0 && last.duration < MOMENT && pace * MOMENT.as_secs_f64() >= ENOUGH
+    is_first && left > 0.0 && last.duration < MOMENT && pace * MOMENT.as_secs_f64() >= ENOUGH
 }
 
 /// What was seen in the smaller half of a growth to `to`, what came before it included, and in the

@@ -251,17 +251,18 @@ impl Tuner {
     pub fn set_bounds(&mut self, now: Instant, bounds: Bounds) -> Decision {
         self.bounds = bounds;
         self.knee.cancel();
-        self.decide(
-            now,
-            Reason::Bounds,
-            bounds.clamp(self.target),
-            Inputs::default(),
-        )
+        let to = bounds.clamp(self.target);
+        let decision = self.decide(now, Reason::Bounds, to, Inputs::default());
+        self.verdict = self.judge(self.verdict != Verdict::Healthy);
+        decision
     }
 
     /// The server is another one, or the same one anew: what was learned about it is forgotten.
     pub fn failover(&mut self, now: Instant) -> Decision {
+        let is_saturated = self.verdict != Verdict::Healthy;
         *self = Self::new(self.config, self.bounds, self.target, now);
+        // Its callers wait as before.
+        self.verdict = self.judge(is_saturated);
         self.decide(now, Reason::Failover, self.target, Inputs::default())
     }
 
@@ -283,6 +284,10 @@ impl Tuner {
         self.knee.see(window);
         self.gathered.merge(window);
         self.note_full(window);
+        // A size is decided on after a whole window; that checkouts wait is known before.
+        if self.gathered.duration >= self.config.min_window && self.is_saturated(&self.gathered) {
+            self.verdict = self.judge(true);
+        }
         if let Some(decision) = self.on_backlog(now, window) {
             self.gathered = PoolWindow::default();
             return decision;
@@ -345,8 +350,9 @@ impl Tuner {
         if window.limit < self.target.min(room) {
             return false;
         }
-        // Some have no patience for a dial, and the next will not wait for it either.
-        if gave_up(window) > 0 {
+        // Some have no patience for a dial, and the next will not wait for it either. What is open needs
+        // none.
+        if gave_up(window) > 0 || window.queued > 0 && window.spare > 0 {
             return true;
         }
         let shortest = if self.base.get().is_none() {
@@ -469,7 +475,8 @@ impl Tuner {
                 self.base.rebase(low.mean_use_time());
                 (Reason::Recovered, self.target, Some(seen))
             }
-            Outcome::Unclear(seen) => (Reason::AtKnee, self.target, seen),
+            Outcome::Unclear(seen) if self.is_at_knee() => (Reason::AtKnee, self.target, seen),
+            Outcome::Unclear(seen) => (Reason::Settling, self.target, seen),
         };
         let demand = self.demand(&gathered);
         self.peak.push(now, demand.unwrap_or(0));

@@ -24,7 +24,10 @@ pub struct PoolWindow {
     /// Checkouts that waited longer than [`TunerConfig::slow_wait`](super::TunerConfig), including
     /// those that timed out or were cancelled after waiting that long.
     pub slow_waits: u64,
-    /// Sum of wait times. A cancelled wait counts with the time it had waited (it is censored: it
+    /// Checkouts whose wait ended, whichever way.
+    #[cfg_attr(feature = "json", serde(default))]
+    pub waits: u64,
+    /// Sum of their wait times. A cancelled wait counts with the time it had waited (it is censored: it
     /// would have waited longer).
     pub wait_time: Duration,
     /// Sum of use times of the [`completions`](Self::completions).
@@ -45,7 +48,10 @@ pub struct PoolWindow {
     pub limit: usize,
     /// Checkouts waiting at the end of the window.
     pub queued: usize,
-    /// Sum of the times that these have waited by then.
+    /// Connections that are open beyond those allowed out, at the end of the window.
+    #[cfg_attr(feature = "json", serde(default))]
+    pub spare: usize,
+    /// Sum of the times that these checkouts have waited by then.
     #[cfg_attr(feature = "json", serde(default))]
     pub queued_for: Duration,
     /// Connections held, at the end of the window, for far longer than usual. They are no part of
@@ -67,6 +73,7 @@ impl PoolWindow {
         self.shed += later.shed;
         self.cancelled += later.cancelled;
         self.slow_waits += later.slow_waits;
+        self.waits += later.waits;
         self.wait_time = self.wait_time.saturating_add(later.wait_time);
         self.use_time = self.use_time.saturating_add(later.use_time);
         self.use_time_squared += later.use_time_squared;
@@ -77,6 +84,7 @@ impl PoolWindow {
         self.capacity = self.capacity.saturating_add(later.capacity);
         self.limit = later.limit;
         self.queued = later.queued;
+        self.spare = later.spare;
         self.queued_for = later.queued_for;
         self.held = later.held;
         self.app_busy = self.app_busy.saturating_add(later.app_busy);
@@ -106,14 +114,12 @@ impl PoolWindow {
         (self.dials > 0).then(|| self.dial_time.as_secs_f64() / self.dials as f64)
     }
 
-    /// W: mean wait time in seconds over all arrivals, zero without any.
+    /// W: mean wait time in seconds over all arrivals, zero without any. Over those whose wait ended,
+    /// where more did than arrived.
     #[must_use]
     pub fn mean_wait_time(&self) -> f64 {
-        if self.arrivals == 0 {
-            0.0
-        } else {
-            self.wait_time.as_secs_f64() / self.arrivals as f64
-        }
+        let checkouts = self.arrivals.max(self.waits).max(1);
+        self.wait_time.as_secs_f64() / checkouts as f64
     }
 
     /// c²: squared coefficient of variation of use times, between 0 and 16; 1 (as for exponential

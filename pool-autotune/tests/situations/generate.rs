@@ -99,6 +99,16 @@ impl Situation {
     }
 }
 
+impl Situation {
+    /// The same, with other callers unless `other` is zero.
+    pub(crate) fn with_callers(&self, other: u64) -> Self {
+        const APART: u64 = 1_000_003;
+        let mut situation = self.clone();
+        situation.seed = self.seed.wrapping_add(other * APART);
+        situation
+    }
+}
+
 impl Phase {
     fn random(dice: &mut SmallRng, max: usize, dial: Duration, knee: Option<usize>) -> Self {
         let uses = (0..dice.random_range(1..=3))

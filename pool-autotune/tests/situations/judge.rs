@@ -3,21 +3,144 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use pool_autotune::tuner::{Reason, Verdict};
+
 use crate::generate::{Event, Situation, Style};
-use crate::play::{Outcome, bare, fair, tuned};
+use crate::play::{Outcome, Told, bare, fair, tuned};
 
 /// Fails with what went wrong.
 ///
 /// The tuned pool has to keep up with one of three others of the same maximum: a bare one that dials
 /// within the same budget; a bare one that dials as it likes, which is no worse a reference where
-/// dials fail; and a fair one. With the same budget, bare pools serve the checkouts that happen to come while
-/// the others dial, which is luck that a fair pool does not have.
+/// dials fail; and a fair one. With the same budget, bare pools serve the checkouts that happen to come
+/// while the others dial, which is luck that a fair pool does not have.
+///
+/// A single play may be lost by luck, too: by which callers the one statement that fails or the one
+/// deadlock finds, or which of them are slow. So one that is lost is played again with other callers, and
+/// then the sums decide, and that none is lost by half.
 pub(crate) fn judge(situation: &Situation) -> Result<(), String> {
-    let tuned = tuned(situation);
-    dials_within_the_budget(situation, &tuned)?;
-    verdict(situation, &bare(situation, true), &tuned)
-        .or_else(|_| verdict(situation, &bare(situation, false), &tuned))
-        .or_else(|_| verdict(situation, &fair(situation), &tuned))
+    const PLAYS: u64 = 9;
+    let first = Played::new(situation);
+    dials_within_the_budget(situation, &first.tuned)?;
+    tells_the_truth(situation, &first.tuned)?;
+    let Err(why) = first.verdict(worst(situation)) else {
+        return Ok(());
+    };
+    let mut sums = Played::default();
+    for other in 0..PLAYS {
+        let played = Played::new(&situation.with_callers(other));
+        played.verdict(HALF)?;
+        sums.add(&played);
+    }
+    sums.verdict(worst(situation))
+        .map_err(|sums| format!("{why}; in {PLAYS} plays {sums}"))
+}
+
+/// Verdicts, decisions and reports say what server and callers know, as far as they do.
+fn tells_the_truth(situation: &Situation, tuned: &Outcome) -> Result<(), String> {
+    /// A window of few checkouts, and what it takes to close it.
+    const WINDOW: Duration = Duration::from_secs(11);
+    /// What no use time but a long one exceeds.
+    const LONG: Duration = Duration::from_secs(10);
+    /// Times are read at the end of a window.
+    const TICK: Duration = Duration::from_millis(250);
+    let has_knee = situation.phases.iter().any(|phase| phase.knee.is_some());
+    let longest_wait = (situation.patience + TICK).as_secs_f64();
+    for (at, decision) in &tuned.decisions {
+        let wait = decision.inputs().mean_wait_time;
+        if wait > longest_wait || decision.reason() == Reason::AtKnee && !has_knee {
+            return Err(format!("untrue at {at:.1?}: {decision}"));
+        }
+    }
+    for ((at, told, truth), index) in tuned.told.iter().zip(1..) {
+        let Told {
+            verdict,
+            snapshot,
+            report,
+        } = told;
+        let seen = &situation.phases[..index];
+        let long = truth.used_for.iter().filter(|used| **used >= LONG);
+        let oldest = truth.used_for.iter().max().copied().unwrap_or_default();
+        let max = seen.iter().rev().find_map(|phase| match phase.event {
+            Event::Bounds(max) => Some(max),
+            _ => None,
+        });
+        let is_true = match verdict {
+            Verdict::Healthy => truth.waiting_for < WINDOW,
+            Verdict::Underprovisioned => snapshot.target() < max.unwrap_or(situation.max),
+            Verdict::BudgetBound => snapshot.target() == max.unwrap_or(situation.max),
+            Verdict::AtKnee(_) => has_knee,
+            Verdict::ConnectBound => {
+                truth.open == 0 && truth.dial_failed.is_some()
+                    || truth.dialing > 0
+                    || truth.dial_failed.is_some_and(|ago| ago < WINDOW)
+            }
+            Verdict::Leaking(leak) => {
+                leak.count() <= long.count() && leak.held_for() <= oldest + TICK
+            }
+            Verdict::NestedAcquire(_) => seen
+                .iter()
+                .any(|phase| matches!(phase.style, Style::Nested | Style::Joined)),
+            _ => false,
+        };
+        let sizes = truth.open..=truth.open + truth.dialing;
+        let is_counted = sizes.contains(&snapshot.size())
+            && snapshot.pending() <= truth.waiting
+            && snapshot.wait_mean().as_secs_f64() <= longest_wait;
+        let spares = snapshot.size().saturating_sub(truth.used_for.len());
+        let claims = report.split("would keep ").nth(1);
+        let fewer = claims.and_then(|claim| claim.split(' ').next()?.parse().ok());
+        if !is_true || !is_counted || fewer.unwrap_or(0) > spares {
+            return Err(format!(
+                "untrue at {at:.1?}: {report} {snapshot:?} but {truth:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// How a situation was played.
+#[derive(Default)]
+struct Played {
+    tuned: Outcome,
+    references: [Outcome; 3],
+}
+
+impl Played {
+    fn new(situation: &Situation) -> Self {
+        Self {
+            tuned: tuned(situation),
+            references: [
+                bare(situation, true),
+                bare(situation, false),
+                fair(situation),
+            ],
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.tuned.add(&other.tuned);
+        for (sum, other) in self.references.iter_mut().zip(&other.references) {
+            sum.add(other);
+        }
+    }
+
+    fn verdict(&self, worst: f64) -> Result<(), String> {
+        let least = self.references.iter().min_by_key(|other| other.served);
+        verdict(least.expect("three"), &self.tuned, worst)
+    }
+}
+
+/// The least part of what a reference served in a single play.
+const HALF: f64 = 0.5;
+
+/// The same of what it served in all.
+fn worst(situation: &Situation) -> f64 {
+    // Near a knee the two differ by chance, and experiments cost.
+    match situation.phases.iter().any(|phase| phase.knee.is_some()) {
+        true => 0.90,
+        false => 0.98,
+    }
 }
 
 /// Two dials run at a time, except for those that hang, and for those within the pool behind where it
@@ -36,13 +159,7 @@ fn dials_within_the_budget(situation: &Situation, tuned: &Outcome) -> Result<(),
     Err(format!("{} dials at once", tuned.peak_dials))
 }
 
-fn verdict(situation: &Situation, bare: &Outcome, tuned: &Outcome) -> Result<(), String> {
-    // Near a knee the two differ by chance, and experiments cost.
-    let worst = if situation.phases.iter().any(|phase| phase.knee.is_some()) {
-        0.90
-    } else {
-        0.98
-    };
+fn verdict(bare: &Outcome, tuned: &Outcome, worst: f64) -> Result<(), String> {
     // Of a few callers a part is nothing.
     const SLACK: f64 = 4.0;
     let least = worst * bare.served as f64 - SLACK;
@@ -128,9 +245,12 @@ pub(crate) fn explain(situation: &Situation) -> String {
     for (at, decision) in &tuned.decisions {
         let _ = writeln!(text, "  {at:.1?} {decision}");
     }
-    if let Some(verdict) = &tuned.verdict {
-        let _ = writeln!(text, "verdict: {verdict}");
+    for (at, told, truth) in &tuned.told {
+        let _ = writeln!(
+            text,
+            "  {at:.1?} {}\n    {:?}\n    {truth:?}",
+            told.report, told.snapshot
+        );
     }
-    let _ = writeln!(text, "{}\n{}", tuned.report, tuned.end);
     text
 }

@@ -25,12 +25,23 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
 }
 
+/// One for each kind: dials that wait for one another after a kill, a server without free slots, dials that
+/// take as long as callers wait, bursts, a lowered maximum, and overloads of a few use times.
+#[test]
+fn what_was_mended_stays_mended() {
+    for seed in [930, 256, 191, 783, 425, 673, 559, 130, 755] {
+        if let Err(why) = judge::judge(&Situation::random(seed)) {
+            panic!("SITUATION={seed}: {why}");
+        }
+    }
+}
+
 #[test]
 fn a_tuned_pool_serves_what_the_bare_one_serves_in_any_situation() {
     const DEFAULT: u64 = 1_000;
-    /// Percent of the situations in which the tuned pool is still worse. To be lowered with each that is
-    /// mended, never raised.
-    const STILL_WORSE: u64 = 2;
+    /// Of a thousand situations, those in which the tuned pool is still worse. To be lowered with each
+    /// that is mended, never raised.
+    const STILL_WORSE: u64 = 5;
     let one = number("SITUATION");
     let first = one.or_else(|| number("SEED")).unwrap_or(1);
     let count = one.map_or_else(|| number("SITUATIONS").unwrap_or(DEFAULT), |_| 1);
@@ -66,7 +77,7 @@ fn a_tuned_pool_serves_what_the_bare_one_serves_in_any_situation() {
     let allowed = if one.is_some() {
         0
     } else {
-        count * STILL_WORSE / 100
+        (count * STILL_WORSE).div_ceil(1_000)
     };
     if worse > allowed
         && let Some((seed, situation, why)) = failed.first()

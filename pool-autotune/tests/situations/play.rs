@@ -1,15 +1,16 @@
 //! A server in memory, and callers that use it through a pool.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use deadpool::managed::{Manager, Metrics, Pool, RecycleError, RecycleResult};
-use pool_autotune::Autotuned;
+use deadpool::managed::{Manager, Metrics, Object, Pool, RecycleError, RecycleResult};
 use pool_autotune::adapter::Adapter;
 use pool_autotune::tuner::{Decision, Verdict};
+use pool_autotune::{Autotuned, PoolSnapshot};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::runtime::Builder;
@@ -29,9 +30,41 @@ pub(crate) struct Outcome {
     /// Dials under way at the same time, at most.
     pub(crate) peak_dials: usize,
     pub(crate) decisions: Vec<(Duration, Decision)>,
-    pub(crate) verdict: Option<Verdict>,
+    /// What the pool told at the end of each phase, and what was true then.
+    pub(crate) told: Vec<(Duration, Told, Truth)>,
+}
+
+/// What a tuned pool tells of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) verdict: Verdict,
+    pub(crate) snapshot: PoolSnapshot,
     pub(crate) report: String,
-    pub(crate) end: String,
+}
+
+/// What server and callers know.
+#[derive(Clone, Debug)]
+pub(crate) struct Truth {
+    pub(crate) open: usize,
+    pub(crate) dialing: usize,
+    /// Since the last dial failed, or was given up.
+    pub(crate) dial_failed: Option<Duration>,
+    /// Callers that wait for a connection, and since when there is always one.
+    pub(crate) waiting: usize,
+    pub(crate) waiting_for: Duration,
+    /// For how long each connection that is in use has been.
+    pub(crate) used_for: Vec<Duration>,
+}
+
+impl Outcome {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.callers += other.callers;
+        self.served += other.served;
+        self.by_phase.resize(other.by_phase.len(), (0, 0));
+        for (sum, other) in self.by_phase.iter_mut().zip(&other.by_phase) {
+            *sum = (sum.0 + other.0, sum.1 + other.1);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +89,12 @@ struct State {
     dials: usize,
     dialing: usize,
     peak_dialing: usize,
+    /// When the last dial failed, or was given up.
+    dial_failed: Option<Instant>,
+    waiting: usize,
+    waiting_since: Instant,
+    used_since: HashMap<u64, Instant>,
+    checkouts: u64,
 }
 
 /// A connection; a slot of the server as long as it lives.
@@ -73,11 +112,16 @@ impl Drop for Connection {
     }
 }
 
-struct Dialing(Server);
+/// A dial, and whether it succeeded.
+struct Dialing(Server, bool);
 
 impl Drop for Dialing {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap().dialing -= 1;
+        let mut state = self.0.0.lock().unwrap();
+        state.dialing -= 1;
+        if !self.1 {
+            state.dial_failed = Some(Instant::now());
+        }
     }
 }
 
@@ -99,6 +143,11 @@ impl Server {
             dials: 0,
             dialing: 0,
             peak_dialing: 0,
+            dial_failed: None,
+            waiting: 0,
+            waiting_since: now,
+            used_since: HashMap::new(),
+            checkouts: 0,
         })))
     }
 
@@ -139,7 +188,7 @@ impl Server {
                 state.generation,
             )
         };
-        let _dialing = Dialing(self.clone());
+        let mut dialing = Dialing(self.clone(), false);
         if hangs {
             std::future::pending::<()>().await;
         }
@@ -153,6 +202,8 @@ impl Server {
             return Err(io::Error::other("53300"));
         }
         state.open += 1;
+        drop(state);
+        dialing.1 = true;
         Ok(Connection {
             server: self.clone(),
             // What is half open when the server goes away is lost with the rest.
@@ -160,6 +211,38 @@ impl Server {
             idle_since: Instant::now(),
             dead: false,
         })
+    }
+
+    fn truth(&self) -> Truth {
+        let state = self.0.lock().unwrap();
+        Truth {
+            open: state.open,
+            dialing: state.dialing,
+            dial_failed: state.dial_failed.as_ref().map(Instant::elapsed),
+            waiting: state.waiting,
+            waiting_for: match state.waiting {
+                0 => Duration::ZERO,
+                _ => state.waiting_since.elapsed(),
+            },
+            used_for: state.used_since.values().map(Instant::elapsed).collect(),
+        }
+    }
+
+    /// A checkout, if there is one before the caller loses its patience.
+    async fn checkout<S: Source>(
+        &self,
+        source: &S,
+        patience: Duration,
+    ) -> Option<(Using<'_>, S::Checkout)> {
+        let waits = WaitsForOne::begin(self);
+        let checkout = timeout(patience, source.get()).await.ok()??;
+        drop(waits);
+        let mut state = self.0.lock().unwrap();
+        state.checkouts += 1;
+        let id = state.checkouts;
+        state.used_since.insert(id, Instant::now());
+        drop(state);
+        Some((Using(self, id), checkout))
     }
 
     fn is_alive(&self, connection: &Connection) -> bool {
@@ -202,6 +285,34 @@ impl Server {
         } else {
             Err(Some("57P01"))
         }
+    }
+}
+
+struct WaitsForOne<'a>(&'a Server);
+
+impl<'a> WaitsForOne<'a> {
+    fn begin(server: &'a Server) -> Self {
+        let mut state = server.0.lock().unwrap();
+        if state.waiting == 0 {
+            state.waiting_since = Instant::now();
+        }
+        state.waiting += 1;
+        drop(state);
+        Self(server)
+    }
+}
+
+impl Drop for WaitsForOne<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().waiting -= 1;
+    }
+}
+
+struct Using<'a>(&'a Server, u64);
+
+impl Drop for Using<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().used_since.remove(&self.1);
     }
 }
 
@@ -272,16 +383,63 @@ pub(crate) trait Source: Clone + Send + Sync + 'static {
     fn failed(&self, code: &str);
 
     fn set_max(&self, max: usize);
+
+    fn tell(&self) -> Option<Told> {
+        None
+    }
 }
 
+/// A bare pool that keeps to its maximum when that is lowered: deadpool's own `resize` forgets the
+/// permits that are idle, and lets as many checkouts in as before once the others are back.
 #[derive(Clone)]
-struct Bare(Pool<Dialer>);
+struct Bare {
+    pool: Pool<Dialer>,
+    permits: Arc<Semaphore>,
+    max: Arc<Mutex<Max>>,
+}
 
-pub(crate) struct BareCheckout(deadpool::managed::Object<Dialer>);
+struct Max {
+    now: usize,
+    /// Permits to be taken from checkouts that return.
+    surplus: usize,
+}
+
+pub(crate) struct BareCheckout {
+    object: Option<Object<Dialer>>,
+    permit: BarePermit,
+}
+
+struct BarePermit(Bare);
+
+impl Bare {
+    fn is_surplus(&self) -> bool {
+        self.max.lock().unwrap().surplus > 0
+    }
+}
+
+impl Drop for BarePermit {
+    fn drop(&mut self) {
+        let mut max = self.0.max.lock().unwrap();
+        match max.surplus {
+            0 => self.0.permits.add_permits(1),
+            _ => max.surplus -= 1,
+        }
+    }
+}
+
+impl Drop for BareCheckout {
+    fn drop(&mut self) {
+        if self.permit.0.is_surplus() {
+            self.object.take().map(Object::take);
+        }
+        // Back before its permit.
+        self.object = None;
+    }
+}
 
 impl AsMut<Connection> for BareCheckout {
     fn as_mut(&mut self) -> &mut Connection {
-        &mut self.0
+        self.object.as_mut().expect("until it is dropped")
     }
 }
 
@@ -289,13 +447,33 @@ impl Source for Bare {
     type Checkout = BareCheckout;
 
     async fn get(&self) -> Option<BareCheckout> {
-        self.0.get().await.ok().map(BareCheckout)
+        let permit = self.permits.acquire().await.expect("never closed");
+        permit.forget();
+        let permit = BarePermit(self.clone());
+        let object = self.pool.get().await.ok()?;
+        Some(BareCheckout {
+            object: Some(object),
+            permit,
+        })
     }
 
     fn failed(&self, _: &str) {}
 
-    fn set_max(&self, max: usize) {
-        self.0.resize(max);
+    fn set_max(&self, to: usize) {
+        let mut max = self.max.lock().unwrap();
+        let from = std::mem::replace(&mut max.now, to);
+        let fewer = from.saturating_sub(to);
+        let more = to.saturating_sub(from);
+        let owed = more.min(max.surplus);
+        max.surplus -= owed;
+        self.permits.add_permits(more - owed);
+        max.surplus += fewer - self.permits.forget_permits(fewer);
+        let mut idle = 0;
+        let all = self.pool.status().size;
+        self.pool.retain(|_, _| {
+            idle += 1;
+            all - idle < to
+        });
     }
 }
 
@@ -325,6 +503,14 @@ impl Source for Tuned {
         let bounds = 2.min(max)..=max;
         self.0.set_bounds(bounds).expect("within the pool's own");
     }
+
+    fn tell(&self) -> Option<Told> {
+        Some(Told {
+            verdict: self.0.verdict(),
+            snapshot: self.0.snapshot(),
+            report: self.0.report().to_string(),
+        })
+    }
 }
 
 fn dialer(server: &Server, budget: bool) -> Dialer {
@@ -350,7 +536,14 @@ fn pool(situation: &Situation, server: &Server, budget: bool) -> Pool<Dialer> {
 pub(crate) fn bare(situation: &Situation, budget: bool) -> Outcome {
     run(async {
         let server = Server::new(situation);
-        let source = Bare(pool(situation, &server, budget));
+        let source = Bare {
+            pool: pool(situation, &server, budget),
+            permits: Arc::new(Semaphore::new(situation.max)),
+            max: Arc::new(Mutex::new(Max {
+                now: situation.max,
+                surplus: 0,
+            })),
+        };
         play(situation, server, source).await
     })
 }
@@ -372,9 +565,6 @@ pub(crate) fn tuned(situation: &Situation) -> Outcome {
             .into_iter()
             .map(|decision| (decision.at() - start, decision))
             .collect();
-        outcome.verdict = Some(tuned.verdict());
-        outcome.report = tuned.report().to_string();
-        outcome.end = format!("{:?}", tuned.snapshot());
         outcome
     })
 }
@@ -421,7 +611,8 @@ impl Drop for Waits {
 
 impl Fair {
     fn give(&self, connection: Connection) {
-        if connection.server.is_alive(&connection) {
+        let is_surplus = *self.0.size.lock().unwrap() > *self.0.max.lock().unwrap();
+        if !is_surplus && connection.server.is_alive(&connection) {
             self.0.idle.lock().unwrap().push(connection);
             self.0.ready.add_permits(1);
         } else {
@@ -482,6 +673,13 @@ impl Source for Fair {
 
     fn set_max(&self, max: usize) {
         *self.0.max.lock().unwrap() = max;
+        while *self.0.size.lock().unwrap() > max
+            && let Ok(permit) = self.0.ready.try_acquire()
+        {
+            permit.forget();
+            self.0.idle.lock().unwrap().pop();
+            *self.0.size.lock().unwrap() -= 1;
+        }
     }
 }
 
@@ -526,9 +724,10 @@ async fn play<S: Source>(situation: &Situation, server: Server, source: S) -> Ou
         let mut at = ends;
         ends += phase.lasts;
         for _ in 0..phase.holders {
-            let (source, patience, held) = (source.clone(), situation.patience, phase.held);
+            let (source, server) = (source.clone(), server.clone());
+            let (patience, held) = (situation.patience, phase.held);
             tasks.push(tokio::spawn(async move {
-                if let Ok(Some(checkout)) = timeout(patience, source.get()).await {
+                if let Some(checkout) = server.checkout(&source, patience).await {
                     sleep(held).await;
                     drop(checkout);
                 }
@@ -566,6 +765,10 @@ async fn play<S: Source>(situation: &Situation, server: Server, source: S) -> Ou
             }
         }
         sleep_until(ends).await;
+        if let Some(told) = source.tell() {
+            let told = (start.elapsed(), told, server.truth());
+            outcome.lock().unwrap().told.push(told);
+        }
     }
     // Those still at it are given as long as they have patience, and some work.
     let last = situation.patience + Duration::from_secs(60);
@@ -590,7 +793,7 @@ async fn call<S: Source>(
     time: Duration,
 ) -> bool {
     let one = || async {
-        let Ok(Some(mut checkout)) = timeout(patience, source.get()).await else {
+        let Some((_using, mut checkout)) = server.checkout(&source, patience).await else {
             return false;
         };
         match server.work(checkout.as_mut(), time).await {
@@ -610,7 +813,7 @@ async fn call<S: Source>(
             a && b
         }
         Style::Nested => {
-            let Ok(Some(mut first)) = timeout(patience, source.get()).await else {
+            let Some((_using, mut first)) = server.checkout(&source, patience).await else {
                 return false;
             };
             let second = one().await;
