@@ -122,7 +122,14 @@ pub(crate) async fn is_healthy(address: SocketAddr) -> bool {
 pub(crate) struct Client {
     http: Http,
     address: SocketAddr,
-    tokens: Vec<String>,
+    users: Vec<User>,
+}
+
+#[derive(Clone)]
+struct User {
+    token: String,
+    /// Of the records that are read: always the same, so that a read costs the same however much was stored.
+    host: String,
 }
 
 impl Client {
@@ -130,8 +137,9 @@ impl Client {
         let mut client = Self {
             http: http(),
             address,
-            tokens: Vec::new(),
+            users: Vec::new(),
         };
+        let mut random = SmallRng::seed_from_u64(1);
         for user in 0..users {
             let body = json!({
                 "email": format!("user{user}@example.com"),
@@ -149,7 +157,17 @@ impl Client {
                 let body = String::from_utf8_lossy(&body);
                 return Err(format!("no session for user{user}: {status} {body}").into());
             };
-            client.tokens.push(session);
+            let host = uuid(&mut random);
+            let body = records(&host, &mut random);
+            let request = client.request(Method::POST, "/api/v0/record", Some(&session), &body)?;
+            let status = client.http.request(request).await?.status();
+            if status != StatusCode::OK {
+                return Err(format!("user{user} could not store records: {status}").into());
+            }
+            client.users.push(User {
+                token: session,
+                host,
+            });
         }
         Ok(client)
     }
@@ -171,18 +189,16 @@ impl Client {
         request.body(Full::from(body.to_string()))
     }
 
-    /// Stores records or lists them, by `random`.
+    /// Stores records or reads some, by `random`.
     async fn ask(&self, random: &mut SmallRng, until: Instant) -> Fate {
-        let token = &self.tokens[random.random_range(0..self.tokens.len())];
+        let User { token, host } = &self.users[random.random_range(0..self.users.len())];
         let request = if random.random_bool(0.5) {
-            self.request(
-                Method::POST,
-                "/api/v0/record",
-                Some(token),
-                &records(random),
-            )
+            let body = records(&uuid(random), random);
+            self.request(Method::POST, "/api/v0/record", Some(token), &body)
         } else {
-            self.request(Method::GET, "/api/v0/record", Some(token), &Value::Null)
+            let path =
+                format!("/api/v0/record/next?host={host}&tag=history&start=0&count={RECORDS}");
+            self.request(Method::GET, &path, Some(token), &Value::Null)
         };
         let Ok(request) = request else {
             return Fate::Failed;
@@ -204,9 +220,8 @@ impl Client {
     }
 }
 
-fn records(random: &mut SmallRng) -> Value {
-    let host = uuid(random);
-    let record = |index| {
+fn records(host: &str, random: &mut SmallRng) -> Value {
+    let mut record = |index| {
         json!({
             "id": uuid(random),
             "idx": index,
@@ -217,7 +232,7 @@ fn records(random: &mut SmallRng) -> Value {
             "data": { "data": "ls -l ".repeat(20), "content_encryption_key": "key" },
         })
     };
-    (0..RECORDS).map(record).collect()
+    (0..RECORDS).map(&mut record).collect()
 }
 
 fn uuid(random: &mut SmallRng) -> String {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each of the two programs gets a private Postgres of its own, twenty users, and the same load: clients that
-//! store twenty records in a transaction, and as many that list what is stored. A closed loop measures what
+//! store twenty records in a transaction, and as many that read twenty. A closed loop measures what
 //! this machine can do; then three times as much is offered for fifteen seconds by an open loop, and its users
 //! go after two seconds; then half of it.
 //!
