@@ -8,7 +8,7 @@ use std::time::Duration;
 use private_servers::{Postgres, Redis};
 use tokio::time::{Instant, sleep_until};
 
-use crate::run::{Front, Process, Seen, Start, add, clear, connect, install, settle, watch};
+use crate::processes::{Front, Process, Seen, Start, add, clear, connect, install, settle, watch};
 use crate::{MAX_CONNECTIONS, Options, Scenario, TOTAL, Way};
 
 /// Parts of a run: what happens begins, and has ended.

@@ -14,8 +14,10 @@
 //! lost with the table, one that is restarted with fewer connections, or queries that a server with two
 //! cores can do two of at a time.
 
+mod bare;
 mod faults;
 mod node;
+mod processes;
 mod rules;
 mod run;
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, Pool, Runtime};
+use deadpool_postgres::Pool;
 use pool_autotune::Autotuned;
 use pool_autotune::fleet::{Budget, Config as BudgetConfig};
 use tokio::time::{Instant, interval, sleep};
+use tokio_postgres::Config;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Config, NoTls};
 
+use crate::bare::pool;
 use crate::rules::{self, Swapped};
 use crate::{BUSY, IDLE, MOVES_AT, Options, Scenario, TOTAL, WANTED, Way};
 
@@ -21,9 +22,6 @@ const QUERY: &str = "select pg_sleep(0.05)";
 
 /// What a user does where the processor is what is scarce: about 3 ms of it.
 const WORK: &str = "select count(*) from generate_series(1, 30000)";
-
-/// How long a user waits for a connection.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Processes with load, of so many.
 pub(crate) fn busy(processes: u16) -> u16 {
@@ -87,14 +85,6 @@ impl Kind {
             }
         }
     }
-}
-
-pub(crate) fn pool(config: Config, most: usize) -> Result<Pool, Box<dyn Error>> {
-    let builder = Pool::builder(Manager::new(config, NoTls))
-        .max_size(most)
-        .wait_timeout(Some(PATIENCE))
-        .runtime(Runtime::Tokio1);
-    Ok(builder.build()?)
 }
 
 async fn build(options: &Options, url: &str, way: Way) -> Result<Kind, Box<dyn Error>> {

@@ -9,7 +9,7 @@ use pool_autotune::Autotuned;
 use tokio::time::{interval, sleep};
 use tokio_postgres::{Client, Config, NoTls};
 
-use crate::node::pool;
+use crate::bare::pool;
 use crate::{TOTAL, WANTED};
 
 /// The table that both keep, which the runner creates.

@@ -10,14 +10,15 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 
 use crate::fleet::{Fleet, Watcher};
+use crate::judge::{Verdict, judge};
 use crate::load::{Load, Running};
 use crate::measure::{Measured, Second, difference, fill, summarise};
 use crate::pod::stats::Counted;
 use crate::pod::{SUPERUSERS, Spec, Way};
-use crate::profile::{Kind, Level, Profile};
+use crate::profile::{Level, Profile};
 use crate::servers::Servers;
 use crate::sockets::Sockets;
-use crate::target::{Verdict, judge};
+use crate::target::Kind;
 
 /// One way through a profile.
 #[derive(Clone, Debug, Serialize)]

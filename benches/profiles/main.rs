@@ -14,6 +14,7 @@
 mod api;
 mod driver;
 mod fleet;
+mod judge;
 mod load;
 mod measure;
 mod page;

@@ -3,9 +3,9 @@
 use std::fmt::{self, Write};
 
 use crate::driver::Played;
+use crate::judge::plain;
 use crate::measure::Second;
 use crate::report::by_target;
-use crate::target::plain;
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 60.0;

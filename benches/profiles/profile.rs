@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::target::{Metric, Target, Trigger};
+use crate::target::{Kind, Metric, Target, Trigger};
 
 /// One document.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -238,17 +238,6 @@ pub(crate) struct Level {
     /// All pods are replaced, one after the other, in the middle of it.
     #[serde(default)]
     pub(crate) deploys: bool,
-}
-
-/// What is expected of a level.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
-    /// Within the plan.
-    #[default]
-    Plan,
-    /// Beyond it.
-    Beyond,
 }
 
 /// The search for the best static numbers: each limit of requests at once, at one level.

@@ -3,9 +3,9 @@
 use std::fmt::{self, Write};
 
 use crate::driver::{Capacity, Played, Run};
+use crate::judge::{Verdict, plain};
 use crate::measure::Measured;
 use crate::profile::Growth;
-use crate::target::{Verdict, plain};
 
 /// Whether our defaults met every target.
 pub(crate) fn is_met(played: &Played) -> bool {
