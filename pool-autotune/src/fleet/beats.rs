@@ -1,14 +1,14 @@
 //! The task that beats.
 
-use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::budget::{Demand, Inner};
-use super::config::{Settings, jitter};
-use super::pod::{Beat, Terms};
+use super::jitter::jitter;
+use super::pod::Beat;
+use super::store::{Ask, Reply, Settings, Store};
 use super::{BudgetError, events, metrics};
 
 /// A reply that takes longer counts as lost.
@@ -34,73 +34,6 @@ const CONFIRMS: Duration = Duration::from_millis(50);
 
 /// The server shows within this time that an idle connection was closed.
 const CLOSED_WITHIN: Duration = Duration::from_millis(20);
-
-/// What grants connections.
-pub(super) trait Store: Send + Sync + 'static {
-    /// A connection to it.
-    type Session: Send;
-
-    /// Whether that connection is one of those that are divided.
-    const IS_DIVIDED: bool;
-
-    fn open(
-        &self,
-        budget: &Arc<Inner>,
-    ) -> impl Future<Output = Result<Self::Session, BudgetError>> + Send;
-
-    fn is_closed(session: &Self::Session) -> bool;
-
-    /// What has to be done before a beat is numbered.
-    fn prepare(
-        &self,
-        _session: &mut Self::Session,
-        _budget: &Arc<Inner>,
-        _knows_total: bool,
-    ) -> impl Future<Output = ()> + Send {
-        std::future::ready(())
-    }
-
-    /// Sends a beat, and returns the reply.
-    fn beat(
-        &self,
-        session: &mut Self::Session,
-        ask: &Ask<'_>,
-    ) -> impl Future<Output = Result<Reply, BudgetError>> + Send;
-
-    /// Creates what is missing in the store.
-    fn install(
-        &self,
-        _session: &mut Self::Session,
-    ) -> impl Future<Output = Result<(), BudgetError>> + Send {
-        std::future::ready(Ok(()))
-    }
-}
-
-/// What is sent to a store.
-pub(super) struct Ask<'a> {
-    pub(super) budget: &'a Arc<Inner>,
-    pub(super) settings: &'a Settings,
-    pub(super) beat: Beat,
-    pub(super) demand: Demand,
-    pub(super) terms: Terms,
-    /// Whether the server's count of this process' sessions makes a difference.
-    pub(super) asks: bool,
-}
-
-/// What a store replied.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reply {
-    pub(super) grant: u32,
-    /// Sessions of this process that the server shows, if it was asked.
-    pub(super) seen: Option<u32>,
-    pub(super) is_late: bool,
-    pub(super) is_settling: bool,
-    pub(super) total: usize,
-    pub(super) reserve: usize,
-    pub(super) members: usize,
-    pub(super) floors: usize,
-    pub(super) counted: usize,
-}
 
 /// Beats until `inner` is dropped.
 pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settings) {

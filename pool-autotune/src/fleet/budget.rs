@@ -559,7 +559,7 @@ impl Inner {
         let open: usize = state.pools().iter().map(|p| p.open.load(Relaxed)).sum();
         let open = open + state.extra_open as usize + usize::from(state.beats);
         state.pod.shrink(open as u32);
-        state.refused_until = Some(now + FOR.mul_f64(1.0 + super::config::jitter()));
+        state.refused_until = Some(now + FOR.mul_f64(1.0 + super::jitter::jitter()));
         drop(state);
         self.divide();
         self.hurry.notify_one();

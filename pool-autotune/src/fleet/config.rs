@@ -1,19 +1,18 @@
 use std::fmt;
-use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{AsyncMessage, Client, NoTls, Socket};
+use tokio_postgres::{NoTls, Socket};
 
 use super::budget::{Budget, Inner, Kind};
 use super::pod::{Pod, Terms};
-use super::postgres::{Postgres, Table};
+use super::postgres::{Postgres, Table, connect_by};
 #[cfg(feature = "fleet-redis")]
 use super::redis::Hash;
+use super::store::Settings;
 use super::{BudgetError, beats};
 use crate::Mode;
 
@@ -36,18 +35,6 @@ enum Kept {
     Redis(Box<Hash>),
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            label: String::new(),
-            weight: 1.0,
-            total: None,
-            reserve: None,
-            create: false,
-        }
-    }
-}
-
 impl Kept {
     /// Connections of the budget itself, of those that are divided.
     fn own(&self) -> usize {
@@ -58,28 +45,6 @@ impl Kept {
         }
     }
 }
-
-/// What every beat says.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) label: String,
-    pub(super) weight: f64,
-    pub(super) total: Option<usize>,
-    pub(super) reserve: Option<usize>,
-    pub(super) create: bool,
-}
-
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// Opens a connection of the budget. What it listens to wakes the task that beats.
-pub(super) type Connect = Arc<
-    dyn Fn(
-            tokio_postgres::Config,
-            Weak<Inner>,
-        ) -> Boxed<Result<(Client, Boxed<()>), tokio_postgres::Error>>
-        + Send
-        + Sync,
->;
 
 /// Dials of one process at the same time. What a process that is gone may still have under way is
 /// counted for it.
@@ -157,33 +122,6 @@ impl Budget {
             postgres: None,
         })))
     }
-}
-
-fn connect_by<T>(config: tokio_postgres::Config, tls: T) -> Postgres
-where
-    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
-    T::Stream: Send,
-    T::TlsConnect: Send,
-    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
-{
-    let connect: Connect = Arc::new(move |config, budget| {
-        let tls = tls.clone();
-        Box::pin(async move {
-            let (client, mut connection) = config.connect(tls).await?;
-            let ended: Boxed<()> = Box::pin(async move {
-                // Where it ends, the next beat finds it closed.
-                while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-                    if matches!(message, AsyncMessage::Notification(_))
-                        && let Some(budget) = budget.upgrade()
-                    {
-                        budget.hurry.notify_one();
-                    }
-                }
-            });
-            Ok((client, ended))
-        })
-    });
-    Postgres { connect, config }
 }
 
 impl Config {
@@ -420,9 +358,4 @@ impl fmt::Debug for Config {
 fn random_id() -> i64 {
     let random = RandomState::new().build_hasher().finish();
     (random >> 1).max(1) as i64
-}
-
-/// A number from 0 to 1 by which processes that started together beat apart.
-pub(super) fn jitter() -> f64 {
-    RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }

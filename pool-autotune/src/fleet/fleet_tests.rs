@@ -8,12 +8,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::beats::{self, Ask, Reply, Store};
+use super::beats;
 use super::budget::{Budget, Inner, Kind};
-use super::config::{Settings, jitter};
+use super::jitter::jitter;
 use super::kernel::{self, Count, Mutant, World};
 use super::pod::{Pod, Terms};
 use super::shares::{Claim, shares};
+use super::store::{Ask, Reply, Settings, Store};
 use super::{BudgetError, Member};
 use crate::Mode;
 

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::BudgetError;
-use super::beats::Reply;
 use super::budget::Demand;
+use super::store::Reply;
 
 /// Processes that share the total.
 pub const MEMBERS: &str = "pool_autotune_fleet_members";

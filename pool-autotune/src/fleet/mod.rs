@@ -96,6 +96,7 @@ mod error;
 mod events;
 #[cfg(test)]
 mod fleet_tests;
+mod jitter;
 #[cfg(test)]
 mod kernel;
 pub mod metrics;
@@ -112,6 +113,7 @@ mod shares;
 mod snapshot;
 #[cfg(test)]
 mod sql_tests;
+mod store;
 #[cfg(test)]
 mod store_tests;
 

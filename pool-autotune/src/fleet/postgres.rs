@@ -1,22 +1,63 @@
 //! Grants from a table in the Postgres that is divided.
 
-use std::sync::Arc;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{AsyncMessage, Client, Socket, Statement};
 
-use super::beats::{Ask, Reply, Store};
 use super::budget::Inner;
-use super::config::Connect;
 use super::schema::MIGRATION;
+use super::store::{Ask, Reply, Store};
 use super::{Budget, BudgetError, events};
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Opens a connection of the budget. What it listens to wakes the task that beats.
+type Connect = Arc<
+    dyn Fn(
+            tokio_postgres::Config,
+            Weak<Inner>,
+        ) -> Boxed<Result<(Client, Boxed<()>), tokio_postgres::Error>>
+        + Send
+        + Sync,
+>;
 
 /// A Postgres, and how to connect to it.
 #[derive(Clone)]
 pub(super) struct Postgres {
-    pub(super) connect: Connect,
+    connect: Connect,
     pub(super) config: tokio_postgres::Config,
+}
+
+pub(super) fn connect_by<T>(config: tokio_postgres::Config, tls: T) -> Postgres
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::Stream: Send,
+    T::TlsConnect: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    let connect: Connect = Arc::new(move |config, budget| {
+        let tls = tls.clone();
+        Box::pin(async move {
+            let (client, mut connection) = config.connect(tls).await?;
+            let ended: Boxed<()> = Box::pin(async move {
+                // Where it ends, the next beat finds it closed.
+                while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                    if matches!(message, AsyncMessage::Notification(_))
+                        && let Some(budget) = budget.upgrade()
+                    {
+                        budget.hurry.notify_one();
+                    }
+                }
+            });
+            Ok((client, ended))
+        })
+    });
+    Postgres { connect, config }
 }
 
 impl Postgres {

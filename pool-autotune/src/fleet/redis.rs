@@ -11,9 +11,9 @@ use redis::{AsyncConnectionConfig, Client, Cmd, RedisError, ServerErrorKind, Val
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::beats::{Ask, Reply, Store};
 use super::budget::Inner;
 use super::postgres::{Connection, Postgres};
+use super::store::{Ask, Reply, Store};
 use super::{BudgetError, events};
 
 /// What is sent with every beat; see its first lines.
