@@ -371,7 +371,8 @@ async fn the_layer_is_the_same_and_forty_connections_of_four_nodes_get_one_quota
         let response = response.await.unwrap();
         if response.status() == StatusCode::TOO_MANY_REQUESTS {
             let wait = response.headers()["retry-after"].to_str().unwrap();
-            assert!((1..=720).contains(&wait.parse::<u32>().unwrap()), "{wait}");
+            // One is free each 720 s; a node's idea of the time of Redis may lag, so that it says one more.
+            assert!((1..=721).contains(&wait.parse::<u32>().unwrap()), "{wait}");
         }
         statuses.push(response.status());
     }
