@@ -10,7 +10,7 @@ use std::{
 
 use private_servers::Redis;
 use support::{Http, Prometheus, Running, free_port, send};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 /// How long the tuner's experiments may take.
 const SETTLES: Duration = Duration::from_secs(120);
@@ -76,9 +76,7 @@ async fn each_fault_raises_its_alert_and_no_other() {
     // Only the times of the rules are shortened, not those of the tuner's experiments.
     let at_knee = r#"verdict="at_knee"} 1"#;
     let metrics = url("pool-at-knee", "/metrics");
-    timeout(SETTLES, until_shown(&http, &metrics, at_knee))
-        .await
-        .expect("the pool finds the knee");
+    http.until_shown(&metrics, at_knee, SETTLES).await;
     let prometheus = Prometheus::start(&ports, &SHORT).await;
     let end = Instant::now() + WITHIN;
     let soon = Instant::now() + Duration::from_secs(5);
@@ -126,14 +124,6 @@ async fn each_fault_raises_its_alert_and_no_other() {
         })
         .collect();
     assert_eq!(fired, expected);
-}
-
-/// Waits until the body of `url` holds `text`.
-async fn until_shown(http: &Http, url: &str, text: &str) {
-    while !matches!(http.get(url, "test").await, Some((200, body)) if String::from_utf8_lossy(&body).contains(text))
-    {
-        sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// The alerts that fire, by job and name.

@@ -75,14 +75,24 @@ impl Http {
 
     /// Waits until `url` has a response with status 200.
     pub(crate) async fn until_up(&self, url: &str) {
-        let up = async {
-            while !matches!(self.get(url, "test").await, Some((200, _))) {
+        self.until_shown(url, "", Duration::from_secs(30)).await;
+    }
+
+    /// Waits until `url` has a response with status 200 that holds `text`.
+    pub(crate) async fn until_shown(&self, url: &str, text: &str, within: Duration) {
+        let shown = async {
+            loop {
+                if let Some((200, body)) = self.get(url, "test").await
+                    && String::from_utf8_lossy(&body).contains(text)
+                {
+                    return;
+                }
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(Duration::from_secs(30), up)
+        timeout(within, shown)
             .await
-            .unwrap_or_else(|_| panic!("{url} is not up"));
+            .unwrap_or_else(|_| panic!("{url} does not show {text:?}"));
     }
 }
 
