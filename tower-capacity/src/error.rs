@@ -1,4 +1,4 @@
-//! What is wrong with a limiter, or was with its end.
+//! The errors of building a limiter and of draining it.
 
 use std::{error::Error, fmt, ops::RangeInclusive, time::Duration};
 

@@ -11,7 +11,7 @@
 //! go after two seconds; then half of it.
 //!
 //! The clients share the processors with the server. In the overload there are three times as many, and each
-//! refusal costs a little: the best fixed limit serves some 60 % of what the machine can do without them.
+//! refusal costs a little, so that no limit can serve all that the machine can do without them.
 //!
 //! Exits with 0 if all promises are kept, 1 if one is not, 2 if it could not run, and 3 if the machine was too
 //! busy with something else to measure.

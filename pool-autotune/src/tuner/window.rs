@@ -24,7 +24,7 @@ pub struct PoolWindow {
     /// Checkouts that waited longer than [`TunerConfig::slow_wait`](super::TunerConfig), including
     /// those that timed out or were cancelled after waiting that long.
     pub slow_waits: u64,
-    /// Checkouts whose wait ended, whichever way.
+    /// Checkouts that stopped waiting: served, refused or cancelled.
     #[cfg_attr(feature = "json", serde(default))]
     pub waits: u64,
     /// Sum of their wait times. A cancelled wait counts with the time it had waited (it is censored: it
@@ -114,8 +114,8 @@ impl PoolWindow {
         (self.dials > 0).then(|| self.dial_time.as_secs_f64() / self.dials as f64)
     }
 
-    /// W: mean wait time in seconds over all arrivals, zero without any. Over those whose wait ended,
-    /// where more did than arrived.
+    /// W: mean wait time in seconds over all arrivals, zero without any; where more checkouts
+    /// stopped waiting than arrived, over those.
     #[must_use]
     pub fn mean_wait_time(&self) -> f64 {
         let checkouts = self.arrivals.max(self.waits).max(1);

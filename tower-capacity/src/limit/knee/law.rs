@@ -58,7 +58,7 @@ const SOONEST: (f64, f64) = (1.0, 16.0);
 const LATEST: (f64, f64) = (30.0, 128.0);
 /// Completions that make a throughput known to a tenth.
 const EVIDENCE: f64 = 100.0;
-/// Limits, in logarithms, whose probes tell of the same elasticity.
+/// Probes at limits this near to each other, in logarithms, measure the same elasticity.
 const NEAR: f64 = 0.25;
 /// A limit that went down this far without a probe, in logarithms, has told as much as one.
 const DRIFT: f64 = 0.2;

@@ -29,7 +29,7 @@
 //!   or the verdict plain. If half the limit was as good as all of it, the next probe follows at once.
 //!   Probes at about the same limit count together, by their errors.
 //! - **A climb.** If *e* is surely above 0.15, more than the higher of the two limits may be worth
-//!   having, as in a server whose requests share what they cost (wake-ups, group commits): then all of
+//!   having, as where requests share what they cost (wake-ups, group commits): then all of
 //!   it counts as at work, and the limit is raised to 1.4 times of it on trial, again and again for as
 //!   long as that pays.
 //! - **A probe that says that slowness is not ours** (*e* near 1 and a higher *S*) is repeated
