@@ -58,8 +58,6 @@ const SOONEST: (f64, f64) = (1.0, 16.0);
 const LATEST: (f64, f64) = (30.0, 128.0);
 /// Completions that make a throughput known to a tenth.
 const EVIDENCE: f64 = 100.0;
-/// Probes at limits this near to each other, in logarithms, measure the same elasticity.
-const NEAR: f64 = 0.25;
 /// A limit that went down this far without a probe, in logarithms, has told as much as one.
 const DRIFT: f64 = 0.2;
 /// Requests inside, over those that completions account for (Little's law), which do not end.
@@ -111,60 +109,31 @@ pub struct Knee {
     /// The share of deaths that no limit prevents.
     own_deaths: f64,
     objective: Option<Objective>,
-    /// The last probes that were taken at about the same limit, as one, and that limit.
-    found: Option<(f64, Elasticity)>,
+    elasticity: Option<f64>,
     reason: &'static str,
 }
 
 /// A limit on trial.
 #[derive(Clone, Copy, Debug)]
 struct Probe {
-    trial: Trial,
+    /// The limit before.
     high: f64,
     low: f64,
-    at_high: Tally,
-    at_low: Tally,
+    before: Tally,
+    during: Tally,
+    /// Since the limit is up again, to confirm.
+    after: Option<Tally>,
     /// One window is spent on the way.
     settled: bool,
     windows: u32,
 }
 
-/// Which limit of a probe is on trial, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trial {
-    /// Is less as good?
-    Low,
-    /// Less was not: is the throughput back with the limit?
-    Confirm,
-    /// Less was not: is more better still?
-    Climb,
-}
-
 impl Probe {
-    fn new(trial: Trial, low: (f64, Tally), high: (f64, Tally)) -> Self {
-        Self {
-            trial,
-            high: high.0,
-            low: low.0,
-            at_high: high.1,
-            at_low: low.1,
-            settled: false,
-            windows: 0,
-        }
-    }
-
     const fn commanded(&self) -> f64 {
-        match self.trial {
-            Trial::Low => self.low,
-            Trial::Confirm | Trial::Climb => self.high,
-        }
-    }
-
-    const fn reason(&self) -> &'static str {
-        match self.trial {
-            Trial::Low => "probe",
-            Trial::Confirm => "confirm",
-            Trial::Climb => "climb",
+        if self.after.is_some() {
+            self.high
+        } else {
+            self.low
         }
     }
 }
@@ -213,7 +182,7 @@ impl Knee {
             dying: None,
             own_deaths: 0.0,
             objective: None,
-            found: None,
+            elasticity: None,
             reason: "hold",
         }
     }
@@ -513,9 +482,15 @@ impl Knee {
         }
         self.rest = None;
         self.limit = limit.min(GREATEST_STEP * self.limit);
-        let low = (steady.inflight(), *steady);
-        let high = (self.limit, Tally::default());
-        self.probe = Some(Probe::new(Trial::Confirm, low, high));
+        self.probe = Some(Probe {
+            high: self.limit,
+            low: steady.inflight(),
+            before: rest,
+            during: *steady,
+            after: Some(Tally::default()),
+            settled: false,
+            windows: 0,
+        });
         Some(("confirm", self.limit))
     }
 
@@ -564,8 +539,15 @@ impl Knee {
     }
 
     fn start(&mut self, before: Tally, low: f64) -> (&'static str, f64) {
-        let (low_arm, high) = ((low, Tally::default()), (self.limit, before));
-        self.probe = Some(Probe::new(Trial::Low, low_arm, high));
+        self.probe = Some(Probe {
+            high: self.limit,
+            low,
+            before,
+            during: Tally::default(),
+            after: None,
+            settled: false,
+            windows: 0,
+        });
         ("probe", low)
     }
 
@@ -580,7 +562,7 @@ impl Knee {
         if !probe.settled {
             probe.settled = true;
             self.probe = Some(probe);
-            return (probe.reason(), probe.commanded());
+            return ("probe", probe.commanded());
         }
         if tally.inflight() > STUCK * tally.throughput() * tally.service_time() + 1.0 {
             // What is inside does not end, so that it is no load.
@@ -589,12 +571,14 @@ impl Knee {
             return ("no evidence", self.limit);
         }
         probe.windows += 1;
-        let arm = match probe.trial {
-            Trial::Low => &mut probe.at_low,
-            Trial::Confirm | Trial::Climb => &mut probe.at_high,
+        let arm = probe.after.as_mut().unwrap_or(&mut probe.during);
+        *arm = if probe.windows == 1 {
+            *tally
+        } else {
+            arm.plus(tally)
         };
-        *arm = arm.plus(tally);
-        let (low, high) = (probe.at_low, probe.at_high);
+        let high = probe.after.unwrap_or(probe.before);
+        let low = probe.during;
         let scatter = self.scatter.at_least_chance();
         let found = low.elasticity(&high, scatter);
         let is_plain = found.is_none_or(|found| {
@@ -605,59 +589,29 @@ impl Knee {
         let is_long = f64::from(probe.windows) >= most;
         if !is_plain && !is_long {
             self.probe = Some(probe);
-            return (probe.reason(), probe.commanded());
+            return ("probe", probe.commanded());
         }
         self.probe = None;
         let Some(found) = found else {
             self.schedule(now, window);
             return ("no evidence", self.limit);
         };
-        let found = self.pooled(probe.high, found);
-        match probe.trial {
-            Trial::Low => {}
-            Trial::Confirm => return self.confirm(&probe, now, window, found, base),
-            Trial::Climb => return self.climb(now, window, &low, &high, found),
+        self.elasticity = Some(found.value);
+        if probe.after.is_some() {
+            return self.confirm(&probe, now, window, &high, found, base);
         }
         let would = busy(&low, found) * high.service_time() / high.inflight();
         if found.value > PAYS && would > CONFIRM * base {
-            let (low, high) = ((probe.low, low), (probe.high, Tally::default()));
-            self.probe = Some(Probe::new(Trial::Confirm, low, high));
+            self.probe = Some(Probe {
+                after: Some(Tally::default()),
+                settled: false,
+                windows: 0,
+                ..probe
+            });
             return ("confirm", probe.high);
         }
-        if found.value < USELESS && found.value + found.error < VAIN {
-            return self.settle(now, window, &low, &high, found, true);
-        }
-        self.climb(now, window, &low, &high, found)
-    }
-
-    /// Goes where the probe says, and tries more where that is more.
-    fn climb(
-        &mut self,
-        now: Instant,
-        window: &Window,
-        low: &Tally,
-        high: &Tally,
-        found: Elasticity,
-    ) -> (&'static str, f64) {
-        let decision = self.settle(now, window, low, high, found, false);
-        if !found.pays() {
-            return decision;
-        }
-        let low = (self.limit, *high);
-        self.limit = self.limit.max(GROWTH * high.inflight());
-        let high = (self.limit, Tally::default());
-        self.probe = Some(Probe::new(Trial::Climb, low, high));
-        ("climb", self.limit)
-    }
-
-    /// What this probe and those before it at about the same limit say together.
-    fn pooled(&mut self, limit: f64, found: Elasticity) -> Elasticity {
-        let pooled = match self.found {
-            Some((at, before)) if (limit / at).ln().abs() < NEAR => before.and(found),
-            _ => found,
-        };
-        self.found = Some((limit, pooled));
-        pooled
+        let again = found.value < USELESS && found.value + found.error < VAIN;
+        self.settle(now, window, &low, &high, found, again)
     }
 
     /// Was the throughput back with the limit?
@@ -666,21 +620,22 @@ impl Knee {
         probe: &Probe,
         now: Instant,
         window: &Window,
+        high: &Tally,
         found: Elasticity,
         base: f64,
     ) -> (&'static str, f64) {
-        let (low, high) = (&probe.at_low, &probe.at_high);
-        if found.value > 0.5 || found.pays() {
-            let decision = self.climb(now, window, low, high, found);
+        if found.value > 0.5 {
+            self.settle(now, window, &probe.during, high, found, false);
             if found.value > FAST {
-                self.probe = None;
                 self.slow_start = true;
                 self.carries = 1.1 * self.usual_throughput * high.service_time();
                 let sooner = self.carries.min(DOUBLE * probe.high);
                 self.limit = self.limit.max(probe.high).max(sooner);
-                return ("not our queue", self.limit);
             }
-            return decision;
+            return ("not our queue", self.limit);
+        }
+        if found.pays() {
+            return self.settle(now, window, &probe.during, high, found, false);
         }
         self.steady = None;
         self.rest = None;
@@ -708,9 +663,7 @@ impl Knee {
         };
         let wanted = target(busy).max(low.inflight());
         self.limit = wanted.min(GREATEST_STEP * before);
-        // By the better of the two, in case the higher one is past a collapse.
-        let pace = |arm: &Tally| arm.service_time() / arm.inflight();
-        self.base = Some(at_work(wanted) * pace(low).min(pace(high)));
+        self.base = Some(at_work(wanted) * high.service_time() / high.inflight());
         self.steady = None;
         self.rest = None;
         self.last = None;
@@ -723,10 +676,6 @@ impl Knee {
             self.pause = 0.0;
         }
         self.schedule(now, window);
-        if pays {
-            // As soon as there is evidence at the new limit.
-            self.due = Some(now);
-        }
         ("knee", self.limit)
     }
 
@@ -787,7 +736,7 @@ impl Limit for Knee {
         Explanation {
             reason: self.reason,
             baseline: self.base,
-            elasticity: self.found.map(|(_, found)| found.value),
+            elasticity: self.elasticity,
         }
     }
 }

@@ -17,7 +17,7 @@
 //! # The service time without a queue
 //!
 //! Nothing can be read from *w* alone: it grows when requests queue inside and when a dependency gets
-//! slower, and the right reactions are opposite. So *S* moves for five reasons only.
+//! slower, and the right reactions are opposite. So *S* moves for four reasons only.
 //!
 //! - **Light load.** A window that did not reach the limit, with less than 0.7 of it in use, shows
 //!   *S* as it is.
@@ -27,11 +27,9 @@
 //!   time (*1 − ∂ln w/∂ln n*, by Little's law), and the two are weighed by their errors, which are
 //!   scaled by how far steady windows were found to scatter. A probe lasts until the error is small
 //!   or the verdict plain. If half the limit was as good as all of it, the next probe follows at once.
-//!   Probes at about the same limit count together, by their errors.
-//! - **A climb.** If *e* is surely above 0.15, more than the higher of the two limits may be worth
-//!   having, as where requests share what they cost (wake-ups, group commits): then all of
-//!   it counts as at work, and the limit is raised to 1.4 times of it on trial, again and again for as
-//!   long as that pays.
+//!   If *e* is surely above 0.15, more than the higher of the two limits is worth having, as in a
+//!   server whose requests share what they cost (wake-ups, group commits): then all of it counts as
+//!   at work, and the next probe comes soon.
 //! - **A probe that says that slowness is not ours** (*e* near 1 and a higher *S*) is repeated
 //!   upwards before it is believed: the limit goes back, and the throughput has to come back with it.
 //!   If it does not, capacity was lost meanwhile. So a capacity that moves by itself is not mistaken
@@ -44,13 +42,12 @@
 //! A limit that comes down by a fifth without a probe and takes the throughput with it, while the
 //! service time stays, has been a probe already: it goes back up to be confirmed.
 //!
-//! Except at light load and of deaths, this is read only from windows that the limit has filled: with
-//! four fifths of it in use on average, or a fifth of the requests refused. Where a burst has touched
-//! it and no more, the callers set the throughput, which says nothing of the limit: it never goes down
-//! then, and up by a tenth where a request was refused.
+//! But for light load and death, this is read only from windows that the limit has filled: with four fifths of it in use on
+//! average, or a fifth of the requests refused. Where a burst has touched it and no more, the
+//! callers set the throughput: it says nothing of the limit, which then never goes down, and up by a
+//! tenth where a request was refused.
 //!
-//! *S* is never above *w* by more than the error of *w*, and a higher limit at which less was done
-//! than at the lower one counts for nothing: *S* is taken from the better of the two.
+//! *S* is never above *w* by more than the error of *w*.
 //!
 //! Probes come due a second after the limit was first reached and twice as late each time that
 //! nothing was learned, up to half a minute (or 16 and 128 windows, where that is longer). One starts

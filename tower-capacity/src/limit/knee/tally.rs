@@ -33,20 +33,6 @@ impl Elasticity {
     pub(super) fn pays(&self) -> bool {
         self.value - self.error > USELESS
     }
-
-    /// This one, which is older, with a newer one: by their errors, so that several probes
-    /// that are each too short decide together.
-    pub(super) fn and(self, newer: Self) -> Self {
-        let (old, new) = (
-            1.0 / (FADES * self.error.powi(2)),
-            1.0 / newer.error.powi(2),
-        );
-        Self {
-            value: (old * self.value + new * newer.value) / (old + new),
-            error: (old + new).sqrt().recip(),
-            moved: newer.moved,
-        }
-    }
 }
 
 /// How far steady windows scatter, in variances of independent requests: of throughput and of service
@@ -57,8 +43,6 @@ pub(super) struct Scatter {
     pub(super) service_time: f64,
 }
 
-/// By how much the variance of a probe grows with each that follows, so that the past fades (model).
-const FADES: f64 = 1.5;
 /// Change of ln n from which an elasticity is read.
 const MOVED: f64 = 0.15;
 /// The relative error of a service time is at least this over the root of the samples.
