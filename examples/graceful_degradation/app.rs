@@ -21,13 +21,17 @@ use crate::{
 /// The header in which each request names its caller.
 pub(crate) const CALLER: &str = "x-api-key";
 
+/// A route that passes no layer and does nothing.
+pub(crate) const HEALTH: &str = "/live";
+
 /// What each caller is entitled to: a policy, not an estimate of the capacity.
 pub(crate) const QUOTA_PER_SECOND: u64 = 50;
 
 /// Nothing but a handler and a pool, both with the defaults of their libraries.
 pub(crate) fn bare(database: &Database) -> Result<(Router, Pool), Problem> {
     let pool = database.bare()?;
-    Ok((routes().with_state(pool.clone()), pool))
+    let app = routes().route(HEALTH, get(async || "alive\n"));
+    Ok((app.with_state(pool.clone()), pool))
 }
 
 /// The parts of a protected service that can be watched.
@@ -57,7 +61,10 @@ pub(crate) fn protected(
     let layers = ServiceBuilder::new()
         .layer(limited.key(key::header(CALLER)))
         .layer(CapacityLayer::new(limiter.clone()));
-    let app = routes().layer(layers).with_state(pool.clone());
+    let app = routes()
+        .layer(layers)
+        .route(HEALTH, get(async || "alive\n"));
+    let app = app.with_state(pool.clone());
     Ok((app, Protected { limiter, pool }))
 }
 

@@ -46,7 +46,7 @@ pub(crate) struct Options {
     pub(crate) serve: bool,
 
     /// Port of the server; any free one by default, 8080 with --serve.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = port)]
     pub(crate) port: Option<u16>,
 
     /// With --serve: requests a second that the server gets from this process.
@@ -135,6 +135,11 @@ fn seconds(text: &str) -> Result<u16, String> {
         Ok(seconds @ 2..=3600) => Ok(seconds),
         _ => Err("expected a whole number of seconds in 2..=3600".to_owned()),
     }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse()
+        .map_err(|_| format!("expected a whole number in 0..={}", u16::MAX))
 }
 
 fn seed(text: &str) -> Result<u64, String> {

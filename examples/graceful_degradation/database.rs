@@ -37,7 +37,11 @@ pub(crate) enum Database {
 
 impl Database {
     pub(crate) fn sqlite() -> Result<Self, Problem> {
-        let directory = tempfile::tempdir().map_err(Problem::new)?;
+        let directory = tempfile::tempdir().map_err(|error| {
+            Problem::new(format_args!(
+                "cannot make a directory for the database: {error}"
+            ))
+        })?;
         let path = directory.path().join("orders.sqlite").display().to_string();
         rusqlite::Connection::open(&path)
             .and_then(|mut connection| fill(&mut connection))

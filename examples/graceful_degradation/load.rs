@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Exp1};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::app::CALLER;
+use crate::app::{CALLER, HEALTH};
 
 /// Responses later than this are worth nothing to the user.
 pub(crate) const OBJECTIVE: Duration = Duration::from_millis(500);
@@ -28,6 +28,8 @@ pub(crate) const OBJECTIVE: Duration = Duration::from_millis(500);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// Users of the service. One request in ten comes from the first, which keeps to no quota.
 const CALLERS: u32 = 40;
+/// Health checks a second.
+const CHECKS: f64 = 30.0;
 const WORDS: [&str; 6] = ["express", "gift", "fragile", "insured", "pickup", "evening"];
 
 type HttpClient = Client<HttpConnector, Empty<Bytes>>;
@@ -104,6 +106,14 @@ impl Record {
     }
 }
 
+/// What became of all requests of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    pub(crate) requests: Vec<Record>,
+    /// Health checks, which pass no layer: what a response takes on this machine at that moment.
+    pub(crate) checks: Vec<Record>,
+}
+
 /// A run in progress.
 pub(crate) struct Generator {
     thread: Option<std::thread::JoinHandle<()>>,
@@ -112,7 +122,13 @@ pub(crate) struct Generator {
 
 struct Shared {
     outstanding: AtomicUsize,
-    records: Mutex<Vec<Record>>,
+    records: Mutex<Records>,
+}
+
+impl Shared {
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Generator {
@@ -120,7 +136,7 @@ impl Generator {
     pub(crate) fn start(address: SocketAddr, steps: Vec<Step>, seed: u64) -> Self {
         let shared = Arc::new(Shared {
             outstanding: AtomicUsize::new(0),
-            records: Mutex::new(Vec::new()),
+            records: Mutex::default(),
         });
         let thread = {
             let shared = Arc::clone(&shared);
@@ -146,20 +162,14 @@ impl Generator {
     }
 
     /// Waits for the end of the schedule and of every request.
-    pub(crate) async fn finish(mut self) -> Vec<Record> {
+    pub(crate) async fn finish(mut self) -> Records {
         if let Some(thread) = self.thread.take() {
             let joined = tokio::task::spawn_blocking(move || thread.join()).await;
             if !matches!(joined, Ok(Ok(()))) {
                 eprintln!("the load generator broke down");
             }
         }
-        std::mem::take(
-            &mut *self
-                .shared
-                .records
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        std::mem::take(&mut *self.shared.records())
     }
 }
 
@@ -168,6 +178,14 @@ async fn generate(address: SocketAddr, steps: Vec<Step>, seed: u64, shared: Arc<
     let mut random = SmallRng::seed_from_u64(seed);
     let start = Instant::now();
     let mut requests = tokio::task::JoinSet::new();
+    let ends = steps.last().map_or(0.0, |step| step.start + step.lasts);
+    requests.spawn(check(
+        client.clone(),
+        address,
+        start,
+        ends,
+        Arc::clone(&shared),
+    ));
     for step in steps {
         let mut at = step.start;
         loop {
@@ -187,20 +205,10 @@ async fn generate(address: SocketAddr, steps: Vec<Step>, seed: u64, shared: Arc<
             let (client, shared) = (client.clone(), Arc::clone(&shared));
             requests.spawn(async move {
                 shared.outstanding.fetch_add(1, Relaxed);
-                let late_start = intended.elapsed();
-                let fate = ask(&client, address, caller, word, intended + PATIENCE).await;
-                let record = Record {
-                    at,
-                    latency: intended.elapsed(),
-                    late_start,
-                    fate,
-                };
+                let path = format!("/orders/{word}");
+                let record = ask_at(&client, address, caller, &path, (start, at)).await;
                 shared.outstanding.fetch_sub(1, Relaxed);
-                shared
-                    .records
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(record);
+                shared.records().requests.push(record);
             });
             while requests.try_join_next().is_some() {}
         }
@@ -208,13 +216,55 @@ async fn generate(address: SocketAddr, steps: Vec<Step>, seed: u64, shared: Arc<
     while requests.join_next().await.is_some() {}
 }
 
+/// Asks for the health of the service at a constant rate until `ends`, in seconds since `start`.
+async fn check(
+    client: HttpClient,
+    address: SocketAddr,
+    start: Instant,
+    ends: f64,
+    shared: Arc<Shared>,
+) {
+    let mut checks = tokio::task::JoinSet::new();
+    for number in 0..(CHECKS * ends) as u32 {
+        let at = f64::from(number) / CHECKS;
+        sleep_until(start + Duration::from_secs_f64(at)).await;
+        let (client, shared) = (client.clone(), Arc::clone(&shared));
+        checks.spawn(async move {
+            let record = ask_at(&client, address, 0, HEALTH, (start, at)).await;
+            shared.records().checks.push(record);
+        });
+        while checks.try_join_next().is_some() {}
+    }
+    while checks.join_next().await.is_some() {}
+}
+
+/// Asks now for what should have been asked for `at` seconds after `start`.
+async fn ask_at(
+    client: &HttpClient,
+    address: SocketAddr,
+    caller: u32,
+    path: &str,
+    (start, at): (Instant, f64),
+) -> Record {
+    let intended = start + Duration::from_secs_f64(at);
+    let late_start = intended.elapsed();
+    let fate = ask(client, address, caller, path, intended + PATIENCE).await;
+    Record {
+        at,
+        latency: intended.elapsed(),
+        late_start,
+        fate,
+    }
+}
+
 /// Sends requests back to back for `lasting`, and returns how many were served.
 pub(crate) async fn back_to_back(address: SocketAddr, lasting: Duration) -> u64 {
     let client = client();
     let end = Instant::now() + lasting;
+    let path = format!("/orders/{}", WORDS[0]);
     let mut answered = 0;
     while Instant::now() < end {
-        let fate = ask(&client, address, 1, WORDS[0], Instant::now() + PATIENCE).await;
+        let fate = ask(&client, address, 1, &path, Instant::now() + PATIENCE).await;
         answered += u64::from(fate == Fate::Answered);
     }
     answered
@@ -231,11 +281,11 @@ async fn ask(
     client: &HttpClient,
     address: SocketAddr,
     caller: u32,
-    word: &str,
+    path: &str,
     deadline: Instant,
 ) -> Fate {
     let request = Request::builder()
-        .uri(format!("http://{address}/orders/{word}"))
+        .uri(format!("http://{address}{path}"))
         .header(CALLER, format!("caller-{caller}"))
         .body(Empty::new());
     let Ok(request) = request else {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::load::{Fate, OBJECTIVE, Record, Step};
+use crate::load::{Fate, OBJECTIVE, Record, Records, Step};
 
 /// Everything the run found. Rates are per second, shares are fractions.
 #[derive(Clone, Debug, Serialize)]
@@ -44,6 +44,15 @@ impl Report {
             Outcome::Met
         } else {
             Outcome::NotMet
+        }
+    }
+
+    /// The same of one check: one that is not met on a busy machine says nothing.
+    pub(crate) fn result(&self, check: &Check) -> Outcome {
+        match (check.pass, self.conditions.problems.is_empty()) {
+            (true, _) => Outcome::Met,
+            (false, true) => Outcome::NotMet,
+            (false, false) => Outcome::NotMeasurable,
         }
     }
 }
@@ -181,6 +190,9 @@ pub(crate) struct Second {
     p50_ms: Option<f64>,
     p95_ms: Option<f64>,
     p99_ms: Option<f64>,
+    /// Of the requests that should have started in this second, nine in ten were answered within the
+    /// objective, and so was the P99 of the answered.
+    healthy: bool,
     #[serde(flatten)]
     state: State,
 }
@@ -227,6 +239,8 @@ pub(crate) struct Phase {
     pub(crate) p95_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
     pub(crate) refusal_p99_ms: Option<f64>,
+    /// Of health checks, which pass no layer and do nothing.
+    pub(crate) health_p99_ms: Option<f64>,
     pub(crate) pool_size_mean: Option<f64>,
 }
 
@@ -246,6 +260,7 @@ pub(crate) struct Verdict {
     pub(crate) protected_to_capacity: f64,
     pub(crate) admitted_p99_at_peak_ms: Option<f64>,
     pub(crate) refusal_p99_at_peak_ms: Option<f64>,
+    pub(crate) health_p99_at_peak_ms: Option<f64>,
     pub(crate) recovery_s: Recovery,
 }
 
@@ -267,29 +282,28 @@ impl Run {
     pub(crate) fn new(
         name: &'static str,
         steps: &[Step],
-        records: &[Record],
+        records: &Records,
         states: &[State],
         decisions: Vec<Explained>,
     ) -> Self {
         let end = steps.last().map_or(0.0, |step| step.start + step.lasts);
+        let requests = &records.requests;
         let seconds = (0..end.ceil() as u32)
             .map(|second| {
                 let from = f64::from(second);
                 let inside = |at: f64| at >= from && at < from + 1.0;
-                let ended = records.iter().filter(|record| inside(record.ended()));
-                let counts = Counts {
-                    offered: records.iter().filter(|record| inside(record.at)).count(),
-                    ..Counts::of(ended)
-                };
+                let ended = requests.iter().filter(|record| inside(record.ended()));
+                let started = requests.iter().filter(|record| inside(record.at));
                 let state = states.iter().rfind(|state| state.at < from + 1.0);
-                counts.second(from, state.cloned().unwrap_or_default())
+                let state = state.cloned().unwrap_or_default();
+                Counts::of(ended).second(from, &Counts::of(started), state)
             })
             .collect();
         let phases = steps
             .iter()
             .map(|step| phase(step, records, states))
             .collect();
-        let late: Vec<_> = records.iter().map(|record| record.late_start).collect();
+        let late: Vec<_> = requests.iter().map(|record| record.late_start).collect();
         Self {
             name,
             seconds,
@@ -341,10 +355,17 @@ impl Counts {
         [&self.shed[..], &self.limited[..]].concat()
     }
 
-    fn second(&self, t: f64, state: State) -> Second {
+    /// While the service is offered as much as it can do, a tenth may be refused.
+    fn is_healthy(&self) -> bool {
+        let p99 = quantile(self.answered(), 0.99);
+        self.good.len() as f64 >= 0.9 * self.offered as f64
+            && p99.is_none_or(|p99| p99 <= 1e3 * OBJECTIVE.as_secs_f64())
+    }
+
+    fn second(&self, t: f64, started: &Self, state: State) -> Second {
         Second {
             t,
-            offered: self.offered,
+            offered: started.offered,
             goodput: self.good.len(),
             late: self.late.len(),
             shed: self.shed.len(),
@@ -353,17 +374,18 @@ impl Counts {
             p50_ms: quantile(self.answered(), 0.50),
             p95_ms: quantile(self.answered(), 0.95),
             p99_ms: quantile(self.answered(), 0.99),
+            healthy: started.is_healthy(),
             state,
         }
     }
 }
 
-fn phase(step: &Step, records: &[Record], states: &[State]) -> Phase {
+fn phase(step: &Step, records: &Records, states: &[State]) -> Phase {
     let end = step.start + step.lasts;
-    let started = records
-        .iter()
-        .filter(|record| record.at >= step.start && record.at < end);
-    let counts = Counts::of(started);
+    let started = |record: &&Record| record.at >= step.start && record.at < end;
+    let counts = Counts::of(records.requests.iter().filter(started));
+    let checks = records.checks.iter().filter(started);
+    let checks = checks.map(|check| check.latency).collect();
     let rate = |count: usize| count as f64 / step.lasts;
     let sizes: Vec<_> = states
         .iter()
@@ -384,6 +406,7 @@ fn phase(step: &Step, records: &[Record], states: &[State]) -> Phase {
         p95_ms: quantile(counts.answered(), 0.95),
         p99_ms: quantile(counts.answered(), 0.99),
         refusal_p99_ms: quantile(counts.refused(), 0.99),
+        health_p99_ms: quantile(checks, 0.99),
         pool_size_mean: (!sizes.is_empty()).then_some(mean),
     }
 }
@@ -397,25 +420,18 @@ fn quantile(mut times: Vec<Duration>, share: f64) -> Option<f64> {
         .map(|time| 1e3 * time.as_secs_f64())
 }
 
-/// Seconds after the end of the peak from which on every second is healthy: nine in ten of the
-/// offered requests are answered within the objective, and so is the P99 of the answered.
+/// Seconds after the end of the peak from which on every second is healthy.
 fn recovery(run: &Run, steps: &[Step]) -> Option<f64> {
     let peak = steps
         .iter()
         .max_by(|a, b| a.multiplier.total_cmp(&b.multiplier))?;
     let end = peak.start + peak.lasts;
-    let objective = 1e3 * OBJECTIVE.as_secs_f64();
-    let healthy = |second: &Second| {
-        // Of the load that the service can take; while it is offered more, a tenth may be refused.
-        second.goodput as f64 >= 0.9 * second.offered as f64
-            && second.p99_ms.is_none_or(|p99| p99 <= objective)
-    };
     let after: Vec<_> = run
         .seconds
         .iter()
         .filter(|second| second.t >= end)
         .collect();
-    let sick = after.iter().rposition(|second| !healthy(second));
+    let sick = after.iter().rposition(|second| !second.healthy);
     match sick {
         None => Some(0.0),
         Some(last) if last + 1 == after.len() => None,
@@ -439,6 +455,7 @@ pub(crate) fn judge(
         protected_to_capacity: goodput(protected) / around_protected.max(f64::MIN_POSITIVE),
         admitted_p99_at_peak_ms: protected.peak().and_then(|phase| phase.p99_ms),
         refusal_p99_at_peak_ms: protected.peak().and_then(|phase| phase.refusal_p99_ms),
+        health_p99_at_peak_ms: protected.peak().and_then(|phase| phase.health_p99_ms),
         recovery_s: Recovery {
             bare: recovery(bare, steps),
             protected: recovery(protected, steps),
@@ -474,9 +491,15 @@ fn checks(verdict: &Verdict) -> Vec<Check> {
         },
         Check {
             name: "P99 of refusals at the peak",
-            expected: "below 10 ms".into(),
-            measured: ms(verdict.refusal_p99_at_peak_ms),
-            pass: below(verdict.refusal_p99_at_peak_ms, 10.0),
+            expected: "less than 10 ms more than a health check, which passes no layer, takes at that time".into(),
+            measured: format!(
+                "{}, a health check {}",
+                ms(verdict.refusal_p99_at_peak_ms),
+                ms(verdict.health_p99_at_peak_ms)
+            ),
+            pass: verdict
+                .health_p99_at_peak_ms
+                .is_some_and(|health| below(verdict.refusal_p99_at_peak_ms, health + 10.0)),
         },
         Check {
             name: "recovery of the protected run",
@@ -525,6 +548,86 @@ mod tests {
         assert!(others[0].contains("62 %"), "{others:?}");
         let drift = conditions([300.0, 200.0, 310.0], None, 1.0);
         assert!(drift[0].contains("between 200 and 310"), "{drift:?}");
+    }
+
+    /// Forty requests a second, each answered after 50 ms.
+    fn served(seconds: f64) -> Vec<Record> {
+        let at = |number: f64| number / 40.0;
+        let numbers = (0..(40.0 * seconds) as u32).map(f64::from);
+        numbers
+            .map(|number| Record {
+                at: at(number),
+                latency: Duration::from_millis(50),
+                late_start: Duration::ZERO,
+                fate: Fate::Answered,
+            })
+            .collect()
+    }
+
+    fn recovered(requests: Vec<Record>) -> Option<f64> {
+        let records = Records {
+            requests,
+            checks: Vec::new(),
+        };
+        let step = |multiplier, start, lasts| Step {
+            multiplier,
+            start,
+            lasts,
+            offered: 40.0,
+        };
+        let steps = [step(10.0, 0.0, 1.0), step(0.5, 1.0, 5.0)];
+        recovery(
+            &Run::new("protected", &steps, &records, &[], Vec::new()),
+            &steps,
+        )
+    }
+
+    #[test]
+    fn a_second_is_judged_by_the_requests_that_start_in_it() {
+        // Eight start at the end of each second, and end in the next.
+        let mut records = served(6.0);
+        for record in &mut records {
+            if record.at.fract() > 0.8 {
+                record.at = record.at.floor() + 0.99;
+            }
+        }
+        assert_eq!(recovered(records), Some(0.0));
+    }
+
+    #[test]
+    fn a_second_in_which_more_than_a_tenth_is_refused_or_late_is_no_recovery() {
+        for (fate, latency) in [(Fate::Shed, 1), (Fate::Answered, 600)] {
+            let mut records = served(6.0);
+            let sick = records.iter_mut().filter(|record| record.at.floor() == 3.0);
+            for record in sick.take(5) {
+                record.fate = fate;
+                record.latency = Duration::from_millis(latency);
+            }
+            assert_eq!(recovered(records), Some(3.0), "{fate:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_may_take_ten_milliseconds_more_than_a_health_check() {
+        let is_met = |refusal, health| {
+            let verdict = Verdict {
+                bare_goodput_at_peak_rps: 0.0,
+                protected_goodput_at_peak_rps: 100.0,
+                bare_to_capacity: 0.0,
+                protected_to_capacity: 1.0,
+                admitted_p99_at_peak_ms: Some(100.0),
+                refusal_p99_at_peak_ms: Some(refusal),
+                health_p99_at_peak_ms: Some(health),
+                recovery_s: Recovery {
+                    bare: None,
+                    protected: Some(1.0),
+                },
+            };
+            checks(&verdict).iter().all(|check| check.pass)
+        };
+        assert!(is_met(14.7, 13.0));
+        assert!(is_met(9.0, 0.5));
+        assert!(!is_met(33.0, 13.0), "they waited in a queue");
     }
 
     #[test]

@@ -53,10 +53,10 @@ fn write_page(html: &mut String, report: &Report) -> std::fmt::Result {
          <th>measured</th><th>result</th></tr></thead><tbody>\n",
     );
     for check in &report.checks {
-        let (tone, word) = if check.pass {
-            ("pass", "✓ pass")
-        } else {
-            ("fail", "✗ fail")
+        let (tone, word) = match report.result(check) {
+            Outcome::Met => ("pass", "✓ pass"),
+            Outcome::NotMet => ("fail", "✗ fail"),
+            Outcome::NotMeasurable => ("muted", "? unknown"),
         };
         writeln!(
             html,
@@ -110,7 +110,7 @@ fn headline(report: &Report) -> String {
     )
 }
 
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "offered/s",
     "goodput/s",
     "late/s",
@@ -119,6 +119,7 @@ const COLUMNS: [&str; 8] = [
     "P50 ms",
     "P99 ms",
     "refusal P99 ms",
+    "health check P99 ms",
 ];
 
 fn write_phase(html: &mut String, run: &str, phase: &Phase) -> std::fmt::Result {
@@ -136,7 +137,13 @@ fn write_phase(html: &mut String, run: &str, phase: &Phase) -> std::fmt::Result 
         phase.error_rps,
     ];
     let rates = rates.map(|rate| format!("{rate:.0}"));
-    let times = [phase.p50_ms, phase.p99_ms, phase.refusal_p99_ms].map(ms);
+    let times = [
+        phase.p50_ms,
+        phase.p99_ms,
+        phase.refusal_p99_ms,
+        phase.health_p99_ms,
+    ];
+    let times = times.map(ms);
     for (column, cell) in COLUMNS.iter().zip(rates.iter().chain(&times)) {
         write!(
             html,

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     cli::Problem,
-    measure::{Machine, Report, Run},
+    measure::{Machine, Outcome, Report, Run},
 };
 
 /// The page; the report replaces the marker.
@@ -103,7 +103,11 @@ pub(crate) fn print(report: &Report) -> io::Result<()> {
         writeln!(out, "NOT MEASURABLE  this machine is busy: {problem}")?;
     }
     for check in &report.checks {
-        let mark = if check.pass { "met    " } else { "NOT MET" };
+        let mark = match report.result(check) {
+            Outcome::Met => "met    ",
+            Outcome::NotMet => "NOT MET",
+            Outcome::NotMeasurable => "unknown",
+        };
         writeln!(
             out,
             "{mark}  {}: {} (expected {})",

@@ -62,7 +62,15 @@ fn absurd_numbers_are_refused() {
     );
     assert_refused(demo(&["--serve", "--load", "-1"]), "'-1'", "above 0");
     assert_refused(demo(&["--port", "70000"]), "70000", "65535");
+    assert_refused(demo(&["--port", "80x"]), "'80x'", "in 0..=65535");
     assert_refused(demo(&["--load", "5"]), "--serve", "required");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named_with_its_purpose() {
+    let mut command = demo(&[]);
+    command.env("TMPDIR", "/nonexistent");
+    assert_refused(command, "/nonexistent", "a directory for the database");
 }
 
 #[test]
