@@ -17,11 +17,13 @@ use crate::{metrics::BudgetMetrics, sync::lock};
 /// Three attempts for each request are three times the load when the backend can bear it least; a
 /// budget of a tenth is 1.1 times (*Site Reliability Engineering*, chapter 21, "Deciding to
 /// Retry"). A retry policy [`deposit`](Self::deposit)s for each request and asks
-/// [`withdraw`](Self::withdraw) before each retry. Within the window,
+/// [`withdraw`](Self::withdraw) before each retry, which is granted while within the last window
 ///
 /// ```text
-/// retries ≤ ratio · requests + min_retries
+/// retries + 1 ≤ ratio · requests + min_retries
 /// ```
+///
+/// So the retries of a window are paid by its requests and by those of the window before it.
 ///
 /// Cloning is cheap and gives another handle to the same budget. One budget for each backend, as
 /// with the throttle.
