@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 use tower_capacity::{Limiter, Signals, limit::Fixed};
 
 const TICK: Duration = Duration::from_millis(500);
@@ -168,6 +168,68 @@ async fn handlers_that_block_the_runtime_lower_the_limit() {
     work(Duration::from_millis(200)).await;
     let (limit, reason) = last_change(&limiter);
     assert!(limit < 100 && reason == "runtime lag", "{limit}: {reason}");
+}
+
+/// A runtime with one worker, a limiter that listens to `signals`, and `work` on it for as long as they
+/// need to lower the limit.
+fn lowered_by(signals: Signals, work: impl Fn() + Send + 'static) -> (usize, &'static str) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    let limiter = limiter();
+    let watch = runtime.block_on(async { signals.watch(&limiter) });
+    let end = Instant::now() + Duration::from_secs(30);
+    while limiter.history().is_empty() && Instant::now() < end {
+        // Whatever it does, it does on the worker.
+        runtime.block_on(async { work() });
+    }
+    drop(watch);
+    runtime.shutdown_background();
+    last_change(&limiter)
+}
+
+/// A task that computes for a millisecond.
+async fn compute() {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1) {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn a_runtime_with_more_ready_tasks_than_workers_lowers_the_limit() {
+    let signals = Signals::none().runtime_queue();
+    let (limit, reason) = lowered_by(signals, || {
+        // Spawned from outside, and more than the worker takes into its own queue at a time.
+        let tasks: Vec<_> = (0..1_000).map(|_| tokio::spawn(compute())).collect();
+        while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
+            std::thread::yield_now();
+        }
+    });
+    assert!(
+        limit < 100 && reason == "runtime queue",
+        "{limit}: {reason}"
+    );
+}
+
+#[test]
+fn workers_that_are_busy_lower_the_limit() {
+    let signals = Signals::none().runtime_busy();
+    let (limit, reason) = lowered_by(signals, || {
+        let task = tokio::spawn(async {
+            // Between two tasks a worker says how long it was busy.
+            for _ in 0..100 {
+                compute().await;
+                tokio::task::yield_now().await;
+            }
+        });
+        while !task.is_finished() {
+            std::thread::yield_now();
+        }
+    });
+    assert!(limit < 100 && reason == "runtime busy", "{limit}: {reason}");
 }
 
 #[tokio::test]

@@ -14,6 +14,11 @@
 //! | `cpu throttling` | periods in which the cgroup had used up its quota | 0.8 | 0.6 |
 //! | `memory pressure` | time in which a task waited for memory (PSI) | 0.15 | 0.07 |
 //! | `runtime lag` | time in which a task of this runtime was ready and did not run | 0.8 | 0.6 |
+//! | `runtime queue` | moments at which more tasks wait in the runtime's queue than it has workers | 0.8 | 0.6 |
+//! | `runtime busy` | time in which the runtime's workers were busy | 0.8 | 0.6 |
+//!
+//! The last two are only heeded if asked for: a runtime that is busy, or has a queue, may still serve all
+//! it is asked for in time.
 //!
 //! 80 and 60 % are those of CPU-based load shedding at Netflix ("Enhancing Netflix Reliability with
 //! Service-Level Prioritized Load Shedding", 2024); 15 % of memory pressure is the example of the
@@ -22,7 +27,7 @@
 mod brake;
 mod error;
 mod kernel;
-mod lag;
+mod runtime;
 mod watch;
 
 pub use self::{

@@ -9,7 +9,7 @@ use super::{
     brake::Brake,
     error::SignalError,
     kernel::{KernelFile, What},
-    lag::Canary,
+    runtime::{Runtime, What as OfRuntime},
 };
 use crate::Limiter;
 
@@ -20,7 +20,6 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const CPU_PRESSURE: &str = "cpu pressure";
 const CPU_THROTTLING: &str = "cpu throttling";
 const MEMORY_PRESSURE: &str = "memory pressure";
-const RUNTIME_LAG: &str = "runtime lag";
 
 /// The signals that a limiter listens to, see the [module](super).
 ///
@@ -37,7 +36,7 @@ const RUNTIME_LAG: &str = "runtime lag";
 #[must_use]
 pub struct Signals {
     files: Vec<(KernelFile, Brake)>,
-    runtime_lag: bool,
+    runtime: Vec<OfRuntime>,
 }
 
 impl Signals {
@@ -57,7 +56,7 @@ impl Signals {
         let files = found.into_iter().flatten().flat_map(|found| found.files);
         Self {
             files: files.collect(),
-            runtime_lag: true,
+            runtime: vec![OfRuntime::Lag],
         }
     }
 
@@ -136,15 +135,37 @@ impl Signals {
     /// Adds the lag of the runtime that [`watch`](Self::watch) is called on: by how much a task is
     /// late that wants to run every 10 ms. A runtime with workers that are busy for 40 ms before they
     /// turn to a task that is ready has a lag of 0.8: handlers compute or block instead of awaiting.
-    pub fn runtime_lag(mut self) -> Self {
-        self.runtime_lag = true;
+    pub fn runtime_lag(self) -> Self {
+        self.with_runtime(OfRuntime::Lag)
+    }
+
+    /// Adds the queue of the runtime that [`watch`](Self::watch) is called on: how often it holds more
+    /// tasks than there are workers. Tasks go there when they are woken from outside of the runtime, or
+    /// when a worker has more than 256 of its own.
+    pub fn runtime_queue(self) -> Self {
+        self.with_runtime(OfRuntime::Queue)
+    }
+
+    /// Adds the workers of the runtime that [`watch`](Self::watch) is called on: how much of their time they
+    /// are busy.
+    ///
+    /// For a service that has to keep a part of its processor free, as for bursts: one that may use it
+    /// up serves less with it.
+    pub fn runtime_busy(self) -> Self {
+        self.with_runtime(OfRuntime::Busy)
+    }
+
+    fn with_runtime(mut self, what: OfRuntime) -> Self {
+        if !self.runtime.contains(&what) {
+            self.runtime.push(what);
+        }
         self
     }
 
     /// The names of the signals.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
-        let lag = self.runtime_lag.then_some(RUNTIME_LAG);
-        self.files.iter().map(|(file, _)| file.name).chain(lag)
+        let runtime = self.runtime.iter().map(|what| what.name());
+        self.files.iter().map(|(file, _)| file.name).chain(runtime)
     }
 
     fn with(mut self, file: KernelFile) -> Self {
@@ -166,11 +187,10 @@ impl Signals {
     /// Outside a tokio runtime with timers.
     pub fn watch(mut self, limiter: &Limiter) -> SignalsWatch {
         let watched = limiter.clone();
-        let canary = self.runtime_lag.then(Canary::start);
+        let mut runtime = (!self.runtime.is_empty()).then(|| Runtime::start(&self.runtime));
         let task = tokio::spawn(async move {
             let mut ticks = interval(INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut lag = Brake::new(0.8, 0.6);
             let mut last = ticks.tick().await;
             loop {
                 let now = ticks.tick().await;
@@ -180,10 +200,10 @@ impl Signals {
                     let share = file.share(elapsed).unwrap_or(0.0);
                     (brake.on_interval(share, limit), file.name)
                 });
-                let lag = canary
-                    .iter()
-                    .map(|canary| (lag.on_interval(canary.share(elapsed), limit), RUNTIME_LAG));
-                if let Some((ceiling, name)) = files.chain(lag).min() {
+                let runtime = runtime
+                    .iter_mut()
+                    .flat_map(|runtime| runtime.ceilings(elapsed, limit));
+                if let Some((ceiling, name)) = files.chain(runtime).min() {
                     watched.set_ceiling(ceiling, name);
                 }
             }
