@@ -53,6 +53,16 @@ impl<P: Adapter> Autotuned<P> {
         Builder::new(pool)
     }
 
+    #[cfg(feature = "otel")]
+    pub(crate) fn downgrade(&self) -> std::sync::Weak<Shared<P>> {
+        Arc::downgrade(&self.shared)
+    }
+
+    #[cfg(feature = "otel")]
+    pub(crate) fn shared(&self) -> &Shared<P> {
+        &self.shared
+    }
+
     pub(crate) fn from_shared(shared: Arc<Shared<P>>) -> Self {
         Self { shared }
     }
@@ -183,19 +193,14 @@ impl<P: Adapter> Autotuned<P> {
     /// How hard the pool is pressed: ½ when all connections are in use, 1 when as many checkouts
     /// wait as connections are allowed, so that the next waits for about one use time.
     ///
-    /// Checkouts that wait do not count while they make the pool open more connections.
+    /// Checkouts that wait do not count while they make the pool open more connections. The
+    /// [demand](Pressure::demand_ratio) also has the checkouts that were refused or timed out in the
+    /// last five to ten seconds.
     ///
     /// On the scale of `tower_capacity::Limiter::pressure`.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
-        let gate = self.shared.gate.snapshot();
-        // After a shrink more may be out than are allowed.
-        let in_use = gate.inflight().min(gate.limit());
-        let waiting = match self.shared.grows.load(Ordering::Relaxed) {
-            true => 0,
-            false => gate.queued(),
-        };
-        Pressure::of(in_use, waiting, gate.limit())
+        self.shared.pressure()
     }
 
     /// Changes the bounds. The target moves into them at once; connections above it are closed as

@@ -1,6 +1,6 @@
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -375,6 +375,7 @@ impl<P: Adapter> Builder<P> {
             ceiling: AtomicUsize::new(limit),
             grows: AtomicBool::new(grows),
             opening: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
             size_seen: AtomicUsize::new(size),
             rights,
             dials: Arc::new(Semaphore::new(

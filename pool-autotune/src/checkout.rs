@@ -248,7 +248,7 @@ impl<P: Adapter> Shared<P> {
             }
             Err(refused) if self.comes_too_late(&refused, ask) => {
                 self.stats.turned_away();
-                self.recorder.unserved(Unserved::Shed);
+                self.unserved(Unserved::Shed);
                 return Err(Error::refused(&refused));
             }
             Err(_) => self.wait(call_site, ask).await?,
@@ -278,7 +278,7 @@ impl<P: Adapter> Shared<P> {
             self.check(admitted, polled, opening).await?
         } else {
             let dialled = self.dial(inside, admitted, ask, false).await;
-            let mut unused = dialled.inspect_err(|_| self.recorder.unserved(Unserved::Failed))?;
+            let mut unused = dialled.inspect_err(|_| self.unserved(Unserved::Failed))?;
             let (Some(connection), Some(inside)) = (unused.connection.take(), unused.inside.take())
             else {
                 // It was made with both.
@@ -340,7 +340,7 @@ impl<P: Adapter> Shared<P> {
                 Error::OpenTimeout(self.open_timeout)
             }
         };
-        self.recorder.unserved(Unserved::Failed);
+        self.unserved(Unserved::Failed);
         Err(error)
     }
 
@@ -498,10 +498,10 @@ impl<P: Adapter> Drop for Waiting<'_, P> {
         recorder.waited(Duration::from_nanos(now.saturating_sub(self.since)));
         match self.end {
             WaitEnd::Admitted => {}
-            WaitEnd::TimedOut => recorder.unserved(Unserved::Timeout),
-            WaitEnd::Shed => recorder.unserved(Unserved::Shed),
-            WaitEnd::Cancelled => recorder.unserved(Unserved::Cancelled),
-            WaitEnd::Closed => recorder.unserved(Unserved::Closed),
+            WaitEnd::TimedOut => self.shared.unserved(Unserved::Timeout),
+            WaitEnd::Shed => self.shared.unserved(Unserved::Shed),
+            WaitEnd::Cancelled => self.shared.unserved(Unserved::Cancelled),
+            WaitEnd::Closed => self.shared.unserved(Unserved::Closed),
         }
     }
 }

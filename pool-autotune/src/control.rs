@@ -1,5 +1,7 @@
 //! What the driver of the tuner changes, and snapshots read.
 
+#[cfg(feature = "otel")]
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +75,9 @@ pub(crate) struct Control {
     pub(crate) completed_then: u64,
     /// Connections to open although no checkout waits: those that would have had no patience for it.
     pub(crate) ahead: usize,
+    /// Changes of the target since the start, by direction and reason.
+    #[cfg(feature = "otel")]
+    pub(crate) resizes: BTreeMap<(&'static str, &'static str), u64>,
     #[cfg(feature = "json")]
     log: Option<LogWriter>,
 }
@@ -112,6 +117,8 @@ impl Control {
             dial_error: None,
             completed_then: 0,
             ahead: 0,
+            #[cfg(feature = "otel")]
+            resizes: BTreeMap::new(),
             #[cfg(feature = "json")]
             log: None,
         }
@@ -234,6 +241,17 @@ impl Recent {
         }
         self.current.0.merge(window);
         self.current.1.merge(waits);
+    }
+
+    /// The share of the checkouts that was refused or timed out.
+    pub(crate) fn refused(&self) -> f64 {
+        let windows = [&self.earlier.0, &self.current.0];
+        let arrivals: u64 = windows.iter().map(|window| window.arrivals).sum();
+        let refused: u64 = windows
+            .iter()
+            .map(|window| window.shed + window.timeouts)
+            .sum();
+        refused as f64 / arrivals.max(1) as f64
     }
 
     pub(crate) fn merged(&self) -> (PoolWindow, Waits) {

@@ -363,6 +363,8 @@ impl<P: Adapter> Shared<P> {
             self.gate.set_codel(self.codel.filter(|_| at_knee));
         }
         control.recent.push(&window, &waits);
+        let refused = control.recent.refused().to_bits();
+        self.refused.store(refused, Relaxed);
         control.recording.window(now, window);
         let size = self.adapter.size();
         self.recorder.levels(|| Levels {
@@ -374,12 +376,18 @@ impl<P: Adapter> Shared<P> {
             limit: gate.limit(),
             target: control.tuner.target(),
             held: control.held.count,
+            demand_ratio: self.pressure().demand_ratio(),
         });
     }
 
     fn record(&self, control: &mut Control, decision: Decision) {
         self.target.store(decision.to(), Relaxed);
         if decision.is_resize() {
+            #[cfg(feature = "otel")]
+            {
+                let resized = (decision.direction(), decision.reason().as_str());
+                *control.resizes.entry(resized).or_default() += 1;
+            }
             self.recorder.resized(&decision);
         }
         if decision.to() < decision.from() {

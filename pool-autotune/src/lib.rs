@@ -85,18 +85,19 @@
 //! - `deadpool`: an [`adapter`] for deadpool's managed pools, with any manager.
 //! - `bb8`: an [`adapter`] for bb8, with any connection manager.
 //! - `sqlx-0_8`, `sqlx-0_9`: an [`adapter`] for sqlx of that version, with any database; `sqlx` is the
-//!   newest, 0.9. Both can be on. `sqlx-0_9` needs Rust 1.94, as sqlx 0.9 does.
+//!   newest, 0.9. Both can be on. `sqlx-0_9` needs Rust 1.94, as sqlx 0.9 does; every other feature 1.88.
 //! - `postgres`: read SQLSTATEs from the errors of tokio-postgres, and so tell a failover. (The features
 //!   for sqlx read those of sqlx.)
 //! - `fleet`: one budget of connections for all processes that share a Postgres (`fleet`).
 //! - `fleet-redis`: the same, with the budget kept in a Redis or a Valkey.
 //! - `json`: a log of decisions as lines of JSON ([`Builder::decision_log`]), and its replay.
 //! - `metrics`: report through the `metrics` facade.
+//! - `otel`: the pool as instruments of an OpenTelemetry meter (`otel::observe`).
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
 //! - `serde`: [`Bounds`] and [`Mode`] from configuration.
 //! - `tracing`: an event for every decision.
 //!
-//! The minimum supported Rust version is 1.88, and 1.94 with `sqlx-0_9`.
+//! The minimum supported Rust version is 1.88, and 1.94 with `sqlx-0_9` and `sqlx`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -123,6 +124,8 @@ mod holders;
 pub mod metrics;
 mod observed;
 mod opening;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod report;
 mod rights;
 mod shared;

@@ -19,6 +19,7 @@
 //! | `pool_autotune_min_size`, `pool_autotune_max_size`: the bounds | gauge | connections |
 //! | `pool_autotune_verdict` (`verdict`): 1 for the one in force, 0 for the others | gauge | |
 //! | `pool_autotune_info` (`mode`, `version`): 1 | gauge | |
+//! | `pool_autotune_demand_ratio`: what is wanted, as a multiple of the limit in force | gauge | |
 //! | `pool_autotune_held`: out for far longer than usual | gauge | connections |
 //! | `pool_autotune_resizes_total` (`direction` = `up`, `down`, `reason`) | counter | resizes |
 //! | `pool_autotune_unserved_total` (`reason` = `timeout`, `shed`, `cancelled`, `closed`, `failed`) | counter | checkouts |
@@ -54,16 +55,53 @@ pub const VERDICT: &str = "pool_autotune_verdict";
 pub const INFO: &str = "pool_autotune_info";
 /// Connections that are out for far longer than usual.
 pub const HELD: &str = "pool_autotune_held";
+/// Connections wanted as a multiple of the limit in force: those in use, the checkouts that wait unless the
+/// pool grows for them, and as many more as were refused or timed out in the last five to ten
+/// seconds. Above 1 while checkouts wait or are refused, and not clamped: see
+/// [`Pressure::demand_ratio`](crate::Pressure::demand_ratio).
+pub const DEMAND_RATIO: &str = "pool_autotune_demand_ratio";
 /// Changes of the target.
 pub const RESIZES: &str = "pool_autotune_resizes_total";
 /// Checkouts that got no connection, by reason.
 pub const UNSERVED: &str = "pool_autotune_unserved_total";
+
+/// The labels that OpenTelemetry names.
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const POOL_NAME: &str = "db.client.connection.pool.name";
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const STATE: &str = "db.client.connection.state";
 
 /// Upper bounds of the buckets for [`CREATE_TIME`], [`WAIT_TIME`] and [`USE_TIME`], in seconds: from
 /// a tenth of a millisecond to ten seconds, about three to a factor of ten.
 pub const BUCKETS: [f64; 16] = [
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
     10.0,
+];
+
+/// What the gauges show.
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const GAUGES: [(&str, &str); 10] = [
+    (COUNT, "connections that exist, by state"),
+    (MAX, "connections allowed out now: the limit in force"),
+    (PENDING_REQUESTS, "checkouts that wait"),
+    (TARGET_SIZE, "connections that the tuner wants there to be"),
+    (MIN_SIZE, "connections that there may be at least"),
+    (MAX_SIZE, "connections that there may be at most"),
+    (VERDICT, "1 for the verdict in force"),
+    (INFO, "1, with mode and version"),
+    (HELD, "connections that are out for far longer than usual"),
+    (
+        DEMAND_RATIO,
+        "connections wanted, refused checkouts included, as a multiple of the limit in force",
+    ),
+];
+
+/// What the counters count.
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const COUNTERS: [(&str, &str); 3] = [
+    (TIMEOUTS, "checkouts that waited for as long as they may"),
+    (RESIZES, "changes of the target size"),
+    (UNSERVED, "checkouts that got no connection, by reason"),
 ];
 
 /// Describes the metrics to the installed recorder, with their units, and returns the buckets that
@@ -78,18 +116,12 @@ pub const BUCKETS: [f64; 16] = [
 )]
 pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 3] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_gauge!(COUNT, Unit::Count, "connections that exist, by state");
-    describe_gauge!(
-        MAX,
-        Unit::Count,
-        "connections allowed out now: the limit in force"
-    );
-    describe_gauge!(PENDING_REQUESTS, Unit::Count, "checkouts that wait");
-    describe_counter!(
-        TIMEOUTS,
-        Unit::Count,
-        "checkouts that waited for as long as they may"
-    );
+    for (name, description) in GAUGES {
+        describe_gauge!(name, Unit::Count, description);
+    }
+    for (name, description) in COUNTERS {
+        describe_counter!(name, Unit::Count, description);
+    }
     describe_histogram!(CREATE_TIME, Unit::Seconds, "time to open a connection");
     describe_histogram!(
         WAIT_TIME,
@@ -100,34 +132,6 @@ pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 3] {
         USE_TIME,
         Unit::Seconds,
         "time between a checkout and its return"
-    );
-    describe_gauge!(
-        TARGET_SIZE,
-        Unit::Count,
-        "connections that the tuner wants there to be"
-    );
-    describe_gauge!(
-        MIN_SIZE,
-        Unit::Count,
-        "connections that there may be at least"
-    );
-    describe_gauge!(
-        MAX_SIZE,
-        Unit::Count,
-        "connections that there may be at most"
-    );
-    describe_gauge!(VERDICT, Unit::Count, "1 for the verdict in force");
-    describe_gauge!(INFO, Unit::Count, "1, with mode and version");
-    describe_gauge!(
-        HELD,
-        Unit::Count,
-        "connections that are out for far longer than usual"
-    );
-    describe_counter!(RESIZES, Unit::Count, "changes of the target size");
-    describe_counter!(
-        UNSERVED,
-        Unit::Count,
-        "checkouts that got no connection, by reason"
     );
     [
         (CREATE_TIME, &BUCKETS),
@@ -146,9 +150,8 @@ pub(crate) enum Unserved {
     Failed,
 }
 
-#[cfg(feature = "metrics")]
 impl Unserved {
-    const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Timeout,
         Self::Shed,
         Self::Cancelled,
@@ -156,7 +159,8 @@ impl Unserved {
         Self::Failed,
     ];
 
-    const fn as_str(self) -> &'static str {
+    #[cfg(any(feature = "metrics", feature = "otel"))]
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
             Self::Shed => "shed",
@@ -182,6 +186,7 @@ pub(crate) struct Levels {
     pub(crate) limit: usize,
     pub(crate) target: usize,
     pub(crate) held: usize,
+    pub(crate) demand_ratio: f64,
 }
 
 #[cfg(feature = "metrics")]
@@ -198,9 +203,6 @@ mod on {
     use super::*;
     use crate::Mode;
     use crate::tuner::{Decision, Verdict};
-
-    const POOL_NAME: &str = "db.client.connection.pool.name";
-    const STATE: &str = "db.client.connection.state";
 
     /// The metrics of one pool.
     pub(crate) struct Recorder {
@@ -223,6 +225,7 @@ mod on {
         max_size: Gauge,
         verdicts: [(&'static str, Gauge); Verdict::NAMES.len()],
         held: Gauge,
+        demand_ratio: Gauge,
         /// In the order of [`Unserved::ALL`].
         unserved: [Counter; Unserved::ALL.len()],
     }
@@ -259,6 +262,7 @@ mod on {
                         (verdict, gauge)
                     }),
                     held: gauge!(HELD, POOL_NAME => name()),
+                    demand_ratio: gauge!(DEMAND_RATIO, POOL_NAME => name()),
                     unserved: Unserved::ALL.map(|reason| {
                         let reason = reason.as_str();
                         counter!(UNSERVED, POOL_NAME => name(), "reason" => reason)
@@ -301,6 +305,7 @@ mod on {
             handles.max.set(levels.limit as f64);
             handles.target.set(levels.target as f64);
             handles.held.set(levels.held as f64);
+            handles.demand_ratio.set(levels.demand_ratio);
             handles.min_size.set(levels.bounds.min() as f64);
             handles.max_size.set(levels.bounds.max() as f64);
             for (verdict, gauge) in &handles.verdicts {
@@ -309,15 +314,10 @@ mod on {
         }
 
         pub(crate) fn resized(&self, decision: &Decision) {
-            let direction = if decision.to() > decision.from() {
-                "up"
-            } else {
-                "down"
-            };
             counter!(
                 RESIZES,
                 POOL_NAME => Arc::clone(&self.pool),
-                "direction" => direction,
+                "direction" => decision.direction(),
                 "reason" => decision.reason().as_str(),
             )
             .increment(1);

@@ -2,20 +2,21 @@
 
 use std::error::Error as StdError;
 use std::iter;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
+use tower_capacity::Pressure;
 use tower_capacity::gate::{Codel, Entered, Gate, Permit};
 
 use crate::adapter::{Adapter, PutBack};
 use crate::aging::Aging;
 use crate::control::Control;
 use crate::holders::Holders;
-use crate::metrics::Recorder;
+use crate::metrics::{Recorder, Unserved};
 use crate::rights::Rights;
 use crate::stats::Stats;
 use crate::{Mode, sqlstate};
@@ -48,6 +49,9 @@ pub(crate) struct Shared<P> {
     pub(crate) grows: AtomicBool,
     /// Checkouts that are to open a connection.
     pub(crate) opening: AtomicUsize,
+    /// The share of the checkouts of the last five to ten seconds that was refused or timed out, as
+    /// the bits of an `f64`.
+    pub(crate) refused: AtomicU64,
     /// Connections that exist, when last looked at.
     pub(crate) size_seen: AtomicUsize,
     /// The part of a fleet's budget.
@@ -120,6 +124,25 @@ impl<P: Adapter> Shared<P> {
     /// Closes idle connections, and returns their permits once they are gone.
     pub(crate) fn close_idle(&self, count: usize, cover: Vec<Permit>) {
         until_done(self.adapter.close_idle(count), cover);
+    }
+
+    /// How hard the pool is pressed.
+    pub(crate) fn pressure(&self) -> Pressure {
+        let gate = self.gate.snapshot();
+        // After a shrink more may be out than are allowed.
+        let in_use = gate.inflight().min(gate.limit());
+        let waiting = match self.grows.load(Ordering::Relaxed) {
+            true => 0,
+            false => gate.queued(),
+        };
+        let refused = f64::from_bits(self.refused.load(Ordering::Relaxed));
+        Pressure::of(in_use, waiting, gate.limit()).with_refused(refused)
+    }
+
+    /// Counts a checkout that got no connection.
+    pub(crate) fn unserved(&self, reason: Unserved) {
+        self.stats.unserved(reason);
+        self.recorder.unserved(reason);
     }
 
     pub(crate) fn control(&self) -> MutexGuard<'_, Control> {

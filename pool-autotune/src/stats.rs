@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::holders::{Counts, Holders};
+use crate::metrics::Unserved;
 use crate::tuner::PoolWindow;
 
 /// Running totals of one pool.
@@ -24,6 +25,8 @@ pub(crate) struct Stats {
     dial_us: AtomicU64,
     queueing: TimeIntegral,
     waits: WaitHistogram,
+    /// In the order of [`Unserved::ALL`].
+    unserved: [AtomicU64; Unserved::ALL.len()],
     /// Microseconds after which a use says nothing of the usual ones.
     held_after_us: AtomicU64,
 }
@@ -42,6 +45,7 @@ impl Stats {
             dial_us: AtomicU64::new(0),
             queueing: TimeIntegral::default(),
             waits: WaitHistogram::default(),
+            unserved: Default::default(),
             held_after_us: AtomicU64::new(u64::MAX),
         }
     }
@@ -63,6 +67,18 @@ impl Stats {
 
     pub(crate) fn queued(&self, now: u64) {
         self.queueing.enter(micros(now));
+    }
+
+    /// A checkout that got no connection.
+    pub(crate) fn unserved(&self, reason: Unserved) {
+        self.unserved[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// The checkouts that got no connection since the pool was built, in the order of
+    /// [`Unserved::ALL`].
+    #[cfg(feature = "otel")]
+    pub(crate) fn all_unserved(&self) -> [u64; Unserved::ALL.len()] {
+        Unserved::ALL.map(|reason| self.unserved[reason as usize].load(Relaxed))
     }
 
     /// A checkout that was refused before it waited.

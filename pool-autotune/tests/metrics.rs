@@ -86,6 +86,11 @@ async fn a_pool_reports_under_opentelemetry_names() {
         ),
         (format!("pool_autotune_target_size {name}"), gauge(3.0)),
         (format!("pool_autotune_held {name}"), gauge(0.0)),
+        // One of three checkouts timed out, and the only connection is in use.
+        (
+            format!("pool_autotune_demand_ratio {name}"),
+            gauge(1.0 / (1.0 - 1.0 / 3.0)),
+        ),
         (format!("pool_autotune_min_size {name}"), gauge(3.0)),
         (format!("pool_autotune_max_size {name}"), gauge(8.0)),
         (

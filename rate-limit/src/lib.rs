@@ -110,6 +110,7 @@
 //! | `axum` | [`key::peer`] also finds axum's `ConnectInfo<SocketAddr>`; `key::connect_info` |
 //! | `tonic` | [`key::peer`] also finds tonic's `TcpConnectInfo` |
 //! | `metrics` | [counters](metrics) through the `metrics` facade |
+//! | `otel` | `otel::observe`: a limiter as instruments of an OpenTelemetry meter |
 //! | `tracing` | events through `tracing` |
 //! | `serde` | [`Quota`] and [`Policy`] from configuration |
 //! | `quanta` | `LimiterBuilder::counter_clock`, a clock that is cheaper to read |
@@ -118,7 +119,7 @@
 //!
 //! # Minimum supported Rust version
 //!
-//! 1.88.
+//! 1.88, with every feature.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -149,6 +150,9 @@ pub mod key;
 mod layer;
 mod limiter;
 pub mod metrics;
+#[cfg(feature = "otel")]
+#[cfg_attr(docsrs, doc(cfg(feature = "otel")))]
+pub mod otel;
 mod plans;
 mod policy;
 mod quota;

@@ -411,6 +411,22 @@ impl Ledger for Limiter {
         self.inner.table.scale(column, gcra).map(|_| own)
     }
 
+    #[cfg(feature = "otel")]
+    fn readings(
+        &self,
+    ) -> impl Fn() -> Option<crate::otel::Readings> + Clone + Send + Sync + 'static {
+        let inner = Arc::downgrade(&self.inner);
+        move || {
+            let inner = inner.upgrade()?;
+            Some(crate::otel::Readings {
+                policies: inner.plans.counts(),
+                keys: Some((inner.table.resident(), inner.table.live_evictions())),
+                #[cfg(feature = "redis")]
+                fleet: None,
+            })
+        }
+    }
+
     #[inline]
     fn numbered(&self) -> &Numbered {
         &self.inner.numbered

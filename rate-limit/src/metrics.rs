@@ -30,7 +30,8 @@
 //! `source` is `lease`, `memory` (refused as it was a moment ago), `redis` or `outage`; the
 //! `outcome` of a call is `answered`, `timeout` or `error`.
 //!
-//! Nothing here does anything without the `metrics` feature.
+//! Nothing here does anything without the `metrics` feature. For an OpenTelemetry meter there is the
+//! feature `otel`, with the same names.
 
 /// Requests by `policy` and `outcome`.
 pub const REQUESTS_TOTAL: &str = "rate_limit_requests_total";
@@ -62,6 +63,31 @@ pub const FLEET_CALL_BUCKETS: [f64; 13] = [
     0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0,
 ];
 
+/// What the gauges show.
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const GAUGES: [(&str, &str); 5] = [
+    (INFO, "1, with the version"),
+    (KEYS, "keys that the limiter remembers"),
+    (FLEET_LEASED_REQUESTS, "requests leased and not made"),
+    (FLEET_NODES, "nodes of the fleet"),
+    (FLEET_OPEN, "servers that are not asked"),
+];
+
+/// What the counters count.
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const COUNTERS: [(&str, &str); 4] = [
+    (REQUESTS_TOTAL, "requests, by policy and outcome"),
+    (
+        LIVE_EVICTIONS_TOTAL,
+        "keys forgotten while they were in debt",
+    ),
+    (
+        FLEET_DECISIONS_TOTAL,
+        "decisions of a fleet's limiter, by source",
+    ),
+    (FLEET_CALLS_TOTAL, "calls to Redis, by outcome"),
+];
+
 /// Describes every metric to the installed recorder, with its unit, and returns the buckets that
 /// suit each histogram.
 ///
@@ -75,36 +101,17 @@ pub const FLEET_CALL_BUCKETS: [f64; 13] = [
 )]
 pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
     use metrics::{Unit, describe_counter, describe_gauge};
-    describe_counter!(
-        REQUESTS_TOTAL,
-        Unit::Count,
-        "requests, by policy and outcome"
-    );
-    describe_gauge!(INFO, Unit::Count, "1, with the version");
-    describe_gauge!(KEYS, Unit::Count, "keys that the limiter remembers");
-    describe_counter!(
-        LIVE_EVICTIONS_TOTAL,
-        Unit::Count,
-        "keys forgotten while they were in debt"
-    );
-    describe_counter!(
-        FLEET_DECISIONS_TOTAL,
-        Unit::Count,
-        "decisions of a fleet's limiter, by source"
-    );
-    describe_counter!(FLEET_CALLS_TOTAL, Unit::Count, "calls to Redis, by outcome");
+    for (name, description) in GAUGES {
+        describe_gauge!(name, Unit::Count, description);
+    }
+    for (name, description) in COUNTERS {
+        describe_counter!(name, Unit::Count, description);
+    }
     metrics::describe_histogram!(
         FLEET_CALL_SECONDS,
         Unit::Seconds,
         "how long calls to Redis take"
     );
-    describe_gauge!(
-        FLEET_LEASED_REQUESTS,
-        Unit::Count,
-        "requests leased and not made"
-    );
-    describe_gauge!(FLEET_NODES, Unit::Count, "nodes of the fleet");
-    describe_gauge!(FLEET_OPEN, Unit::Count, "servers that are not asked");
     [(FLEET_CALL_SECONDS, &FLEET_CALL_BUCKETS)]
 }
 
@@ -119,21 +126,71 @@ pub(crate) enum Outcome {
     Denied,
 }
 
+/// The outcomes as labels, in the order of [`Outcome`].
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const OUTCOMES: [&str; 6] = [
+    "allowed", "limited", "shadow", "no_key", "bypassed", "denied",
+];
+
 /// The counters of one policy. The recorder is looked up at each event, so it may be installed
 /// after the layer was built; the names are put together once, so an event allocates nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Meter {
+    /// In the order of [`OUTCOMES`].
+    #[cfg(feature = "otel")]
+    counts: std::sync::Arc<Counts<{ OUTCOMES.len() }>>,
     #[cfg(feature = "metrics")]
     keys: std::sync::Arc<imp::Keys>,
+}
+
+impl Meter {
+    #[inline]
+    pub(crate) fn count(&self, outcome: Outcome) {
+        #[cfg(feature = "otel")]
+        self.counts.add(outcome as usize);
+        self.record(outcome);
+    }
+
+    /// Decisions since the limiter was built, in the order of [`OUTCOMES`].
+    #[cfg(feature = "otel")]
+    pub(crate) fn counts(&self) -> [u64; OUTCOMES.len()] {
+        self.counts.read()
+    }
+}
+
+/// Counters for those that read them later.
+#[cfg(feature = "otel")]
+#[derive(Debug)]
+pub(crate) struct Counts<const N: usize>([std::sync::atomic::AtomicU64; N]);
+
+#[cfg(feature = "otel")]
+impl<const N: usize> Default for Counts<N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| 0.into()))
+    }
+}
+
+#[cfg(feature = "otel")]
+impl<const N: usize> Counts<N> {
+    fn add(&self, index: usize) {
+        self.0[index].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> [u64; N] {
+        std::array::from_fn(|index| self.0[index].load(std::sync::atomic::Ordering::Relaxed))
+    }
 }
 
 #[cfg(not(feature = "metrics"))]
 impl Meter {
     pub(crate) fn new(_policy: &str) -> Self {
-        Self {}
+        Self {
+            #[cfg(feature = "otel")]
+            counts: Default::default(),
+        }
     }
 
-    pub(crate) fn count(&self, _outcome: Outcome) {}
+    fn record(&self, _outcome: Outcome) {}
 
     #[cfg(feature = "redis")]
     pub(crate) fn show(&self) {}
@@ -147,11 +204,11 @@ impl Meter {
 mod imp {
     use metrics::{Key, Label, Level, Metadata, with_recorder};
 
-    use super::{INFO, KEYS, LIVE_EVICTIONS_TOTAL, Meter, Outcome, REQUESTS_TOTAL};
+    use super::{INFO, KEYS, LIVE_EVICTIONS_TOTAL, Meter, OUTCOMES, Outcome, REQUESTS_TOTAL};
 
     #[derive(Debug)]
     pub(crate) struct Keys {
-        outcomes: [Key; 6],
+        outcomes: [Key; OUTCOMES.len()],
         info: Key,
         resident: Key,
         live_evictions: Key,
@@ -162,10 +219,7 @@ mod imp {
     impl Meter {
         pub(crate) fn new(policy: &str) -> Self {
             let policy = Label::new("policy", policy.to_owned());
-            let outcomes = [
-                "allowed", "limited", "shadow", "no_key", "bypassed", "denied",
-            ]
-            .map(|outcome| {
+            let outcomes = OUTCOMES.map(|outcome| {
                 let labels = vec![policy.clone(), Label::from_static_parts("outcome", outcome)];
                 Key::from_parts(REQUESTS_TOTAL, labels)
             });
@@ -176,7 +230,11 @@ mod imp {
                 resident: Key::from_parts(KEYS, vec![policy.clone()]),
                 live_evictions: Key::from_parts(LIVE_EVICTIONS_TOTAL, vec![policy]),
             };
-            Self { keys: keys.into() }
+            Self {
+                #[cfg(feature = "otel")]
+                counts: Default::default(),
+                keys: keys.into(),
+            }
         }
 
         /// Shows every counter, also those at zero: one that is not there hides its first event from
@@ -190,7 +248,7 @@ mod imp {
             });
         }
 
-        pub(crate) fn count(&self, outcome: Outcome) {
+        pub(super) fn record(&self, outcome: Outcome) {
             let key = &self.keys.outcomes[outcome as usize];
             with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(1));
         }
@@ -234,12 +292,25 @@ pub(crate) enum Call {
     Error,
 }
 
+/// The sources as labels, in the order of [`Source`].
+#[cfg(all(feature = "redis", any(feature = "metrics", feature = "otel")))]
+pub(crate) const SOURCES: [&str; 4] = ["lease", "memory", "redis", "outage"];
+
+/// The outcomes of calls as labels, in the order of [`Call`].
+#[cfg(all(feature = "redis", any(feature = "metrics", feature = "otel")))]
+pub(crate) const CALLS: [&str; 3] = ["answered", "timeout", "error"];
+
 /// The counters of a fleet's limiter.
 #[cfg(feature = "redis")]
 #[derive(Debug)]
 pub(crate) struct FleetMeter {
     /// Counted in any case, for [`FleetLimiter::calls`](crate::fleet::FleetLimiter::calls).
     calls: std::sync::atomic::AtomicU64,
+    /// In the order of [`SOURCES`], and of [`CALLS`].
+    #[cfg(feature = "otel")]
+    pub(crate) decided: Counts<{ SOURCES.len() }>,
+    #[cfg(feature = "otel")]
+    pub(crate) called: Counts<{ CALLS.len() }>,
     #[cfg(feature = "metrics")]
     keys: fleet::Keys,
 }
@@ -253,17 +324,31 @@ impl FleetMeter {
     pub(crate) fn called(&self, call: Call, took: std::time::Duration) {
         self.calls
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        #[cfg(feature = "otel")]
+        self.called.add(call as usize);
         self.observe_call(call, took);
+    }
+
+    pub(crate) fn decided(&self, source: Source) {
+        #[cfg(feature = "otel")]
+        self.decided.add(source as usize);
+        self.observe_decision(source);
     }
 }
 
 #[cfg(all(feature = "redis", not(feature = "metrics")))]
 impl FleetMeter {
     pub(crate) fn new(_policy: &str) -> Self {
-        Self { calls: 0.into() }
+        Self {
+            calls: 0.into(),
+            #[cfg(feature = "otel")]
+            decided: Counts::default(),
+            #[cfg(feature = "otel")]
+            called: Counts::default(),
+        }
     }
 
-    pub(crate) fn decided(&self, _source: Source) {}
+    fn observe_decision(&self, _source: Source) {}
 
     fn observe_call(&self, _call: Call, _took: std::time::Duration) {}
 
@@ -281,14 +366,14 @@ mod fleet {
     use metrics::{Key, Label, Level, Metadata, with_recorder};
 
     use super::{
-        Call, FLEET_CALL_SECONDS, FLEET_CALLS_TOTAL, FLEET_DECISIONS_TOTAL, FLEET_LEASED_REQUESTS,
-        FLEET_NODES, FLEET_OPEN, FleetMeter, Source,
+        CALLS, Call, FLEET_CALL_SECONDS, FLEET_CALLS_TOTAL, FLEET_DECISIONS_TOTAL,
+        FLEET_LEASED_REQUESTS, FLEET_NODES, FLEET_OPEN, FleetMeter, SOURCES, Source,
     };
 
     #[derive(Debug)]
     pub(super) struct Keys {
-        decisions: [Key; 4],
-        calls: [Key; 3],
+        decisions: [Key; SOURCES.len()],
+        calls: [Key; CALLS.len()],
         seconds: Key,
         leased: Key,
         nodes: Key,
@@ -306,10 +391,8 @@ mod fleet {
                 Key::from_parts(name, labels)
             };
             let keys = Keys {
-                decisions: ["lease", "memory", "redis", "outage"]
-                    .map(|source| by(FLEET_DECISIONS_TOTAL, "source", source)),
-                calls: ["answered", "timeout", "error"]
-                    .map(|outcome| by(FLEET_CALLS_TOTAL, "outcome", outcome)),
+                decisions: SOURCES.map(|source| by(FLEET_DECISIONS_TOTAL, "source", source)),
+                calls: CALLS.map(|outcome| by(FLEET_CALLS_TOTAL, "outcome", outcome)),
                 seconds: key(FLEET_CALL_SECONDS),
                 leased: key(FLEET_LEASED_REQUESTS),
                 nodes: key(FLEET_NODES),
@@ -317,11 +400,15 @@ mod fleet {
             };
             Self {
                 calls: 0.into(),
+                #[cfg(feature = "otel")]
+                decided: super::Counts::default(),
+                #[cfg(feature = "otel")]
+                called: super::Counts::default(),
                 keys,
             }
         }
 
-        pub(crate) fn decided(&self, source: Source) {
+        pub(super) fn observe_decision(&self, source: Source) {
             count(&self.keys.decisions[source as usize]);
         }
 

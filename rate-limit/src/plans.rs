@@ -128,9 +128,11 @@ pub(crate) fn rulesets<'a>(
     columns: &[Arc<str>],
 ) -> Result<Vec<Ruleset>, BuildError> {
     let policies = policies.into_iter();
-    policies
+    let mut rulesets = policies
         .map(|policies| Ruleset::new(policies, columns))
-        .collect()
+        .collect::<Result<Vec<_>, _>>()?;
+    Ruleset::share_meters(&mut rulesets, []);
+    Ok(rulesets)
 }
 
 fn sets<T>(rulesets: Vec<Ruleset>, compile: &Compile<'_, T>) -> Result<Sets<T>, BuildError> {
@@ -198,7 +200,9 @@ impl<T> Plans<T> {
                 names.push(policy.shared_name());
             }
         }
-        let rulesets = rulesets(all.iter().map(|policies| &policies[..]), &names)?;
+        let mut rulesets = rulesets(all.iter().map(|policies| &policies[..]), &names)?;
+        // What was counted for a name goes on.
+        Ruleset::share_meters(&mut rulesets, current.iter().map(|plan| &plan.rules));
         let sets = sets(rulesets, compile)?;
         self.sets.store(Arc::new(sets));
         *columns = names;
@@ -218,7 +222,23 @@ impl<T> Plans<T> {
         plans.for_each(|plan| plan.rules.rules().iter().for_each(|rule| rule.meter.show()));
     }
 
-    #[cfg(feature = "redis")]
+    /// The decisions by each policy of any plan, in the order of
+    /// [`OUTCOMES`](crate::metrics::OUTCOMES).
+    #[cfg(feature = "otel")]
+    pub(crate) fn counts(&self) -> Vec<(Arc<str>, [u64; crate::metrics::OUTCOMES.len()])> {
+        let mut seen = HashSet::new();
+        let mut counts = Vec::new();
+        for plan in (0..self.count()).map(|number| self.at(number).keep()) {
+            for rule in plan.rules.rules() {
+                if seen.insert(rule.column) {
+                    counts.push((rule.policy.shared_name(), rule.meter.counts()));
+                }
+            }
+        }
+        counts
+    }
+
+    #[cfg(any(feature = "otel", feature = "redis"))]
     pub(crate) fn count(&self) -> usize {
         self.first.len()
     }

@@ -46,6 +46,12 @@ pub(crate) trait Ledger: Clone + Send + Sync + 'static {
     /// [given back to](crate::charged::give_back).
     fn numbered(&self) -> &Numbered;
 
+    /// Reads what a meter is given, while a handle is left.
+    #[cfg(feature = "otel")]
+    fn readings(
+        &self,
+    ) -> impl Fn() -> Option<crate::otel::Readings> + Clone + Send + Sync + 'static;
+
     /// The number of the plan `name`; of this handle's plan when there is no such plan.
     #[inline]
     fn plan_named(&self, name: Option<&str>) -> usize {

@@ -1,6 +1,6 @@
 //! Policies, compiled: what decides. Knows neither HTTP nor where debts are kept.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use crate::{
     BuildError, MAX_POLICIES, Policy, Quota,
@@ -250,6 +250,23 @@ impl Ruleset {
     #[inline]
     pub(crate) fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    /// Gives the rules for one name one meter: that of `earlier` rules, if there were such.
+    pub(crate) fn share_meters<'a>(
+        rulesets: &mut [Self],
+        earlier: impl IntoIterator<Item = &'a Self>,
+    ) {
+        let earlier = earlier.into_iter().flat_map(Self::rules);
+        let mut meters: HashMap<usize, Meter> = earlier
+            .map(|rule| (rule.column, rule.meter.clone()))
+            .collect();
+        for rule in rulesets.iter_mut().flat_map(|rules| &mut rules.rules) {
+            let meter = meters
+                .entry(rule.column)
+                .or_insert_with(|| rule.meter.clone());
+            rule.meter.clone_from(meter);
+        }
     }
 
     #[inline]

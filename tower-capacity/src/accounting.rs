@@ -16,7 +16,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    gate::{Ask, Claim, Partition},
+    gate::{Ask, Claim, Partition, RefusedReason},
     sync::lock,
 };
 
@@ -55,7 +55,8 @@ struct Shard {
     ignored: AtomicU64,
     drops: AtomicU64,
     cancelled: AtomicU64,
-    refusals: AtomicU64,
+    /// In the order of [`RefusedReason::ALL`].
+    refusals: [AtomicU64; RefusedReason::ALL.len()],
     /// The window in which this thread last refused a request, and how many it has refused in it.
     refused_in: AtomicU64,
     timed: Mutex<Timed>,
@@ -181,7 +182,8 @@ pub(crate) struct Totals {
     pub(crate) cancelled: u64,
     pub(crate) died: u64,
     pub(crate) held_ended: u64,
-    pub(crate) refusals: u64,
+    /// In the order of [`RefusedReason::ALL`].
+    pub(crate) refused: [u64; RefusedReason::ALL.len()],
     pub(crate) late: u64,
     pub(crate) service_times: Sum,
     pub(crate) ignored_times: Sum,
@@ -191,6 +193,12 @@ pub(crate) struct Totals {
     /// Requests inside that entered before both marks.
     pub(crate) held: u64,
     pub(crate) longest_gap: u64,
+}
+
+impl Totals {
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refused.iter().sum()
+    }
 }
 
 /// What is remembered of one request: what it costs, when it entered and how many it stands for, if
@@ -211,7 +219,7 @@ pub(crate) enum Progress {
     Dropped = 3,
 }
 
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "metrics", feature = "otel"))]
 impl Progress {
     pub(crate) const ALL: [Self; 4] =
         [Self::Running, Self::Succeeded, Self::Ignored, Self::Dropped];
@@ -488,10 +496,10 @@ impl Accounting {
     /// Counts a request that was refused. Returns the time now and then: of the first refusals after
     /// a window was closed, and of fewer the more there are, so that a limiter that only refuses
     /// still closes its windows.
-    pub(crate) fn refuse(&self) -> Option<u64> {
+    pub(crate) fn refuse(&self, reason: RefusedReason) -> Option<u64> {
         const EVERY: u64 = 64;
         let shard = self.shard().0;
-        shard.refusals.fetch_add(1, Relaxed);
+        shard.refusals[reason as usize].fetch_add(1, Relaxed);
         self.set_limited();
         let window = u64::from(self.windows.load(Relaxed)) << 32;
         let seen = shard.refused_in.load(Relaxed);
@@ -549,7 +557,9 @@ impl Accounting {
             totals.ignored += shard.ignored.load(Relaxed);
             totals.drops += shard.drops.load(Relaxed);
             totals.cancelled += shard.cancelled.load(Relaxed);
-            totals.refusals += shard.refusals.load(Relaxed);
+            for (total, refused) in totals.refused.iter_mut().zip(&shard.refusals) {
+                *total += refused.load(Relaxed);
+            }
             let mut timed = lock(&shard.timed);
             held += timed.running.counts[2] + timed.answered.counts[2];
             died += timed.died;

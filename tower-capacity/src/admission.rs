@@ -10,6 +10,8 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
+#[cfg(feature = "metrics")]
+use crate::pressure::Pressure;
 use crate::{
     accounting::{Outcome, Progress, Ticket},
     gate::{Ask, Claim, Enter, GateSnapshot, Priority, Refused, RefusedReason},
@@ -305,6 +307,11 @@ impl Drop for Admission {
         let cost = self.ticket.cost();
         shared.metrics.left(cost, self.ticket.progress());
         shared.gate.leave(self.ticket.partition(), cost);
+        // No window may close any more that would show it.
+        #[cfg(feature = "metrics")]
+        if shared.gate.inflight() == 0 {
+            shared.metrics.demand(Pressure::IDLE);
+        }
         if let Some((now, held)) = left {
             self.limiter.look(now, held);
         }

@@ -271,7 +271,7 @@ impl Limiter {
             drops: totals.drops - opened.drops,
             cancelled: totals.cancelled - opened.cancelled,
             died: totals.died - opened.died,
-            refusals: totals.refusals - opened.refusals,
+            refusals: totals.refusals() - opened.refusals(),
             mean_inflight: (inflight - held).max(0.0),
             service_time: times.mean().map(|(mean, _)| mean),
             service_time_error: times.mean().map_or(0.0, |(_, error)| error),
@@ -297,6 +297,11 @@ impl Limiter {
         shared.accounting.adapt(window.throughput() / cost, typical);
         let throughput = window.throughput().to_bits();
         shared.windows.throughput.store(throughput, Relaxed);
+        let ended = totals.completions + totals.ignored + totals.drops + totals.cancelled;
+        let ended = ended - opened.completions - opened.ignored - opened.drops - opened.cancelled;
+        let asked = (ended + window.refusals).max(1);
+        let refused = window.refusals as f64 / asked as f64;
+        shared.windows.refused.store(refused.to_bits(), Relaxed);
         let lifetimes: Sum = totals.lifetimes.since(&opened.lifetimes);
         if let Some((mean, _)) = lifetimes.mean() {
             let count = lifetimes.count() as f64;
@@ -358,8 +363,9 @@ impl Limiter {
     /// One notice when shedding starts and one when it is over.
     fn note_refusals(&self, control: &mut Control, totals: &Totals, notices: &mut Notices) {
         let now = totals.at;
-        if totals.refusals > control.refusals {
-            control.refusals = totals.refusals;
+        let refusals = totals.refusals();
+        if refusals > control.refusals {
+            control.refusals = refusals;
             control.last_refusal = now;
             let calm_at = now + nanos(CALM);
             self.shared.windows.calm_at.store(calm_at, Relaxed);
@@ -381,6 +387,7 @@ impl Limiter {
         let metrics = &self.shared.metrics;
         if let Some(baseline) = notices.baseline {
             metrics.baseline(baseline);
+            metrics.demand(self.pressure());
         }
         if let Some(held) = notices.held {
             metrics.held(held);

@@ -65,12 +65,13 @@
 //! | `client` | for clients: throttling, retry budgets, a limit that shows in readiness |
 //! | `signals` | what the kernel and the runtime say, as brakes |
 //! | `metrics` | metrics through the `metrics` facade |
+//! | `otel` | `otel::observe`: a limiter as instruments of an OpenTelemetry meter |
 //! | `serde` | [`LimiterSettings`] and [`Mode`] from configuration |
 //! | `tracing` | events through `tracing` |
 //!
 //! # Minimum supported Rust version
 //!
-//! 1.88.
+//! 1.88, with every feature.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -102,6 +103,8 @@ mod limiter;
 pub mod metrics;
 #[cfg(not(loom))]
 mod mode;
+#[cfg(all(feature = "otel", not(loom)))]
+pub mod otel;
 #[cfg(not(loom))]
 mod partitions;
 #[cfg(not(loom))]

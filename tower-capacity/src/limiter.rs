@@ -123,7 +123,9 @@ impl Limiter {
     }
 
     /// How hard the limiter is pressed: requests inside and waiting, against the limit. What is
-    /// [held](LimiterSnapshot::held) counts on neither side.
+    /// [held](LimiterSnapshot::held) counts on neither side. Its
+    /// [demand](Pressure::demand_ratio) also has what was refused in the last
+    /// [window](crate::limit::Window).
     ///
     /// Meant for readiness probes, autoscalers and pools.
     #[must_use]
@@ -132,7 +134,7 @@ impl Limiter {
         let held = self.shared.windows.held();
         let inflight = gate.inflight().saturating_sub(held);
         let limit = gate.limit().saturating_sub(held);
-        Pressure::of(inflight, gate.queued(), limit)
+        Pressure::of(inflight, gate.queued(), limit).with_refused(self.shared.windows.refused())
     }
 
     /// How long a request is expected to take that enters after `permits`, its own included;
@@ -254,7 +256,7 @@ impl Limiter {
 
     pub(crate) fn note_refusal(&self, refused: &Refused) {
         self.shared.metrics.shed(refused.reason());
-        if let Some(now) = self.shared.accounting.refuse() {
+        if let Some(now) = self.shared.accounting.refuse(refused.reason()) {
             self.look(now, false);
         }
         #[cfg(feature = "tracing")]

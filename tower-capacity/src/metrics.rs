@@ -4,10 +4,13 @@
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::{Mode, accounting::Progress, gate::RefusedReason};
+use crate::{Mode, Pressure, accounting::Progress, gate::RefusedReason};
 
 /// The names of the metrics. Those of a limiter have the label `limiter` (the name given to it).
 pub mod names {
+    #[cfg(doc)]
+    use crate::Pressure;
+
     /// Gauge: requests allowed inside.
     pub const LIMIT: &str = "tower_capacity_limit";
     /// Gauge: the fewest requests that may be allowed inside.
@@ -25,6 +28,11 @@ pub mod names {
     pub const HELD: &str = "tower_capacity_held";
     /// Gauge: requests that wait, each as often as it costs.
     pub const QUEUED: &str = "tower_capacity_queued";
+    /// Gauge: requests wanted inside as a multiple of the limit: those inside and waiting, and as many
+    /// more as were refused in the last [window](crate::limit::Window). Above 1 while requests wait or
+    /// are refused, and not clamped: see [`Pressure::demand_ratio`]. Set with each window, and to 0
+    /// when the last request leaves.
+    pub const DEMAND: &str = "tower_capacity_demand_ratio";
     /// Gauge: the service time without queueing that the control law compares with, in seconds;
     /// absent for laws that keep none.
     pub const BASELINE: &str = "tower_capacity_baseline_seconds";
@@ -58,6 +66,43 @@ pub const WAIT_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.002, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0,
 ];
 
+/// What the gauges of a limiter without a unit are.
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const GAUGES: [(&str, &str); 9] = [
+    (names::LIMIT, "Requests allowed inside"),
+    (
+        names::LIMIT_MIN,
+        "The fewest requests that may be allowed inside",
+    ),
+    (
+        names::LIMIT_MAX,
+        "The most requests that may be allowed inside",
+    ),
+    (names::MODE, "1 for the mode in force"),
+    (names::INFO, "1, with the version"),
+    (names::INFLIGHT, "Requests inside"),
+    (
+        names::HELD,
+        "Requests inside for so long that they no longer count against the limit",
+    ),
+    (names::QUEUED, "Requests that wait"),
+    (
+        names::DEMAND,
+        "Requests wanted inside, refused ones included, as a multiple of the limit",
+    ),
+];
+
+/// What its counters count.
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const COUNTERS: [(&str, &str); 2] = [
+    (names::REQUESTS, "Requests by decision and reason"),
+    (names::OUTCOMES, "Requests that left, by outcome"),
+];
+
+#[cfg(any(feature = "metrics", feature = "otel"))]
+pub(crate) const BASELINE_DESCRIPTION: &str =
+    "Service time without queueing, as the control law sees it";
+
 /// Describes the metrics to the installed recorder, with their units, and returns the buckets that
 /// suit each histogram.
 ///
@@ -84,41 +129,13 @@ pub const WAIT_BUCKETS: [f64; 14] = [
 )]
 pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 1] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_gauge!(names::LIMIT, Unit::Count, "Requests allowed inside");
-    describe_gauge!(
-        names::LIMIT_MIN,
-        Unit::Count,
-        "The fewest requests that may be allowed inside"
-    );
-    describe_gauge!(
-        names::LIMIT_MAX,
-        Unit::Count,
-        "The most requests that may be allowed inside"
-    );
-    describe_gauge!(names::MODE, Unit::Count, "1 for the mode in force");
-    describe_gauge!(names::INFO, Unit::Count, "1, with the version");
-    describe_gauge!(names::INFLIGHT, Unit::Count, "Requests inside");
-    describe_gauge!(
-        names::HELD,
-        Unit::Count,
-        "Requests inside for so long that they no longer count against the limit"
-    );
-    describe_gauge!(names::QUEUED, Unit::Count, "Requests that wait");
-    describe_gauge!(
-        names::BASELINE,
-        Unit::Seconds,
-        "Service time without queueing, as the control law sees it"
-    );
-    describe_counter!(
-        names::REQUESTS,
-        Unit::Count,
-        "Requests by decision and reason"
-    );
-    describe_counter!(
-        names::OUTCOMES,
-        Unit::Count,
-        "Requests that left, by outcome"
-    );
+    for (name, description) in GAUGES {
+        describe_gauge!(name, Unit::Count, description);
+    }
+    for (name, description) in COUNTERS {
+        describe_counter!(name, Unit::Count, description);
+    }
+    describe_gauge!(names::BASELINE, Unit::Seconds, BASELINE_DESCRIPTION);
     describe_histogram!(
         names::WAIT,
         Unit::Seconds,
@@ -180,6 +197,7 @@ struct Handles {
     inflight: metrics::Gauge,
     held: metrics::Gauge,
     queued: metrics::Gauge,
+    demand: metrics::Gauge,
     admitted: metrics::Counter,
     /// In the order of [`RefusedReason::ALL`].
     shed: [metrics::Counter; RefusedReason::ALL.len()],
@@ -240,6 +258,7 @@ impl Metrics {
                 inflight: gauge!(names::INFLIGHT, "limiter" => limiter()),
                 held: gauge!(names::HELD, "limiter" => limiter()),
                 queued: gauge!(names::QUEUED, "limiter" => limiter()),
+                demand: gauge!(names::DEMAND, "limiter" => limiter()),
                 admitted: requests("admitted", "none"),
                 shed: RefusedReason::ALL.map(|reason| requests("shed", reason.as_str())),
                 outcomes: Progress::ALL.map(|progress| {
@@ -294,6 +313,10 @@ impl Metrics {
         handles.wait.record(wait.as_secs_f64());
     }
 
+    pub(crate) fn demand(&self, pressure: Pressure) {
+        self.handles().demand.set(pressure.demand_ratio());
+    }
+
     /// Registered with the first baseline, since not every law keeps one.
     pub(crate) fn baseline(&self, baseline: Option<f64>) {
         if let Some(baseline) = baseline {
@@ -339,6 +362,8 @@ impl Metrics {
     pub(crate) const fn waits(&self, _cost: usize) {}
 
     pub(crate) const fn waited(&self, _cost: usize, _wait: Duration) {}
+
+    pub(crate) const fn demand(&self, _pressure: Pressure) {}
 
     pub(crate) const fn baseline(&self, _baseline: Option<f64>) {}
 

@@ -36,7 +36,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    #[cfg(feature = "metrics")]
+    #[cfg(any(feature = "metrics", feature = "otel"))]
     pub(crate) const ALL: [Self; 3] = [Self::Enforce, Self::Shadow, Self::Off];
 
     /// The mode as it stands in metrics and settings.

@@ -2,7 +2,7 @@ use std::ops::RangeInclusive;
 
 use crate::{
     accounting::Totals,
-    gate::GateSnapshot,
+    gate::{GateSnapshot, RefusedReason},
     limit::{Explanation, Window},
 };
 
@@ -108,7 +108,13 @@ impl LimiterSnapshot {
 
     /// Requests refused since the limiter was built.
     #[must_use]
-    pub const fn refusals(&self) -> u64 {
-        self.totals.refusals
+    pub fn refusals(&self) -> u64 {
+        self.totals.refusals()
+    }
+
+    /// Requests refused for this reason since the limiter was built.
+    #[must_use]
+    pub const fn refusals_for(&self, reason: RefusedReason) -> u64 {
+        self.totals.refused[reason as usize]
     }
 }

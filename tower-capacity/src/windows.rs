@@ -47,6 +47,8 @@ pub(crate) struct Windows {
     pub(crate) calm_at: AtomicU64,
     /// Completions per second in the last window, as the bits of an `f64`.
     pub(crate) throughput: AtomicU64,
+    /// The share of the requests of the last window that was refused, likewise.
+    pub(crate) refused: AtomicU64,
     /// Held requests that the gate admits beside the limit.
     pub(crate) held: AtomicUsize,
     pub(crate) control: Mutex<Control>,
@@ -105,6 +107,7 @@ impl Windows {
             }),
             calm_at: AtomicU64::new(u64::MAX),
             throughput: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             held: AtomicUsize::new(0),
             control: Mutex::new(Control {
                 law,
@@ -130,6 +133,11 @@ impl Windows {
     #[inline]
     pub(crate) fn throughput(&self) -> f64 {
         f64::from_bits(self.throughput.load(Relaxed))
+    }
+
+    /// The share of the requests of the last window that was refused; zero before it.
+    pub(crate) fn refused(&self) -> f64 {
+        f64::from_bits(self.refused.load(Relaxed))
     }
 
     pub(crate) fn limit(&self) -> usize {

@@ -545,6 +545,45 @@ mod published {
         assert_eq!(queued(), (0, Some(DebugValue::Gauge((-1.0).into()))));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn demand_is_what_is_refused_too_and_nothing_once_all_have_left() {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        let _local = metrics::set_default_local_recorder(&recorder);
+        let limiter = Limiter::builder().law(Fixed::new(5)).max_queue(0);
+        let limiter = limiter.build().unwrap();
+        let stays = limiter.try_admit().unwrap();
+        let published = || {
+            let all = snapshotter.snapshot().into_vec().into_iter();
+            let mut demand = all.filter(|(key, ..)| key.key().name() == names::DEMAND);
+            match demand.next().map(|(.., value)| value) {
+                Some(DebugValue::Gauge(demand)) => demand.into_inner(),
+                other => panic!("{other:?}"),
+            }
+        };
+        // Sixteen at a time, where there is room for four.
+        let mut demand = 0.0;
+        for _ in 0..50 {
+            let inside: Vec<_> = (0..4).map(|_| limiter.try_admit().unwrap()).collect();
+            for _ in 0..12 {
+                limiter.try_admit().unwrap_err();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let pressure = limiter.pressure();
+            assert_eq!(pressure.value(), 0.5, "all are in use and nothing waits");
+            demand = pressure.demand_ratio();
+            for mut admission in inside {
+                admission.complete(Outcome::Success);
+            }
+        }
+        assert!((3.5..4.5).contains(&demand), "{demand}");
+        // As of the last window, at the end of which one to five were inside.
+        let published_then = published();
+        assert!((0.7..4.5).contains(&published_then), "{published_then}");
+        drop(stays);
+        assert_eq!(published(), 0.0);
+    }
+
     #[test]
     fn requests_that_left_are_counted_by_how_they_ended() {
         let recorder = DebuggingRecorder::new();

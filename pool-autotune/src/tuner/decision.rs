@@ -36,6 +36,11 @@ impl Decision {
         self.to
     }
 
+    #[cfg(any(feature = "metrics", feature = "otel"))]
+    pub(crate) fn direction(&self) -> &'static str {
+        if self.to > self.from { "up" } else { "down" }
+    }
+
     /// Why.
     #[must_use]
     pub fn reason(&self) -> Reason {

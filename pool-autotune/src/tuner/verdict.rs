@@ -48,7 +48,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every [name](Self::as_str) there is.
-    #[cfg(feature = "metrics")]
+    #[cfg(any(feature = "metrics", feature = "otel"))]
     pub(crate) const NAMES: [&str; 10] = [
         "healthy",
         "underprovisioned",

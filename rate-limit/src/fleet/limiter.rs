@@ -413,6 +413,21 @@ impl Ledger for FleetLimiter {
         })
     }
 
+    #[cfg(feature = "otel")]
+    fn readings(
+        &self,
+    ) -> impl Fn() -> Option<crate::otel::Readings> + Clone + Send + Sync + 'static {
+        let node = Arc::downgrade(&self.node);
+        let plans = Arc::downgrade(&self.plans);
+        move || {
+            Some(crate::otel::Readings {
+                policies: plans.upgrade()?.counts(),
+                keys: None,
+                fleet: Some(node.upgrade()?.readings()),
+            })
+        }
+    }
+
     fn numbered(&self) -> &Numbered {
         self.node.numbered()
     }

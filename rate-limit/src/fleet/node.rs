@@ -355,6 +355,17 @@ impl Node {
         self.meter.calls()
     }
 
+    #[cfg(feature = "otel")]
+    pub(crate) fn readings(&self) -> crate::otel::FleetReadings {
+        crate::otel::FleetReadings {
+            decided: self.meter.decided.read(),
+            called: self.meter.called.read(),
+            leased: self.leased(),
+            nodes: self.nodes.load(Ordering::Relaxed),
+            open: self.router.open(),
+        }
+    }
+
     /// Whether any server is not asked at the moment.
     pub(crate) fn is_open(&self) -> bool {
         self.router.open() > 0 || self.ended.load(Ordering::Relaxed)
