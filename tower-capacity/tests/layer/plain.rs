@@ -100,6 +100,31 @@ async fn the_layer_stands_between_the_middlewares_of_tower_and_its_errors_can_be
     assert_eq!(shed.reason(), RefusedReason::QueueFull);
 }
 
+/// As `reqwest` wants a layer around its connector: no error but a `BoxError`.
+#[tokio::test]
+async fn a_client_of_reqwest_opens_no_more_connections_at_once_than_the_limit() {
+    let app = axum::Router::new().route("/", axum::routing::get(async || "hello"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let limiter = fixed(1, 0);
+    let layer = tower::ServiceBuilder::new()
+        .map_err(BoxError::from)
+        .layer(PlainCapacityLayer::new(limiter.clone()));
+    let client = reqwest::Client::builder().connector_layer(layer);
+    // Each request opens a connection.
+    let client = client.pool_max_idle_per_host(0).no_proxy().build().unwrap();
+    let response = client.get(&url).send().await.unwrap();
+    assert_eq!(response.text().await.unwrap(), "hello");
+    assert_eq!(limiter.snapshot().completions(), 1);
+
+    let _opening = limiter.try_admit().unwrap();
+    let error = client.get(&url).send().await.unwrap_err();
+    assert!(error.is_connect(), "{error:?}");
+    assert_eq!(limiter.snapshot().refusals(), 1);
+}
+
 #[tokio::test]
 async fn an_error_of_the_service_signals_overload_unless_told_otherwise() {
     let answer = async |request: Result<u32, io::ErrorKind>| request.map_err(io::Error::from);
