@@ -6,11 +6,14 @@
 use std::{
     ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{MutexGuard, atomic::Ordering::Relaxed},
+    sync::{Arc, MutexGuard, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 
 use crate::{
     accounting::{Phase, Sum, Totals},
@@ -382,6 +385,28 @@ impl Limiter {
         }
     }
 
+    /// Sees the end of shedding where no request comes any more that would.
+    fn watch_for_calm(&self) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let shared = Arc::downgrade(&self.shared);
+        drop(runtime.spawn(async move {
+            loop {
+                sleep(CALM).await;
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
+                let limiter = Self { shared };
+                let now = limiter.shared.accounting.now();
+                limiter.look_closer(now, |_, _, _| ());
+                if limiter.shared.windows.calm_at.load(Relaxed) == u64::MAX {
+                    return;
+                }
+            }
+        }));
+    }
+
     /// Tells the observers, which may look at the limiter.
     fn send(&self, notices: Notices) {
         let metrics = &self.shared.metrics;
@@ -391,6 +416,9 @@ impl Limiter {
         }
         if let Some(held) = notices.held {
             metrics.held(held);
+        }
+        if notices.began && (cfg!(feature = "tracing") || self.shared.observer.is_some()) {
+            self.watch_for_calm();
         }
         if let Some(change) = &notices.moved {
             metrics.limit(change.new);

@@ -718,6 +718,36 @@ mod events {
         }
     }
 
+    fn warnings(collector: &Collector) -> Vec<String> {
+        let events = collector.0.lock().unwrap();
+        let warnings = events.iter().filter(|event| event.starts_with("WARN"));
+        warnings.cloned().collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shedding_is_announced_while_nothing_ends_and_over_when_traffic_stops() {
+        let collector = Collector::default();
+        let subscriber = tracing_subscriber::registry().with(collector.clone());
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let limiter = Limiter::builder().law(Fixed::new(1)).max_queue(0);
+        let limiter = limiter.build().unwrap();
+        let _hangs = limiter.try_admit().unwrap();
+        for _ in 0..100 {
+            limiter.try_admit().unwrap_err();
+            advance(10 * MS).await;
+        }
+        assert_eq!(warnings(&collector), ["WARN overloaded: shedding starts"]);
+        // From here on nothing happens at all.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(
+            warnings(&collector),
+            [
+                "WARN overloaded: shedding starts",
+                "WARN no longer overloaded: shedding is over"
+            ]
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn shedding_is_announced_once_when_it_starts_and_once_when_it_is_over() {
         let collector = Collector::default();
@@ -737,16 +767,8 @@ mod events {
         for _ in 0..20 {
             one_by_one(&limiter, 128, MS).await;
         }
-        let announced: Vec<_> = collector
-            .0
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|event| event.starts_with("WARN"))
-            .cloned()
-            .collect();
         assert_eq!(
-            announced,
+            warnings(&collector),
             [
                 "WARN overloaded: shedding starts",
                 "WARN no longer overloaded: shedding is over"
