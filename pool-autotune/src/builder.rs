@@ -25,7 +25,7 @@ use crate::stats::{Stats, WindowReader};
 #[cfg(feature = "json")]
 use crate::tuner::LogWriter;
 use crate::tuner::{DialBudget, DialState, Tuner, TunerConfig};
-use crate::{Autotuned, Bounds, BuildError};
+use crate::{Autotuned, Bounds, BuildError, PoolSettings};
 
 /// Whether the tuner acts or only reports.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -126,6 +126,18 @@ impl<P: Adapter> Builder<P> {
     #[must_use]
     pub fn bounds(mut self, bounds: RangeInclusive<usize>) -> Self {
         self.bounds = Some(bounds);
+        self
+    }
+
+    /// Sets what `settings` says, and leaves the rest as it is.
+    #[must_use]
+    pub fn settings(mut self, settings: PoolSettings) -> Self {
+        let bounds = settings.bounds.map(|bounds| bounds.min()..=bounds.max());
+        self.bounds = bounds.or(self.bounds);
+        self.wait_timeout = settings.wait_timeout.or(self.wait_timeout);
+        self.open_timeout = settings.open_timeout.or(self.open_timeout);
+        self.max_waiting = settings.max_waiting.or(self.max_waiting);
+        self.mode = settings.mode.unwrap_or(self.mode);
         self
     }
 

@@ -94,7 +94,7 @@
 //! - `metrics`: report through the `metrics` facade.
 //! - `otel`: the pool as instruments of an OpenTelemetry meter (`otel::observe`).
 //! - `quanta`: [`Builder::counter_clock`], a clock that is cheaper to read.
-//! - `serde`: [`Bounds`] and [`Mode`] from configuration.
+//! - `serde`: [`PoolSettings`], [`Bounds`] and [`Mode`] from configuration.
 //! - `tracing`: an event for every decision.
 //!
 //! The minimum supported Rust version is 1.88, and 1.94 with `sqlx-0_9` and `sqlx`.
@@ -128,6 +128,7 @@ mod opening;
 pub mod otel;
 mod report;
 mod rights;
+mod settings;
 mod shared;
 mod snapshot;
 mod sqlstate;
@@ -142,6 +143,7 @@ pub use crate::checkout::{Checkout, Place};
 pub use crate::error::{BuildError, Error, Overload};
 pub use crate::observed::{Counts, Observation, Observe, Observed};
 pub use crate::report::Report;
+pub use crate::settings::PoolSettings;
 pub use crate::snapshot::PoolSnapshot;
 pub use crate::text::ParseSettingError;
 pub use tower_capacity::Pressure;

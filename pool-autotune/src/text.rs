@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::{Bounds, Mode};
 
@@ -44,7 +45,21 @@ impl FromStr for Bounds {
     }
 }
 
-/// Text that is no [`Bounds`] or [`Mode`].
+/// Reads `250ms`; `None` if it is no duration above zero.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit.trim() {
+        "us" | "µs" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        _ => return None,
+    };
+    let duration = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+    (!duration.is_zero()).then_some(duration)
+}
+
+/// Text that is no [`PoolSettings`](crate::PoolSettings), [`Bounds`] or [`Mode`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ParseSettingError {
     text: Box<str>,
@@ -52,7 +67,7 @@ pub struct ParseSettingError {
 }
 
 impl ParseSettingError {
-    fn new(text: &str, expected: &'static str) -> Self {
+    pub(crate) fn new(text: &str, expected: &'static str) -> Self {
         Self {
             text: text.into(),
             expected,
@@ -73,6 +88,7 @@ mod with_serde {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     use super::{Bounds, Mode};
+    use crate::PoolSettings;
 
     macro_rules! as_text {
         ($type:ty) => {
@@ -97,6 +113,7 @@ mod with_serde {
 
     as_text!(Bounds);
     as_text!(Mode);
+    as_text!(PoolSettings);
 }
 
 #[cfg(test)]
@@ -123,5 +140,8 @@ mod tests {
         assert_eq!(serde_json::to_string(&bounds).expect("text"), "\"2..=50\"");
         let mode = serde_json::from_str::<Mode>("\"recommend\"").expect("valid");
         assert_eq!(mode, Mode::Recommend);
+        let text = "\"size 2..=50, wait 250ms\"";
+        let settings: crate::PoolSettings = serde_json::from_str(text).expect("valid");
+        assert_eq!(serde_json::to_string(&settings).expect("text"), text);
     }
 }

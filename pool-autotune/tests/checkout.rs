@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, poll_immediate};
 use pool_autotune::tuner::{Decision, DecisionLog, Reason, TunerConfig, Verdict};
-use pool_autotune::{Ask, Autotuned, BuildError, Codel, Error, Mode, Priority};
+use pool_autotune::{Ask, Autotuned, BuildError, Codel, Error, Mode, PoolSettings, Priority};
 use support::Memory;
 use tokio::time::{Instant, sleep, timeout};
 use tower_capacity::gate::RefusedReason;
@@ -31,6 +31,21 @@ async fn warm(size: usize) -> Autotuned<Memory> {
     drop(join_all((0..size).map(|_| pool.get())).await);
     assert_eq!(pool.snapshot().size(), size);
     pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_read_from_text_are_those_of_the_pool() {
+    let settings = "size 1..=1, wait 50ms, waiting 1, mode enforce";
+    let settings: PoolSettings = settings.parse().expect("valid settings");
+    let memory = Memory::new(8, Duration::ZERO);
+    let pool = Autotuned::builder(memory).settings(settings);
+    let pool = pool.build().expect("valid settings");
+    let _only = pool.get().await.expect("free");
+    let start = Instant::now();
+    let (first, second) = tokio::join!(pool.get(), pool.get());
+    assert!(matches!(first, Err(Error::Timeout(_))), "it waits");
+    assert!(matches!(second, Err(Error::Shed(_))), "one may wait");
+    assert_eq!(start.elapsed(), Duration::from_millis(50));
 }
 
 #[tokio::test(start_paused = true)]
