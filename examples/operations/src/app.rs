@@ -108,7 +108,10 @@ pub fn app(
     let flood = RateLimitLayer::from_limiter(flood).key(key.clone());
     let inner = match &settings.redis {
         Some(url) => {
-            let backend = FleetBackend::new(url.as_str(), "operations")?.lease(Lease::adaptive());
+            // Redis shares the processors with the load here: a call that waits for one is no outage.
+            let backend = FleetBackend::new(url.as_str(), "operations")?
+                .lease(Lease::adaptive())
+                .deadline(Duration::from_millis(100));
             let quotas = quotas.build_on(backend)?;
             inner.layer(RateLimitLayer::from_limiter(quotas).key(key))
         }
