@@ -34,6 +34,19 @@ async fn warm(size: usize) -> Autotuned<Memory> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_snapshot_has_the_rate_at_which_checkouts_arrive() {
+    let pool = warm(2).await;
+    for _ in 0..400 {
+        drop(pool.get().await.expect("free"));
+        sleep(ms(25)).await;
+    }
+    let rate = pool.snapshot().arrival_rate();
+    assert!((38.0..42.0).contains(&rate), "{rate}/s");
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!(pool.snapshot().arrival_rate(), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn settings_read_from_text_are_those_of_the_pool() {
     let settings = "size 1..=1, wait 50ms, waiting 1, mode enforce";
     let settings: PoolSettings = settings.parse().expect("valid settings");

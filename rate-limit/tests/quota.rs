@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-#[cfg(feature = "serde")]
-use rate_limit::Policy;
-use rate_limit::{DAY, HOUR, MINUTE, Mode, Quota, SECOND, Unit};
+use rate_limit::{DAY, HOUR, Limiter, MINUTE, Mode, Policy, Quota, SECOND, Unit};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -111,6 +109,22 @@ fn text_that_is_no_quota_is_refused_with_the_value_and_the_expectation() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn a_cell_stands_for_a_request_unless_the_quota_says_otherwise() {
+    assert_eq!(Quota::count(5).per(SECOND).cell_unit(), Unit::Requests);
+    let quota: Quota = "10_000 'tokens' per minute".parse().unwrap();
+    assert_eq!(quota.cell_unit().as_str(), "tokens");
+}
+
+#[test]
+fn handles_of_one_limiter_are_the_same_whatever_their_plan() {
+    let quota = || Policy::new("api", Quota::count(5).per(SECOND));
+    let limiter = || Limiter::builder().policy(quota()).plan("paid", [quota()]);
+    let (one, other) = (limiter().build().unwrap(), limiter().build().unwrap());
+    assert!(one.same_as(&one.clone()) && one.same_as(&one.plan("paid").unwrap()));
+    assert!(!one.same_as(&other));
 }
 
 #[test]
