@@ -145,8 +145,8 @@ impl LimiterBuilder {
         self
     }
 
-    /// Sets how many requests may wait; zero sheds at once. Defaults to the limit in force, and to 64
-    /// at least until an adaptive limiter has closed its first window.
+    /// Sets how many requests may wait; zero sheds at once. Defaults to the limit in force, and to 8
+    /// at least, or to 64 until an adaptive limiter has closed its first window.
     pub const fn max_queue(mut self, requests: usize) -> Self {
         self.settings.max_queue = Some(requests);
         self

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// No service is so slow that a window must last longer than this for its sake.
-const MAX_WINDOW: Duration = Duration::from_secs(4);
+const MAX_WINDOW: Duration = Duration::from_secs(10);
 /// Fewer completions than the law asks for suffice if their times differ little: this many, with a
 /// standard error below this.
 const STEADY: u64 = 32;

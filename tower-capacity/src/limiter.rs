@@ -169,7 +169,8 @@ impl Limiter {
         Ok(())
     }
 
-    /// Changes how many may wait and for how long. `None`: as many as the limit in force.
+    /// Changes how many may wait and for how long. `None`: as many as the limit in force,
+    /// and eight at least.
     pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
         self.shared.windows.forget_first_queue();
         self.shared.gate.set_waiting(max_queue, max_wait);

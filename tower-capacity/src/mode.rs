@@ -135,7 +135,7 @@ impl LimiterSettings {
     }
 
     /// Sets how many requests may wait; zero sheds at once, `None` is as many as the limit in
-    /// force. Defaults to `None`.
+    /// force, and eight at least. Defaults to `None`.
     pub const fn max_queue(mut self, requests: Option<usize>) -> Self {
         self.max_queue = requests;
         self

@@ -109,6 +109,10 @@ struct Shared {
 
 /// Instead of a number of waiters.
 const AS_THE_LIMIT: usize = usize::MAX;
+/// Places of a queue that follows the limit, at least. Chance alone fills a short one: at seven tenths of
+/// the capacity an M/M/1 with one place refuses 22 %, one with eight 2 % (Erlang). With 16 more wait in
+/// vain (model).
+const LEAST_QUEUE: usize = 8;
 
 struct Room {
     queue: Queue,
@@ -148,7 +152,8 @@ impl GateConfig {
     /// long as they are fewer. Zero refuses at once a request that finds no permit.
     ///
     /// Defaults to the limit in force, so that by Little's law a full room costs its last waiter
-    /// about one service time: enough to absorb a burst, too little to store an overload.
+    /// about one service time: enough to absorb a burst, too little to store an overload. Below a limit
+    /// of eight it stays at eight, since chance alone fills fewer.
     pub const fn max_queue(mut self, waiters: usize) -> Self {
         self.max_queue = Some(waiters);
         self
@@ -501,7 +506,7 @@ impl Gate {
         }
     }
 
-    /// Changes how many may wait (`None`: as many as the limit in force) and for how long.
+    /// Changes how many may wait (`None`: as many as the limit in force, and eight at least) and for how long.
     ///
     /// Applies to requests that come from now on; no waiter is sent away.
     pub fn set_waiting(&self, max_queue: Option<usize>, max_wait: Duration) {
@@ -642,7 +647,7 @@ impl Shared {
     /// How many may wait now.
     fn longest(&self, word: Word) -> usize {
         match self.max_queue.load(Relaxed) {
-            AS_THE_LIMIT => word.limit(),
+            AS_THE_LIMIT => word.limit().max(LEAST_QUEUE),
             waiters => waiters,
         }
     }

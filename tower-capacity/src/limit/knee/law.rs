@@ -32,8 +32,9 @@ const ROOM: f64 = 1.1;
 const NEWS: f64 = 0.7;
 /// What a probe leaves of the limit. Half costs more than it tells (model).
 const DEPTH: f64 = 0.7;
-/// Elasticity below which a step of slow start did not pay.
+/// Elasticity below which a step of slow start did not pay, and its error from which that is not known.
 const VAIN: f64 = 0.5;
+const UNSURE: f64 = 0.4;
 /// A service time of this many times *S* ends slow start.
 const SLOW: f64 = 2.0;
 /// Elasticity above which throughput is as good as proportional to concurrency.
@@ -43,7 +44,7 @@ const FAST: f64 = 0.85;
 /// Error of an elasticity that ends a probe.
 const SURE: f64 = 0.2;
 /// Windows that a probe measures at most, and up to twice as many where windows scatter.
-const PROBE_WINDOWS: f64 = 4.0;
+const PROBE_WINDOWS: f64 = 2.5;
 /// Growth of *S* that has to be confirmed.
 const CONFIRM: f64 = 1.15;
 /// Growth of slow start: at first and up to a throughput that was seen, and beyond.
@@ -54,10 +55,10 @@ const DEATHS: f64 = 0.2;
 /// Share of deaths above which nothing is lost by a low limit.
 const HOPELESS: f64 = 0.9;
 /// When the first probe is due, and the longest pause between two: in seconds and in windows.
-const SOONEST: (f64, f64) = (1.0, 16.0);
+const SOONEST: (f64, f64) = (1.0, 24.0);
 const LATEST: (f64, f64) = (30.0, 128.0);
-/// Completions that make a throughput known to a tenth.
-const EVIDENCE: f64 = 100.0;
+/// Completions that make a throughput known to a seventh.
+const EVIDENCE: f64 = 50.0;
 /// A limit that went down this far without a probe, in logarithms, has told as much as one.
 const DRIFT: f64 = 0.2;
 /// Requests inside, over those that completions account for (Little's law), which do not end.
@@ -92,7 +93,7 @@ pub struct Knee {
     usual_throughput: f64,
     /// The windows at the limit, as one.
     steady: Option<Tally>,
-    /// The first windows at rest, and the limit then.
+    /// The first windows at rest, or those before the last step of slow start, and the limit then.
     rest: Option<(f64, Tally)>,
     last: Option<Tally>,
     last_inflight: f64,
@@ -235,8 +236,8 @@ impl Knee {
         let has_grown = self.slow_start
             && !self.verified
             && self
-                .steady
-                .is_some_and(|steady| inflight > 1.15 * steady.inflight());
+                .rest
+                .is_some_and(|(_, before)| inflight > 1.15 * before.inflight());
         let fills = window.limited && (self.slow_start || is_full(window, held));
         if !fills && !has_grown {
             return self.on_light_load(window, service_time, last_inflight);
@@ -299,9 +300,7 @@ impl Knee {
         });
         self.probe = None;
         self.steady = None;
-        self.rest = None;
-        self.slow_start = false;
-        self.first_start = false;
+        self.end_slow_start();
         if (at <= first.limit / 8.0 || at < 1.5) && share > 0.7 * first.share {
             // Where hardly anything is done, a higher limit would do no more.
             if share > HOPELESS {
@@ -325,6 +324,9 @@ impl Knee {
         self.void = Void::Pause;
         self.pause = 0.0;
         self.schedule(now, window);
+        if !self.verified {
+            self.due = Some(now);
+        }
         Some(("deaths", self.limit))
     }
 
@@ -410,9 +412,10 @@ impl Knee {
         let (inflight, service_time) = (tally.inflight(), tally.service_time());
         let before = self.steady;
         if self.slow_start {
-            self.steady = Some(*tally);
-            self.usual_throughput = tally.throughput();
-            if let Some(decision) = self.on_slow_start(now, window, before, tally, base) {
+            let steady = before.unwrap_or_default().plus(tally);
+            self.steady = Some(steady);
+            self.usual_throughput = steady.throughput();
+            if let Some(decision) = self.on_slow_start(now, window, &steady, base) {
                 return decision;
             }
         }
@@ -499,17 +502,15 @@ impl Knee {
         &mut self,
         now: Instant,
         window: &Window,
-        before: Option<Tally>,
         tally: &Tally,
         base: f64,
     ) -> Option<(&'static str, f64)> {
-        let paid = before.and_then(|before| {
-            let found = before.elasticity(tally, Scatter::default())?;
-            Some((before, found))
-        });
+        let paid = self
+            .rest
+            .and_then(|(_, before)| Some((before, before.elasticity(tally, Scatter::default())?)));
         if let Some((before, found)) = paid
             && found.value < VAIN
-            && found.error < 0.5
+            && found.error < VAIN
         {
             self.end_slow_start();
             let known = self.base.filter(|_| self.verified);
@@ -521,12 +522,21 @@ impl Knee {
             }
             return Some(decision);
         }
+        if let Some((_, found)) = paid
+            && found.error > UNSURE
+            && found.value - found.error < VAIN
+            && tally.completions() < 2.0 * EVIDENCE
+        {
+            return Some(("slow start", self.limit));
+        }
         let slow = tally.service_time() > base * (SLOW + 1.0 / self.limit.sqrt());
         if slow && self.verified {
             self.end_slow_start();
             return None;
         }
-        if tally.inflight() > 0.4 * self.limit {
+        if tally.inflight() > 0.55 * self.limit {
+            self.rest = Some((self.limit, *tally));
+            self.steady = None;
             let is_known = self.first_start || self.carries > GROWTH * self.limit;
             self.limit *= if is_known { DOUBLE } else { GROWTH };
         }
@@ -534,6 +544,7 @@ impl Knee {
     }
 
     const fn end_slow_start(&mut self) {
+        self.rest = None;
         self.slow_start = false;
         self.first_start = false;
     }

@@ -37,7 +37,8 @@
 //! - **Death.** When a fifth of the requests that end were given up inside, at an age above the usual
 //!   service time, the limit is at least halved, and *S* with it, whatever the windows say. If an
 //!   eighth of the limit changes nothing, the deaths are not ours: the limit is restored, and that
-//!   share is tolerated, unless it is nine in ten.
+//!   share is tolerated, unless it is nine in ten. What is left of an *S* that was a guess is probed at
+//!   once.
 //!
 //! A limit that comes down by a fifth without a probe and takes the throughput with it, while the
 //! service time stays, has been a probe already: it goes back up to be confirmed.
@@ -50,13 +51,14 @@
 //! *S* is never above *w* by more than the error of *w*.
 //!
 //! Probes come due a second after the limit was first reached and twice as late each time that
-//! nothing was learned, up to half a minute (or 16 and 128 windows, where that is longer). One starts
+//! nothing was learned, up to half a minute (or 24 and 128 windows, where that is longer). One starts
 //! at once when two windows in a row are slower than the limit explains: a full limit of *n* makes
 //! requests slower by *n/b* itself, a small one by more than a large one.
 //!
 //! # Start
 //!
-//! The limit starts at 20 and doubles (slow start, RFC 5681) for as long as a doubling pays. After a
+//! The limit starts at 20 and doubles (slow start, RFC 5681) for as long as a doubling pays; where few
+//! requests ended, not before that is known. After a
 //! slowness that was not ours it doubles again up to what the throughput of before needs, and grows by
 //! 1.4 beyond.
 
