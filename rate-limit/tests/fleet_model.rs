@@ -125,13 +125,10 @@ impl Subject for OnRedis {
     }
 }
 
-/// A hundred thousand steps where tests are optimised; `PROPTEST_CASES` sets another number.
+/// A hundred thousand steps; `PROPTEST_CASES` sets another number of histories.
 fn cases() -> u32 {
     let cases = std::env::var("PROPTEST_CASES").ok();
-    let default = if cfg!(debug_assertions) { 200 } else { 1_700 };
-    cases
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(default)
+    cases.and_then(|cases| cases.parse().ok()).unwrap_or(1_700)
 }
 
 fn histories() -> impl Strategy<Value = ([usize; 4], bool, Vec<Step>)> {

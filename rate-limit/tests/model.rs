@@ -140,13 +140,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A million steps where tests are optimised; `PROPTEST_CASES` sets another number.
+/// A million steps; `PROPTEST_CASES` sets another number of histories.
 fn cases() -> u32 {
     let cases = std::env::var("PROPTEST_CASES").ok();
-    let default = if cfg!(debug_assertions) { 300 } else { 12_000 };
-    cases
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(default)
+    cases.and_then(|cases| cases.parse().ok()).unwrap_or(12_000)
 }
 
 proptest! {
