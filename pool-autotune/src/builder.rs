@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tower_capacity::gate::{Codel, Gate, GateConfig};
 
 use crate::adapter::Adapter;
-use crate::aging::Aging;
+use crate::ages::Aging;
 use crate::check::check_tuner;
 use crate::clock::Clock;
 use crate::control::Control;

@@ -11,8 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::Bounds;
-use crate::aging::AgingState;
-use crate::driver::TICK;
+use crate::ages::AgingState;
 #[cfg(feature = "json")]
 use crate::events;
 use crate::holders::Held;
@@ -20,6 +19,9 @@ use crate::stats::{Waits, WindowReader};
 use crate::tuner::{Decision, DialBudget, NestedAcquire, PoolWindow, Reason, Recording, Tuner};
 #[cfg(feature = "json")]
 use crate::tuner::{Given, LogWriter};
+
+/// How often a window is closed: the fast path acts within this time.
+pub(crate) const TICK: Duration = Duration::from_millis(250);
 
 /// What the driver of the tuner changes, and snapshots read.
 #[derive(Debug)]

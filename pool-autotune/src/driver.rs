@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tower_capacity::gate::Ask;
 
 use crate::adapter::Adapter;
-use crate::control::{Control, keep_decision};
+use crate::control::{Control, TICK, keep_decision};
 use crate::holders::Held;
 use crate::metrics::Levels;
 use crate::shared::{Inside, Shared};
@@ -24,10 +24,7 @@ use crate::tuner::Given;
 use crate::tuner::{Decision, DialState, PoolWindow, Reason, Verdict};
 use crate::{Bounds, Mode, PoolSnapshot, events};
 
-/// How often a window is closed: the fast path acts within this time.
-pub(crate) const TICK: Duration = Duration::from_millis(250);
-
-/// The same while checkouts wait and the tuner may open more for them.
+/// The time to the next window while checkouts wait and the tuner may open more for them.
 const SOON: Duration = Duration::from_millis(10);
 
 /// `turn`: a task with a later one has taken its place.

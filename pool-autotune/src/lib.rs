@@ -106,6 +106,7 @@
 struct Readme;
 
 pub mod adapter;
+mod ages;
 mod aging;
 mod autotuned;
 mod bounds;

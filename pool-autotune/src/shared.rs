@@ -13,7 +13,7 @@ use tower_capacity::Pressure;
 use tower_capacity::gate::{Codel, Entered, Gate, Permit};
 
 use crate::adapter::{Adapter, PutBack};
-use crate::aging::Aging;
+use crate::ages::Aging;
 use crate::control::Control;
 use crate::holders::Holders;
 use crate::metrics::{Recorder, Unserved};
