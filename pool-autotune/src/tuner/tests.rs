@@ -1,6 +1,10 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::*;
+use crate::Bounds;
 
 const TICK: Duration = Duration::from_millis(250);
 
