@@ -110,8 +110,8 @@ struct Shared {
 /// Instead of a number of waiters.
 const AS_THE_LIMIT: usize = usize::MAX;
 /// Places of a queue that follows the limit, at least. Chance alone fills a short one: at seven tenths of
-/// the capacity an M/M/1 with one place refuses 22 %, one with eight 2 % (Erlang). With 16 more wait in
-/// vain (model).
+/// the capacity an M/M/1 with one place refuses 22 %, one with eight 2 % (Erlang). With 16 more are
+/// served too late (model).
 const LEAST_QUEUE: usize = 8;
 
 struct Room {
