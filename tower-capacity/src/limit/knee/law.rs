@@ -514,7 +514,7 @@ impl Knee {
         {
             self.end_slow_start();
             let known = self.base.filter(|_| self.verified);
-            let again = found.value < USELESS && !self.verified;
+            let again = found.value - found.error < USELESS && !self.verified;
             let decision = self.settle(now, window, &before, tally, found, again);
             // Growth that did not pay says nothing of a service time that was seen.
             if let (Some(known), Some(found)) = (known, self.base) {
