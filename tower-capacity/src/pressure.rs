@@ -19,9 +19,9 @@ use std::fmt;
 /// assert_eq!(pressure.demand_ratio(), 1.5);
 /// assert!(pressure > Pressure::ALL_IN_USE);
 ///
-/// // Two in three are refused beside that: three times as much is wanted.
-/// assert_eq!(pressure.with_refused(2.0 / 3.0).demand_ratio(), 4.5);
-/// assert_eq!(pressure.with_refused(2.0 / 3.0).value(), 0.75);
+/// // Every other request is refused beside that: twice as much is wanted.
+/// assert_eq!(pressure.with_refused(0.5).demand_ratio(), 3.0);
+/// assert_eq!(pressure.with_refused(0.5).value(), 0.75);
 /// ```
 ///
 /// [`LimiterBuilder::downstream`]: crate::LimiterBuilder::downstream

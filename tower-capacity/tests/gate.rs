@@ -107,15 +107,18 @@ async fn a_full_room_refuses_at_once() {
 }
 
 #[tokio::test]
-async fn the_room_holds_as_many_as_the_limit_unless_told_otherwise() {
-    let gate = Gate::new(GateConfig::new(2));
-    let _held = [gate.try_acquire().unwrap(), gate.try_acquire().unwrap()];
-    let mut waiters = [task::spawn(gate.acquire()), task::spawn(gate.acquire())];
-    for waiter in &mut waiters {
-        assert_pending!(waiter.poll());
+async fn the_room_holds_as_many_as_the_limit_and_eight_at_least_unless_told_otherwise() {
+    for (limit, room) in [(1, 8), (2, 8), (8, 8), (9, 9), (20, 20)] {
+        let gate = Gate::new(GateConfig::new(limit));
+        let _held: Vec<_> = (0..limit).map(|_| gate.try_acquire().unwrap()).collect();
+        let mut waiters: Vec<_> = (0..room).map(|_| task::spawn(gate.acquire())).collect();
+        for waiter in &mut waiters {
+            assert_pending!(waiter.poll());
+        }
+        let refused = gate.acquire().await.unwrap_err();
+        assert_eq!(refused.reason(), RefusedReason::QueueFull, "limit {limit}");
+        assert_eq!(refused.queued(), room, "limit {limit}");
     }
-    let refused = gate.acquire().await.unwrap_err();
-    assert_eq!(refused.reason(), RefusedReason::QueueFull);
 }
 
 #[tokio::test]
