@@ -35,6 +35,9 @@ const DEPTH: f64 = 0.7;
 /// Elasticity below which a step of slow start did not pay, and its error from which that is not known.
 const VAIN: f64 = 0.5;
 const UNSURE: f64 = 0.4;
+/// Share of the limit in use from which slow start takes the next step: with 0.4 it is two steps ahead of a
+/// load that grows slowly, with 0.8 short bursts never get there (model).
+const REACHED: f64 = 0.55;
 /// A service time of this many times *S* ends slow start.
 const SLOW: f64 = 2.0;
 /// Elasticity above which throughput is as good as proportional to concurrency.
@@ -534,7 +537,7 @@ impl Knee {
             self.end_slow_start();
             return None;
         }
-        if tally.inflight() > 0.55 * self.limit {
+        if tally.inflight() > REACHED * self.limit {
             self.rest = Some((self.limit, *tally));
             self.steady = None;
             let is_known = self.first_start || self.carries > GROWTH * self.limit;
