@@ -1,6 +1,6 @@
 //! What a request takes of a gate.
 
-use super::{Ask, Partition, Priority, queue::LineKey};
+use super::{Partition, Priority};
 
 /// The permits that a request takes, and as which class and of which partition.
 ///
@@ -12,6 +12,9 @@ pub(crate) struct Claim(u32);
 impl Claim {
     /// One permit of the default class.
     pub(crate) const ONE: Self = Self(1 << Self::COST_SHIFT | Priority::Default as u32);
+
+    /// The most permits that one request can take.
+    pub(super) const MAX_COST: u32 = 64;
 
     const BYTE: u32 = 0xFF;
     const COST_SHIFT: u32 = 8;
@@ -26,10 +29,10 @@ impl Claim {
         Self(others | (partition.index() as u32) << Self::PARTITION_SHIFT)
     }
 
-    /// From 1 to [`Ask::MAX_COST`]; 0 of a permit that the gate does not count.
+    /// From 1 to [`MAX_COST`](Self::MAX_COST); 0 of a permit that the gate does not count.
     pub(super) const fn with_cost(self, cost: u32) -> Self {
-        let cost = if cost > Ask::MAX_COST {
-            Ask::MAX_COST
+        let cost = if cost > Self::MAX_COST {
+            Self::MAX_COST
         } else {
             cost
         };
@@ -73,4 +76,11 @@ impl std::fmt::Debug for Claim {
             .field("cost", &self.cost())
             .finish()
     }
+}
+
+/// One of the lines of waiters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LineKey {
+    pub(super) priority: Priority,
+    pub(super) partition: Partition,
 }

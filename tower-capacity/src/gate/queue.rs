@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Claim, Codel, Partition, Priority, RefusedReason,
+    claim::LineKey,
     codel::Judgement,
     partition::Partitions,
     word::{Need, Word},
@@ -28,13 +29,6 @@ pub(super) struct Queue {
     /// The waiter that is next and costs more permits than have come free so far. It stays next for
     /// its class, or requests that cost less would take each permit before there are enough.
     gathering: Option<usize>,
-}
-
-/// Which line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LineKey {
-    pub(super) priority: Priority,
-    pub(super) partition: Partition,
 }
 
 /// The lines of one partition, by rank of the class.
