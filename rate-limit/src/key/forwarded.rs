@@ -12,7 +12,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{
     Key, Network, NetworkError, RequestHead,
-    peer::{DEFAULT_IPV6_PREFIX, FindIp, found_peer},
+    address::FindIp,
+    peer::{DEFAULT_IPV6_PREFIX, found_peer},
 };
 
 /// The address of the client, found through the proxies that `trust` names.
