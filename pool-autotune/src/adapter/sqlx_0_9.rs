@@ -50,7 +50,7 @@ use sqlx_core_0_9::transaction::TransactionManager;
 use crate::Autotuned;
 
 #[allow(clippy::duplicate_mod, reason = "one source for each version of sqlx")]
-#[path = "../sqlx/mod.rs"]
+#[path = "sqlx/mod.rs"]
 mod shared;
 
 pub use self::shared::{Connection, Transaction};

@@ -48,7 +48,7 @@ use sqlx::{Database, Describe, Either, Error, Execute, Executor, TransactionMana
 use crate::Autotuned;
 
 #[allow(clippy::duplicate_mod, reason = "one source for each version of sqlx")]
-#[path = "../sqlx/mod.rs"]
+#[path = "sqlx/mod.rs"]
 mod shared;
 
 pub use self::shared::{Connection, Transaction};
