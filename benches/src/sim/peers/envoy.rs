@@ -1,6 +1,6 @@
 //! Envoy's adaptive concurrency filter (gradient controller; envoyproxy.io, "Adaptive Concurrency").
 
-use super::{Ended, Peer, quantile};
+use super::{Ended, Peer, quantile::quantile};
 
 /// Every 100 ms the median service time against one measured once a minute at a concurrency of 3,
 /// with a buffer of 25 % and √L of headroom; 1,000 at most. The values are those of its

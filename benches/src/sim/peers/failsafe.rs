@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Ended, Peer, quantile};
+use super::{Ended, Peer, quantile::quantile};
 
 /// In windows of a second or more with fifty samples: the 90th percentile, smoothed, against its
 /// own slower average; Vegas-like thresholds, and correlations of throughput and service time with
