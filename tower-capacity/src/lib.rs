@@ -42,7 +42,7 @@
 //! # What you will see
 //!
 //! With the feature `metrics`, the limit, the requests inside, decisions by reason and waits (see
-//! [`metrics::names`]). With the feature `tracing`, an event at `warn` when shedding starts and when
+//! [`metrics`]). With the feature `tracing`, an event at `warn` when shedding starts and when
 //! it is over (also when no request comes any more), at `debug` for each move of the limit with its
 //! reason, at `trace` for each request shed. Without either, [`LimiterBuilder::on_event`],
 //! [`Limiter::snapshot`] and [`Limiter::history`].

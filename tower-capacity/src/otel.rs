@@ -35,15 +35,21 @@
 //! throttles of clients are not in a snapshot: with the feature `metrics` they reach a meter through a
 //! recorder such as that of `metrics-exporter-otel`.
 
+mod observed;
+
 use std::sync::Arc;
 
 use opentelemetry::{KeyValue, metrics::Meter};
 
+use self::observed::{Observed, Reading};
 use crate::{
     Limiter, LimiterSnapshot, Mode,
     accounting::Progress,
     gate::RefusedReason,
-    metrics::{BASELINE_DESCRIPTION, COUNTERS, GAUGES, names},
+    metrics::{
+        BASELINE, DEMAND_RATIO, HELD, INFLIGHT, INFO, LIMIT, LIMIT_MAX, LIMIT_MIN, MODE, OUTCOMES,
+        QUEUED, REQUESTS,
+    },
 };
 
 /// Registers the instruments of a limiter with `meter`.
@@ -52,61 +58,67 @@ use crate::{
 /// alive, and a limiter without a handle is no longer observed.
 pub fn observe(meter: &Meter, limiter: &Limiter) {
     let shared = Arc::downgrade(&limiter.shared);
-    let instruments = Instruments {
-        meter,
+    let observed = Observed {
         handle: move || shared.upgrade().map(|shared| Limiter { shared }),
-        name: KeyValue::new("limiter", limiter.name().to_owned()),
+        attributes: vec![KeyValue::new("limiter", limiter.name().to_owned())],
     };
+    let gauge = |name| meter.f64_observable_gauge(name);
+    let counter = |name| meter.u64_observable_counter(name);
     for (name, read) in LEVELS {
-        instruments.gauge(name, "{request}", move |limiter| {
-            vec![(read(&limiter.snapshot()) as f64, vec![])]
-        });
+        let level = move |limiter: &Limiter| vec![(read(&limiter.snapshot()) as f64, vec![])];
+        observed.by(gauge(name), "{request}", level).build();
     }
-    instruments.gauge(names::DEMAND, "1", |limiter| {
-        vec![(limiter.pressure().demand_ratio(), vec![])]
-    });
-    instruments.gauge(names::BASELINE, "s", |limiter| {
-        let baseline = limiter.snapshot().explanation().baseline;
-        baseline
-            .map(|seconds| (seconds, vec![]))
-            .into_iter()
-            .collect()
-    });
-    instruments.gauge(names::MODE, "1", |limiter| {
-        let in_force = |mode| f64::from(u8::from(mode == limiter.mode()));
-        let modes = Mode::ALL.map(|mode| (in_force(mode), vec![("mode", mode.as_str())]));
-        modes.into()
-    });
-    instruments.gauge(names::INFO, "1", |_| {
-        vec![(1.0, vec![("version", env!("CARGO_PKG_VERSION"))])]
-    });
-    instruments.counter(names::REQUESTS, "{request}", requests);
-    instruments.counter(names::OUTCOMES, "{request}", |limiter| {
-        let snapshot = limiter.snapshot();
-        let left = |progress: Progress| {
-            (
-                left(&snapshot, progress),
-                vec![("outcome", progress.outcome())],
-            )
-        };
-        Progress::ALL.map(left).into()
-    });
+    let demand = |limiter: &Limiter| vec![(limiter.pressure().demand_ratio(), vec![])];
+    observed.by(gauge(DEMAND_RATIO), "1", demand).build();
+    observed.by(gauge(BASELINE), "s", baseline).build();
+    observed.by(gauge(MODE), "1", modes).build();
+    observed.by(gauge(INFO), "1", |_| info()).build();
+    observed
+        .by(counter(REQUESTS), "{request}", requests)
+        .build();
+    observed
+        .by(counter(OUTCOMES), "{request}", outcomes)
+        .build();
 }
 
 type Level = (&'static str, fn(&LimiterSnapshot) -> usize);
 
 const LEVELS: [Level; 6] = [
-    (names::LIMIT, LimiterSnapshot::limit),
-    (names::LIMIT_MIN, |snapshot| *snapshot.bounds().start()),
-    (names::LIMIT_MAX, |snapshot| *snapshot.bounds().end()),
-    (names::INFLIGHT, LimiterSnapshot::inflight),
-    (names::HELD, LimiterSnapshot::held),
-    (names::QUEUED, LimiterSnapshot::queued),
+    (LIMIT, LimiterSnapshot::limit),
+    (LIMIT_MIN, |snapshot| *snapshot.bounds().start()),
+    (LIMIT_MAX, |snapshot| *snapshot.bounds().end()),
+    (INFLIGHT, LimiterSnapshot::inflight),
+    (HELD, LimiterSnapshot::held),
+    (QUEUED, LimiterSnapshot::queued),
 ];
+
+fn baseline(limiter: &Limiter) -> Vec<Reading<f64>> {
+    let baseline = limiter.snapshot().explanation().baseline;
+    baseline
+        .into_iter()
+        .map(|seconds| (seconds, vec![]))
+        .collect()
+}
+
+fn modes(limiter: &Limiter) -> Vec<Reading<f64>> {
+    let in_force = |mode| f64::from(u8::from(mode == limiter.mode()));
+    let label = |mode: Mode| vec![KeyValue::new("mode", mode.as_str())];
+    Mode::ALL.map(|mode| (in_force(mode), label(mode))).into()
+}
+
+fn info() -> Vec<Reading<f64>> {
+    let version = KeyValue::new("version", env!("CARGO_PKG_VERSION"));
+    vec![(1.0, vec![version])]
+}
 
 fn requests(limiter: &Limiter) -> Vec<Reading<u64>> {
     let snapshot = limiter.snapshot();
-    let labels = |decision, reason| vec![("decision", decision), ("reason", reason)];
+    let labels = |decision, reason| {
+        vec![
+            KeyValue::new("decision", decision),
+            KeyValue::new("reason", reason),
+        ]
+    };
     let admitted = Progress::ALL.map(|progress| left(&snapshot, progress));
     let mut readings = vec![(admitted.iter().sum(), labels("admitted", "none"))];
     readings.extend(RefusedReason::ALL.map(|reason| {
@@ -118,6 +130,13 @@ fn requests(limiter: &Limiter) -> Vec<Reading<u64>> {
     readings
 }
 
+fn outcomes(limiter: &Limiter) -> Vec<Reading<u64>> {
+    let snapshot = limiter.snapshot();
+    let label = |progress: Progress| vec![KeyValue::new("outcome", progress.outcome())];
+    let reading = |progress| (left(&snapshot, progress), label(progress));
+    Progress::ALL.map(reading).into()
+}
+
 /// Requests that left with this progress.
 const fn left(snapshot: &LimiterSnapshot, progress: Progress) -> u64 {
     match progress {
@@ -125,77 +144,5 @@ const fn left(snapshot: &LimiterSnapshot, progress: Progress) -> u64 {
         Progress::Succeeded => snapshot.completions(),
         Progress::Ignored => snapshot.ignored(),
         Progress::Dropped => snapshot.drops(),
-    }
-}
-
-fn description(name: &str) -> &'static str {
-    let all = [(names::BASELINE, BASELINE_DESCRIPTION)]
-        .into_iter()
-        .chain(GAUGES)
-        .chain(COUNTERS);
-    let mut found = all.filter(|(described, _)| *described == name);
-    found.next().map_or("", |(_, description)| description)
-}
-
-/// A value, and its attributes beside the name.
-type Reading<V> = (V, Vec<(&'static str, &'static str)>);
-
-/// Registers instruments that read a handle, for as long as there is one.
-struct Instruments<'a, F> {
-    meter: &'a Meter,
-    handle: F,
-    name: KeyValue,
-}
-
-impl<H, F: Fn() -> Option<H> + Clone + Send + Sync + 'static> Instruments<'_, F> {
-    fn gauge(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        read: impl Fn(&H) -> Vec<Reading<f64>> + Send + Sync + 'static,
-    ) {
-        let readings = self.readings(read);
-        let gauge = self.meter.f64_observable_gauge(name).with_unit(unit);
-        let gauge = gauge.with_description(description(name));
-        let gauge = gauge.with_callback(move |observer| {
-            for (value, attributes) in readings() {
-                observer.observe(value, &attributes);
-            }
-        });
-        gauge.build();
-    }
-
-    fn counter(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        read: impl Fn(&H) -> Vec<Reading<u64>> + Send + Sync + 'static,
-    ) {
-        let readings = self.readings(read);
-        let counter = self.meter.u64_observable_counter(name).with_unit(unit);
-        let counter = counter.with_description(description(name));
-        let counter = counter.with_callback(move |observer| {
-            for (value, attributes) in readings() {
-                observer.observe(value, &attributes);
-            }
-        });
-        counter.build();
-    }
-
-    /// Reads the handle, and completes the attributes.
-    fn readings<V>(
-        &self,
-        read: impl Fn(&H) -> Vec<Reading<V>> + Send + Sync + 'static,
-    ) -> impl Fn() -> Vec<(V, Vec<KeyValue>)> + Send + Sync + 'static {
-        let (handle, name) = (self.handle.clone(), self.name.clone());
-        move || {
-            let readings = handle().map(|handle| read(&handle));
-            let complete = |(value, labels): Reading<V>| {
-                let labels = labels.into_iter();
-                let labels = labels.map(|(key, value)| KeyValue::new(key, value));
-                (value, [name.clone()].into_iter().chain(labels).collect())
-            };
-            readings.into_iter().flatten().map(complete).collect()
-        }
     }
 }

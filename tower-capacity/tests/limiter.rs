@@ -511,7 +511,7 @@ mod published {
         MetricKind,
         debugging::{DebugValue, DebuggingRecorder},
     };
-    use tower_capacity::metrics::names;
+    use tower_capacity::metrics as names;
 
     use super::*;
 
@@ -555,7 +555,7 @@ mod published {
         let stays = limiter.try_admit().unwrap();
         let published = || {
             let all = snapshotter.snapshot().into_vec().into_iter();
-            let mut demand = all.filter(|(key, ..)| key.key().name() == names::DEMAND);
+            let mut demand = all.filter(|(key, ..)| key.key().name() == names::DEMAND_RATIO);
             match demand.next().map(|(.., value)| value) {
                 Some(DebugValue::Gauge(demand)) => demand.into_inner(),
                 other => panic!("{other:?}"),

@@ -3,7 +3,7 @@
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower_capacity::{
-    metrics::names,
+    metrics as names,
     throttle::{Answer, RetryAdvice, RetryBudget, RetryBudgetConfig, ThrottleConfig, Throttler},
 };
 
