@@ -18,7 +18,7 @@ use crate::driver;
 #[cfg(feature = "fleet")]
 use crate::fleet::Budget;
 use crate::holders::Holders;
-use crate::metrics::Recorder;
+use crate::metrics::Metrics;
 use crate::rights::Rights;
 use crate::shared::Shared;
 use crate::stats::{Stats, WindowReader};
@@ -375,7 +375,7 @@ impl<P: Adapter> Builder<P> {
             adapter: self.pool,
             gate,
             aging: Aging::new(self.max_lifetime, self.idle_timeout, self.keep_open),
-            recorder: Recorder::new(&name, self.mode),
+            metrics: Metrics::new(&name, self.mode),
             mode: self.mode,
             name,
             open_timeout,

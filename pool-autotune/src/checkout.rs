@@ -137,11 +137,9 @@ impl<P: Adapter> Drop for Checkout<P> {
         let Some(inside) = self.inside.take() else {
             return;
         };
-        let Shared {
-            stats, recorder, ..
-        } = &*inside.shared;
+        let Shared { stats, metrics, .. } = &*inside.shared;
         let ns = stats.now().saturating_sub(self.since);
-        recorder.used(Duration::from_nanos(ns));
+        metrics.used(Duration::from_nanos(ns));
         let used = Used {
             since: self.since,
             ns,
@@ -200,7 +198,7 @@ impl<P: Adapter> Shared<P> {
             return Box::pin(self.wait_and_open(call_site, ask())).await;
         };
         let inside = Inside::new(Arc::clone(self), entered);
-        self.recorder.waited(Duration::ZERO);
+        self.metrics.waited(Duration::ZERO);
         if !self.finds_idle() || self.rights.is_bound() {
             self.holders.arrived();
             return Box::pin(self.checkout_slowly(inside, call_site, ask())).await;
@@ -243,7 +241,7 @@ impl<P: Adapter> Shared<P> {
         let permit = match self.gate.try_acquire_with(ask) {
             // One came free since.
             Ok(permit) => {
-                self.recorder.waited(Duration::ZERO);
+                self.metrics.waited(Duration::ZERO);
                 permit
             }
             Err(refused) if self.comes_too_late(&refused, ask) => {
@@ -490,12 +488,10 @@ struct Waiting<'a, P: Adapter> {
 
 impl<P: Adapter> Drop for Waiting<'_, P> {
     fn drop(&mut self) {
-        let Shared {
-            stats, recorder, ..
-        } = self.shared;
+        let Shared { stats, metrics, .. } = self.shared;
         let now = stats.now();
         stats.waited(self.since, now, self.end);
-        recorder.waited(Duration::from_nanos(now.saturating_sub(self.since)));
+        metrics.waited(Duration::from_nanos(now.saturating_sub(self.since)));
         match self.end {
             WaitEnd::Admitted => {}
             WaitEnd::TimedOut => self.shared.unserved(Unserved::Timeout),

@@ -364,7 +364,7 @@ impl<P: Adapter> Shared<P> {
         self.refused.store(refused, Relaxed);
         control.recording.window(now, window);
         let size = self.adapter.size();
-        self.recorder.levels(|| Levels {
+        self.metrics.levels(|| Levels {
             bounds: control.tuner.bounds(),
             verdict: self.judge(control, now).as_str(),
             size,
@@ -385,7 +385,7 @@ impl<P: Adapter> Shared<P> {
                 let resized = (decision.direction(), decision.reason().as_str());
                 *control.resizes.entry(resized).or_default() += 1;
             }
-            self.recorder.resized(&decision);
+            self.metrics.resized(&decision);
         }
         if decision.to() < decision.from() {
             control.kept = match decision.reason() {

@@ -26,7 +26,9 @@
 //!
 //! `db.client.connection.idle.max` and `idle.min` are not reported: there are no such settings.
 
-use crate::Bounds;
+mod pool;
+
+pub(crate) use self::pool::{Levels, Metrics, Unserved};
 
 /// Connections that exist, by state.
 pub const COUNT: &str = "db.client.connection.count";
@@ -80,7 +82,7 @@ pub const BUCKETS: [f64; 16] = [
 
 /// What the gauges show.
 #[cfg(any(feature = "metrics", feature = "otel"))]
-pub(crate) const GAUGES: [(&str, &str); 10] = [
+pub(crate) const GAUGES: &[(&str, &str)] = &[
     (COUNT, "connections that exist, by state"),
     (MAX, "connections allowed out now: the limit in force"),
     (PENDING_REQUESTS, "checkouts that wait"),
@@ -98,10 +100,22 @@ pub(crate) const GAUGES: [(&str, &str); 10] = [
 
 /// What the counters count.
 #[cfg(any(feature = "metrics", feature = "otel"))]
-pub(crate) const COUNTERS: [(&str, &str); 3] = [
+pub(crate) const COUNTERS: &[(&str, &str)] = &[
     (TIMEOUTS, "checkouts that waited for as long as they may"),
     (RESIZES, "changes of the target size"),
     (UNSERVED, "checkouts that got no connection, by reason"),
+];
+
+/// What the histograms show, and their buckets.
+#[cfg(feature = "metrics")]
+const HISTOGRAMS: [(&str, &str, &[f64]); 3] = [
+    (CREATE_TIME, "time to open a connection", &BUCKETS),
+    (
+        WAIT_TIME,
+        "time a checkout waited in the queue, whether it was served or not",
+        &BUCKETS,
+    ),
+    (USE_TIME, "time between a checkout and its return", &BUCKETS),
 ];
 
 /// Describes the metrics to the installed recorder, with their units, and returns the buckets that
@@ -116,254 +130,14 @@ pub(crate) const COUNTERS: [(&str, &str); 3] = [
 )]
 pub fn describe_and_buckets() -> [(&'static str, &'static [f64]); 3] {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    for (name, description) in GAUGES {
+    for &(name, description) in GAUGES {
         describe_gauge!(name, Unit::Count, description);
     }
-    for (name, description) in COUNTERS {
+    for &(name, description) in COUNTERS {
         describe_counter!(name, Unit::Count, description);
     }
-    describe_histogram!(CREATE_TIME, Unit::Seconds, "time to open a connection");
-    describe_histogram!(
-        WAIT_TIME,
-        Unit::Seconds,
-        "time a checkout waited in the queue, whether it was served or not"
-    );
-    describe_histogram!(
-        USE_TIME,
-        Unit::Seconds,
-        "time between a checkout and its return"
-    );
-    [
-        (CREATE_TIME, &BUCKETS),
-        (WAIT_TIME, &BUCKETS),
-        (USE_TIME, &BUCKETS),
-    ]
-}
-
-/// Why a checkout got no connection.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Unserved {
-    Timeout,
-    Shed,
-    Cancelled,
-    Closed,
-    Failed,
-}
-
-impl Unserved {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Timeout,
-        Self::Shed,
-        Self::Cancelled,
-        Self::Closed,
-        Self::Failed,
-    ];
-
-    #[cfg(any(feature = "metrics", feature = "otel"))]
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Timeout => "timeout",
-            Self::Shed => "shed",
-            Self::Cancelled => "cancelled",
-            Self::Closed => "closed",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// What is read every 250 ms.
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(
-    not(feature = "metrics"),
-    expect(dead_code, reason = "read by what records them")
-)]
-pub(crate) struct Levels {
-    pub(crate) bounds: Bounds,
-    pub(crate) verdict: &'static str,
-    pub(crate) size: usize,
-    pub(crate) in_use: usize,
-    pub(crate) pending: usize,
-    pub(crate) limit: usize,
-    pub(crate) target: usize,
-    pub(crate) held: usize,
-    pub(crate) demand_ratio: f64,
-}
-
-#[cfg(feature = "metrics")]
-pub(crate) use self::on::Recorder;
-
-#[cfg(feature = "metrics")]
-mod on {
-    use std::fmt;
-    use std::sync::{Arc, OnceLock};
-    use std::time::Duration;
-
-    use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-
-    use super::*;
-    use crate::Mode;
-    use crate::tuner::{Decision, Verdict};
-
-    /// The metrics of one pool.
-    pub(crate) struct Recorder {
-        pool: Arc<str>,
-        mode: Mode,
-        handles: OnceLock<Handles>,
-    }
-
-    struct Handles {
-        idle: Gauge,
-        used: Gauge,
-        max: Gauge,
-        pending: Gauge,
-        timeouts: Counter,
-        create_time: Histogram,
-        wait_time: Histogram,
-        use_time: Histogram,
-        target: Gauge,
-        min_size: Gauge,
-        max_size: Gauge,
-        verdicts: [(&'static str, Gauge); Verdict::NAMES.len()],
-        held: Gauge,
-        demand_ratio: Gauge,
-        /// In the order of [`Unserved::ALL`].
-        unserved: [Counter; Unserved::ALL.len()],
-    }
-
-    impl Recorder {
-        pub(crate) fn new(pool: &Arc<str>, mode: Mode) -> Self {
-            Self {
-                pool: Arc::clone(pool),
-                mode,
-                handles: OnceLock::new(),
-            }
-        }
-
-        fn handles(&self) -> &Handles {
-            self.handles.get_or_init(|| {
-                describe_and_buckets();
-                let name = || Arc::clone(&self.pool);
-                let (mode, version) = (self.mode.as_str(), env!("CARGO_PKG_VERSION"));
-                gauge!(INFO, POOL_NAME => name(), "mode" => mode, "version" => version).set(1.0);
-                Handles {
-                    idle: gauge!(COUNT, POOL_NAME => name(), STATE => "idle"),
-                    used: gauge!(COUNT, POOL_NAME => name(), STATE => "used"),
-                    max: gauge!(MAX, POOL_NAME => name()),
-                    pending: gauge!(PENDING_REQUESTS, POOL_NAME => name()),
-                    timeouts: counter!(TIMEOUTS, POOL_NAME => name()),
-                    create_time: histogram!(CREATE_TIME, POOL_NAME => name()),
-                    wait_time: histogram!(WAIT_TIME, POOL_NAME => name()),
-                    use_time: histogram!(USE_TIME, POOL_NAME => name()),
-                    target: gauge!(TARGET_SIZE, POOL_NAME => name()),
-                    min_size: gauge!(MIN_SIZE, POOL_NAME => name()),
-                    max_size: gauge!(MAX_SIZE, POOL_NAME => name()),
-                    verdicts: Verdict::NAMES.map(|verdict| {
-                        let gauge = gauge!(VERDICT, POOL_NAME => name(), "verdict" => verdict);
-                        (verdict, gauge)
-                    }),
-                    held: gauge!(HELD, POOL_NAME => name()),
-                    demand_ratio: gauge!(DEMAND_RATIO, POOL_NAME => name()),
-                    unserved: Unserved::ALL.map(|reason| {
-                        let reason = reason.as_str();
-                        counter!(UNSERVED, POOL_NAME => name(), "reason" => reason)
-                    }),
-                }
-            })
-        }
-
-        pub(crate) fn waited(&self, wait: Duration) {
-            self.handles().wait_time.record(wait.as_secs_f64());
-        }
-
-        pub(crate) fn opened(&self, took: Duration) {
-            self.handles().create_time.record(took.as_secs_f64());
-        }
-
-        pub(crate) fn used(&self, used: Duration) {
-            self.handles().use_time.record(used.as_secs_f64());
-        }
-
-        pub(crate) fn unserved(&self, reason: Unserved) {
-            let handles = self.handles();
-            if reason == Unserved::Timeout {
-                handles.timeouts.increment(1);
-            }
-            handles.unserved[reason as usize].increment(1);
-        }
-
-        /// Before the first checkout the recorder may not be installed yet.
-        pub(crate) fn levels(&self, levels: impl FnOnce() -> Levels) {
-            let Some(handles) = self.handles.get() else {
-                return;
-            };
-            let levels = levels();
-            handles.used.set(levels.in_use as f64);
-            handles
-                .idle
-                .set(levels.size.saturating_sub(levels.in_use) as f64);
-            handles.pending.set(levels.pending as f64);
-            handles.max.set(levels.limit as f64);
-            handles.target.set(levels.target as f64);
-            handles.held.set(levels.held as f64);
-            handles.demand_ratio.set(levels.demand_ratio);
-            handles.min_size.set(levels.bounds.min() as f64);
-            handles.max_size.set(levels.bounds.max() as f64);
-            for (verdict, gauge) in &handles.verdicts {
-                gauge.set(f64::from(u8::from(*verdict == levels.verdict)));
-            }
-        }
-
-        pub(crate) fn resized(&self, decision: &Decision) {
-            counter!(
-                RESIZES,
-                POOL_NAME => Arc::clone(&self.pool),
-                "direction" => decision.direction(),
-                "reason" => decision.reason().as_str(),
-            )
-            .increment(1);
-        }
-    }
-
-    impl fmt::Debug for Recorder {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.debug_struct("Recorder")
-                .field("pool", &self.pool)
-                .finish_non_exhaustive()
-        }
-    }
-}
-
-#[cfg(not(feature = "metrics"))]
-pub(crate) use self::off::Recorder;
-
-#[cfg(not(feature = "metrics"))]
-mod off {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use super::{Levels, Unserved};
-    use crate::Mode;
-    use crate::tuner::Decision;
-
-    /// Records nothing.
-    #[derive(Debug)]
-    pub(crate) struct Recorder;
-
-    impl Recorder {
-        pub(crate) fn new(_pool: &Arc<str>, _mode: Mode) -> Self {
-            Self
-        }
-
-        pub(crate) fn waited(&self, _wait: Duration) {}
-
-        pub(crate) fn opened(&self, _took: Duration) {}
-
-        pub(crate) fn used(&self, _used: Duration) {}
-
-        pub(crate) fn unserved(&self, _reason: Unserved) {}
-
-        pub(crate) fn levels(&self, _levels: impl FnOnce() -> Levels) {}
-
-        pub(crate) fn resized(&self, _decision: &Decision) {}
-    }
+    HISTOGRAMS.map(|(name, description, buckets)| {
+        describe_histogram!(name, Unit::Seconds, description);
+        (name, buckets)
+    })
 }

@@ -231,7 +231,7 @@ impl<P: Adapter> Shared<P> {
     /// A connection was opened.
     pub(crate) fn opened(&self, admitted: Instant) {
         let took = admitted.elapsed();
-        self.recorder.opened(took);
+        self.metrics.opened(took);
         self.stats.opened(took);
         self.count_connections();
         let mut control = self.control();

@@ -40,16 +40,19 @@
 //! metrics of a fleet's budget are not in a snapshot: with the feature `metrics` they reach a meter
 //! through a recorder such as that of `metrics-exporter-otel`.
 
+mod observed;
+
 use std::sync::Arc;
 
 use opentelemetry::{KeyValue, metrics::Meter};
 use tokio::time::Instant;
 
+use self::observed::{Observed, Reading};
 use crate::Autotuned;
 use crate::adapter::Adapter;
 use crate::metrics::{
-    COUNT, COUNTERS, DEMAND_RATIO, GAUGES, HELD, INFO, MAX, MAX_SIZE, MIN_SIZE, PENDING_REQUESTS,
-    POOL_NAME, RESIZES, STATE, TARGET_SIZE, TIMEOUTS, UNSERVED, Unserved, VERDICT,
+    COUNT, DEMAND_RATIO, HELD, INFO, MAX, MAX_SIZE, MIN_SIZE, PENDING_REQUESTS, POOL_NAME, RESIZES,
+    STATE, TARGET_SIZE, TIMEOUTS, UNSERVED, Unserved, VERDICT,
 };
 use crate::tuner::Verdict;
 
@@ -59,155 +62,108 @@ use crate::tuner::Verdict;
 /// alive, and a pool without a handle is no longer observed.
 pub fn observe<P: Adapter>(meter: &Meter, pool: &Autotuned<P>) {
     let shared = pool.downgrade();
-    let instruments = Instruments {
-        meter,
+    let observed = Observed {
         handle: move || shared.upgrade(),
-        name: KeyValue::new(POOL_NAME, Arc::clone(&pool.shared().name)),
+        attributes: vec![KeyValue::new(POOL_NAME, Arc::clone(&pool.shared().name))],
     };
-    instruments.up_down(COUNT, "{connection}", |pool| {
-        let snapshot = pool.snapshot();
-        let used = snapshot.in_use().min(snapshot.size());
-        let connections = |count: usize, state| (count as i64, vec![(STATE, state)]);
-        let idle = snapshot.size() - used;
-        vec![connections(idle, "idle"), connections(used, "used")]
-    });
-    instruments.up_down(MAX, "{connection}", |pool| {
-        vec![(pool.snapshot().limit() as i64, vec![])]
-    });
-    instruments.up_down(PENDING_REQUESTS, "{request}", |pool| {
-        vec![(pool.snapshot().pending() as i64, vec![])]
-    });
-    instruments.counter(TIMEOUTS, "{timeout}", |pool| {
-        vec![(
-            pool.stats.all_unserved()[Unserved::Timeout as usize],
-            vec![],
-        )]
-    });
-    instruments.gauge(TARGET_SIZE, "{connection}", |pool| {
-        vec![(pool.snapshot().target() as f64, vec![])]
-    });
-    instruments.gauge(MIN_SIZE, "{connection}", |pool| {
-        vec![(pool.control().tuner.bounds().min() as f64, vec![])]
-    });
-    instruments.gauge(MAX_SIZE, "{connection}", |pool| {
-        vec![(pool.control().tuner.bounds().max() as f64, vec![])]
-    });
-    instruments.gauge(HELD, "{connection}", |pool| {
-        vec![(pool.control().held.count as f64, vec![])]
-    });
-    instruments.gauge(DEMAND_RATIO, "1", |pool| {
-        vec![(pool.pressure().demand_ratio(), vec![])]
-    });
-    instruments.gauge(VERDICT, "1", |pool| {
-        let current = pool.verdict(Instant::now());
-        let in_force = |verdict| f64::from(u8::from(verdict == current.as_str()));
-        let verdicts =
-            Verdict::NAMES.map(|verdict| (in_force(verdict), vec![("verdict", verdict)]));
-        verdicts.into()
-    });
-    instruments.gauge(INFO, "1", |pool| {
-        let version = ("version", env!("CARGO_PKG_VERSION"));
-        vec![(1.0, vec![("mode", pool.mode.as_str()), version])]
-    });
-    instruments.counter(RESIZES, "{resize}", |pool| {
-        let control = pool.control();
-        let resizes = control.resizes.iter();
-        resizes
-            .map(|((direction, reason), count)| {
-                (*count, vec![("direction", *direction), ("reason", *reason)])
-            })
-            .collect()
-    });
-    instruments.counter(UNSERVED, "{request}", |pool| {
-        let counts = pool.stats.all_unserved();
-        let reasons = Unserved::ALL
-            .map(|reason| (counts[reason as usize], vec![("reason", reason.as_str())]));
-        reasons.into()
-    });
-}
-
-fn description(name: &str) -> &'static str {
-    let mut all = GAUGES.into_iter().chain(COUNTERS);
-    let found = all.find(|(described, _)| *described == name);
-    found.map_or("", |(_, description)| description)
-}
-
-/// A value, and its attributes beside the name.
-type Reading<V> = (V, Vec<(&'static str, &'static str)>);
-
-/// Registers instruments that read a handle, for as long as there is one.
-struct Instruments<'a, F> {
-    meter: &'a Meter,
-    handle: F,
-    name: KeyValue,
-}
-
-impl<H, F: Fn() -> Option<H> + Clone + Send + Sync + 'static> Instruments<'_, F> {
-    fn gauge(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        read: impl Fn(&H) -> Vec<Reading<f64>> + Send + Sync + 'static,
-    ) {
-        let readings = self.readings(read);
-        let gauge = self.meter.f64_observable_gauge(name).with_unit(unit);
-        let gauge = gauge.with_description(description(name));
-        let gauge = gauge.with_callback(move |observer| {
-            for (value, attributes) in readings() {
-                observer.observe(value, &attributes);
-            }
-        });
-        gauge.build();
-    }
-
-    fn counter(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        read: impl Fn(&H) -> Vec<Reading<u64>> + Send + Sync + 'static,
-    ) {
-        let readings = self.readings(read);
-        let counter = self.meter.u64_observable_counter(name).with_unit(unit);
-        let counter = counter.with_description(description(name));
-        let counter = counter.with_callback(move |observer| {
-            for (value, attributes) in readings() {
-                observer.observe(value, &attributes);
-            }
-        });
-        counter.build();
-    }
-
-    fn up_down(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        read: impl Fn(&H) -> Vec<Reading<i64>> + Send + Sync + 'static,
-    ) {
-        let readings = self.readings(read);
-        let counter = self.meter.i64_observable_up_down_counter(name);
-        let counter = counter.with_unit(unit).with_description(description(name));
-        let counter = counter.with_callback(move |observer| {
-            for (value, attributes) in readings() {
-                observer.observe(value, &attributes);
-            }
-        });
-        counter.build();
-    }
-
-    /// Reads the handle, and completes the attributes.
-    fn readings<V>(
-        &self,
-        read: impl Fn(&H) -> Vec<Reading<V>> + Send + Sync + 'static,
-    ) -> impl Fn() -> Vec<(V, Vec<KeyValue>)> + Send + Sync + 'static {
-        let (handle, name) = (self.handle.clone(), self.name.clone());
-        move || {
-            let readings = handle().map(|handle| read(&handle));
-            let complete = |(value, labels): Reading<V>| {
-                let labels = labels.into_iter();
-                let labels = labels.map(|(key, value)| KeyValue::new(key, value));
-                (value, [name.clone()].into_iter().chain(labels).collect())
+    let gauge = |name| meter.f64_observable_gauge(name);
+    let counter = |name| meter.u64_observable_counter(name);
+    let up_down = |name| meter.i64_observable_up_down_counter(name);
+    observed
+        .by(up_down(COUNT), "{connection}", |pool| {
+            let snapshot = pool.snapshot();
+            let used = snapshot.in_use().min(snapshot.size());
+            let connections =
+                |count: usize, state| (count as i64, vec![KeyValue::new(STATE, state)]);
+            let idle = snapshot.size() - used;
+            vec![connections(idle, "idle"), connections(used, "used")]
+        })
+        .build();
+    observed
+        .by(up_down(MAX), "{connection}", |pool| {
+            one(pool.snapshot().limit() as i64)
+        })
+        .build();
+    observed
+        .by(up_down(PENDING_REQUESTS), "{request}", |pool| {
+            one(pool.snapshot().pending() as i64)
+        })
+        .build();
+    observed
+        .by(counter(TIMEOUTS), "{timeout}", |pool| {
+            one(pool.stats.all_unserved()[Unserved::Timeout as usize])
+        })
+        .build();
+    observed
+        .by(gauge(TARGET_SIZE), "{connection}", |pool| {
+            one(pool.snapshot().target() as f64)
+        })
+        .build();
+    observed
+        .by(gauge(MIN_SIZE), "{connection}", |pool| {
+            one(pool.control().tuner.bounds().min() as f64)
+        })
+        .build();
+    observed
+        .by(gauge(MAX_SIZE), "{connection}", |pool| {
+            one(pool.control().tuner.bounds().max() as f64)
+        })
+        .build();
+    observed
+        .by(gauge(HELD), "{connection}", |pool| {
+            one(pool.control().held.count as f64)
+        })
+        .build();
+    observed
+        .by(gauge(DEMAND_RATIO), "1", |pool| {
+            one(pool.pressure().demand_ratio())
+        })
+        .build();
+    observed
+        .by(gauge(VERDICT), "1", |pool| {
+            let current = pool.verdict(Instant::now());
+            let in_force = |verdict| f64::from(u8::from(verdict == current.as_str()));
+            let label = |verdict| vec![KeyValue::new("verdict", verdict)];
+            Verdict::NAMES
+                .map(|verdict| (in_force(verdict), label(verdict)))
+                .into()
+        })
+        .build();
+    observed
+        .by(gauge(INFO), "1", |pool| {
+            let mode = KeyValue::new("mode", pool.mode.as_str());
+            let version = KeyValue::new("version", env!("CARGO_PKG_VERSION"));
+            vec![(1.0, vec![mode, version])]
+        })
+        .build();
+    observed
+        .by(counter(RESIZES), "{resize}", |pool| {
+            let control = pool.control();
+            let label = |&(direction, reason): &(&'static str, &'static str)| {
+                vec![
+                    KeyValue::new("direction", direction),
+                    KeyValue::new("reason", reason),
+                ]
             };
-            readings.into_iter().flatten().map(complete).collect()
-        }
-    }
+            control
+                .resizes
+                .iter()
+                .map(|(change, count)| (*count, label(change)))
+                .collect()
+        })
+        .build();
+    observed
+        .by(counter(UNSERVED), "{request}", |pool| {
+            let counts = pool.stats.all_unserved();
+            let label = |reason: Unserved| vec![KeyValue::new("reason", reason.as_str())];
+            Unserved::ALL
+                .map(|reason| (counts[reason as usize], label(reason)))
+                .into()
+        })
+        .build();
+}
+
+/// A reading without attributes of its own.
+fn one<V>(value: V) -> Vec<Reading<V>> {
+    vec![(value, vec![])]
 }

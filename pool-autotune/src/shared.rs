@@ -16,7 +16,7 @@ use crate::adapter::{Adapter, PutBack};
 use crate::ages::Aging;
 use crate::control::Control;
 use crate::holders::Holders;
-use crate::metrics::{Recorder, Unserved};
+use crate::metrics::{Metrics, Unserved};
 use crate::rights::Rights;
 use crate::stats::Stats;
 use crate::{Mode, sqlstate};
@@ -28,7 +28,7 @@ pub(crate) struct Shared<P> {
     pub(crate) stats: Stats,
     pub(crate) holders: Holders,
     pub(crate) aging: Aging,
-    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Metrics,
     pub(crate) mode: Mode,
     pub(crate) name: Arc<str>,
     pub(crate) open_timeout: Duration,
@@ -142,7 +142,7 @@ impl<P: Adapter> Shared<P> {
     /// Counts a checkout that got no connection.
     pub(crate) fn unserved(&self, reason: Unserved) {
         self.stats.unserved(reason);
-        self.recorder.unserved(reason);
+        self.metrics.unserved(reason);
     }
 
     pub(crate) fn control(&self) -> MutexGuard<'_, Control> {
