@@ -14,7 +14,7 @@ use crate::{
     charging::Terms,
     clock::Clock,
     key::Seed,
-    metrics::{Meter, Outcome},
+    metrics::{Metrics, Outcome},
     plans::{Checked, Current, NamedPlans, Plan, Plans},
     receipt::{Ledger, Receipt, Settle},
     rules::{Charge, Own, Ruleset, Ruling},
@@ -96,7 +96,7 @@ impl Limiter {
             keys,
             quotas.collect(),
             on_full,
-            Meter::new(&columns[0]),
+            Metrics::new(&columns[0]),
         ));
         let plans = Plans::new(
             named,
@@ -347,7 +347,7 @@ impl Limiter {
     ) -> Result<(), NoRoom> {
         let table = &*self.inner.table;
         let Some(slot) = table.claim(ruling.key, ruling.now()) else {
-            plan.rules.meter().count(match shadow {
+            plan.rules.metrics().count(match shadow {
                 true => Outcome::Shadow,
                 false => Outcome::Limited,
             });

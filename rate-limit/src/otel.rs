@@ -40,18 +40,20 @@
 //! How long calls to Redis take (`rate_limit_fleet_call_seconds`) is in no snapshot: with the feature
 //! `metrics` it reaches a meter through a recorder such as that of `metrics-exporter-otel`.
 
+mod observed;
+
 use std::sync::Arc;
 
 use opentelemetry::{KeyValue, metrics::Meter};
 
+use self::observed::{Observed, Reading};
 #[cfg(feature = "redis")]
 use crate::metrics::{
-    CALLS, FLEET_CALLS_TOTAL, FLEET_DECISIONS_TOTAL, FLEET_LEASED_REQUESTS, FLEET_NODES,
-    FLEET_OPEN, SOURCES,
+    CALLS, FLEET_CALLS, FLEET_DECISIONS, FLEET_LEASED_REQUESTS, FLEET_NODES, FLEET_OPEN, SOURCES,
 };
 use crate::{
     AnyLimiter,
-    metrics::{COUNTERS, GAUGES, INFO, KEYS, LIVE_EVICTIONS_TOTAL, OUTCOMES, REQUESTS_TOTAL},
+    metrics::{INFO, KEYS, LIVE_EVICTIONS, OUTCOMES, REQUESTS},
 };
 
 /// Registers the instruments of a limiter with `meter`.
@@ -60,44 +62,46 @@ use crate::{
 /// alive, and a limiter without a handle is no longer observed. Of a policy that
 /// [`set_policies`](crate::Limiter::set_policies) has taken out, nothing is shown any more.
 pub fn observe<L: AnyLimiter>(meter: &Meter, limiter: &L) {
-    let instruments = Instruments {
-        meter,
+    let observed = Observed {
         handle: limiter.readings(),
+        attributes: vec![],
     };
-    instruments.counter(REQUESTS_TOTAL, "{request}", |readings| {
-        let policies = readings.policies.iter();
-        policies
-            .flat_map(|(policy, counts)| {
-                let counts = OUTCOMES.into_iter().zip(*counts);
-                counts.map(|(outcome, count)| {
-                    (count, vec![by(policy), KeyValue::new("outcome", outcome)])
-                })
-            })
-            .collect()
-    });
-    instruments.gauge(INFO, "1", |readings| {
-        let version = || KeyValue::new("version", env!("CARGO_PKG_VERSION"));
-        let policies = readings.policies.iter();
-        policies
-            .map(|(policy, _)| (1.0, vec![by(policy), version()]))
-            .collect()
-    });
-    instruments.gauge(KEYS, "{key}", |readings| {
-        let resident = readings.keys.map(|(resident, _)| resident as f64);
-        resident
-            .map(|keys| (keys, vec![readings.first()]))
-            .into_iter()
-            .collect()
-    });
-    instruments.counter(LIVE_EVICTIONS_TOTAL, "{key}", |readings| {
-        let evicted = readings.keys.map(|(_, evicted)| evicted);
-        evicted
-            .map(|keys| (keys, vec![readings.first()]))
-            .into_iter()
-            .collect()
-    });
+    let gauge = |name| meter.f64_observable_gauge(name);
+    let counter = |name| meter.u64_observable_counter(name);
+    observed
+        .by(counter(REQUESTS), "{request}", requests)
+        .build();
+    observed.by(gauge(INFO), "1", info).build();
+    observed
+        .by(gauge(KEYS), "{key}", |readings| {
+            readings.one(readings.keys.map(|(resident, _)| resident as f64))
+        })
+        .build();
+    observed
+        .by(counter(LIVE_EVICTIONS), "{key}", |readings| {
+            readings.one(readings.keys.map(|(_, evicted)| evicted))
+        })
+        .build();
     #[cfg(feature = "redis")]
-    instruments.fleet();
+    {
+        for (name, unit, read) in LEVELS {
+            observed
+                .by(gauge(name), unit, move |readings| {
+                    readings.one(readings.fleet.as_ref().map(|fleet| read(fleet) as f64))
+                })
+                .build();
+        }
+        observed
+            .by(counter(FLEET_DECISIONS), "{request}", |readings| {
+                readings.each("source", SOURCES, |fleet| fleet.decided)
+            })
+            .build();
+        observed
+            .by(counter(FLEET_CALLS), "{call}", |readings| {
+                readings.each("outcome", CALLS, |fleet| fleet.called)
+            })
+            .build();
+    }
 }
 
 /// What is read of a limiter.
@@ -112,6 +116,30 @@ pub(crate) struct Readings {
 }
 
 impl Readings {
+    /// What concerns the limiter as a whole, if it has that.
+    fn one<V>(&self, value: Option<V>) -> Vec<Reading<V>> {
+        value
+            .map(|value| (value, vec![self.first()]))
+            .into_iter()
+            .collect()
+    }
+
+    /// What a node of a fleet has counted, by label.
+    #[cfg(feature = "redis")]
+    fn each<const N: usize>(
+        &self,
+        label: &'static str,
+        values: [&'static str; N],
+        read: fn(&FleetReadings) -> [u64; N],
+    ) -> Vec<Reading<u64>> {
+        let fleet = self.fleet.iter();
+        let counts = fleet.flat_map(|fleet| values.into_iter().zip(read(fleet)));
+        let labels = |value| vec![self.first(), KeyValue::new(label, value)];
+        counts
+            .map(|(value, count)| (count, labels(value)))
+            .collect()
+    }
+
     /// The attribute of what concerns the limiter as a whole.
     fn first(&self) -> KeyValue {
         let first = self.policies.first();
@@ -132,92 +160,35 @@ pub(crate) struct FleetReadings {
     pub(crate) open: usize,
 }
 
+#[cfg(feature = "redis")]
+type Level = (&'static str, &'static str, fn(&FleetReadings) -> u64);
+
+#[cfg(feature = "redis")]
+const LEVELS: [Level; 3] = [
+    (FLEET_LEASED_REQUESTS, "{request}", |fleet| fleet.leased),
+    (FLEET_NODES, "{node}", |fleet| fleet.nodes),
+    (FLEET_OPEN, "{server}", |fleet| fleet.open as u64),
+];
+
+fn requests(readings: &Readings) -> Vec<Reading<u64>> {
+    let policies = readings.policies.iter();
+    let each = |(policy, counts): &(Arc<str>, [u64; OUTCOMES.len()])| {
+        let label = |outcome| vec![by(policy), KeyValue::new("outcome", outcome)];
+        let counts = OUTCOMES.into_iter().zip(*counts);
+        let counts = counts.map(|(outcome, count)| (count, label(outcome)));
+        counts.collect::<Vec<_>>()
+    };
+    policies.flat_map(each).collect()
+}
+
+fn info(readings: &Readings) -> Vec<Reading<f64>> {
+    let version = || KeyValue::new("version", env!("CARGO_PKG_VERSION"));
+    let policies = readings.policies.iter();
+    policies
+        .map(|(policy, _)| (1.0, vec![by(policy), version()]))
+        .collect()
+}
+
 fn by(policy: &Arc<str>) -> KeyValue {
     KeyValue::new("policy", Arc::clone(policy))
-}
-
-fn description(name: &str) -> &'static str {
-    let mut all = GAUGES.into_iter().chain(COUNTERS);
-    let found = all.find(|(described, _)| *described == name);
-    found.map_or("", |(_, description)| description)
-}
-
-/// A value and its attributes.
-type Reading<V> = (V, Vec<KeyValue>);
-
-/// Registers instruments that read a limiter, for as long as there is one.
-struct Instruments<'a, F> {
-    meter: &'a Meter,
-    handle: F,
-}
-
-impl<F: Fn() -> Option<Readings> + Clone + Send + Sync + 'static> Instruments<'_, F> {
-    #[cfg(feature = "redis")]
-    fn fleet(&self) {
-        type Level = (&'static str, &'static str, fn(&FleetReadings) -> u64);
-        const LEVELS: [Level; 3] = [
-            (FLEET_LEASED_REQUESTS, "{request}", |fleet| fleet.leased),
-            (FLEET_NODES, "{node}", |fleet| fleet.nodes),
-            (FLEET_OPEN, "{server}", |fleet| fleet.open as u64),
-        ];
-        for (name, unit, read) in LEVELS {
-            self.gauge(name, unit, move |readings| {
-                let level = readings.fleet.as_ref().map(read);
-                level
-                    .map(|level| (level as f64, vec![readings.first()]))
-                    .into_iter()
-                    .collect()
-            });
-        }
-        let each = |readings: &Readings, label: &'static str, counts: Vec<(&'static str, u64)>| {
-            let counts = counts.into_iter();
-            counts
-                .map(|(value, count)| (count, vec![readings.first(), KeyValue::new(label, value)]))
-                .collect()
-        };
-        self.counter(FLEET_DECISIONS_TOTAL, "{request}", move |readings| {
-            let fleet = readings.fleet.iter();
-            let counts = fleet.flat_map(|fleet| SOURCES.into_iter().zip(fleet.decided));
-            each(readings, "source", counts.collect())
-        });
-        self.counter(FLEET_CALLS_TOTAL, "{call}", move |readings| {
-            let fleet = readings.fleet.iter();
-            let counts = fleet.flat_map(|fleet| CALLS.into_iter().zip(fleet.called));
-            each(readings, "outcome", counts.collect())
-        });
-    }
-
-    fn gauge(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        read: impl Fn(&Readings) -> Vec<Reading<f64>> + Send + Sync + 'static,
-    ) {
-        let handle = self.handle.clone();
-        let gauge = self.meter.f64_observable_gauge(name).with_unit(unit);
-        let gauge = gauge.with_description(description(name));
-        let gauge = gauge.with_callback(move |observer| {
-            for (value, attributes) in handle().iter().flat_map(&read) {
-                observer.observe(value, &attributes);
-            }
-        });
-        gauge.build();
-    }
-
-    fn counter(
-        &self,
-        name: &'static str,
-        unit: &'static str,
-        read: impl Fn(&Readings) -> Vec<Reading<u64>> + Send + Sync + 'static,
-    ) {
-        let handle = self.handle.clone();
-        let counter = self.meter.u64_observable_counter(name).with_unit(unit);
-        let counter = counter.with_description(description(name));
-        let counter = counter.with_callback(move |observer| {
-            for (value, attributes) in handle().iter().flat_map(&read) {
-                observer.observe(value, &attributes);
-            }
-        });
-        counter.build();
-    }
 }

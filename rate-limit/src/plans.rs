@@ -219,7 +219,12 @@ impl<T> Plans<T> {
     #[cfg(feature = "redis")]
     pub(crate) fn show_metrics(&self) {
         let plans = (0..self.count()).map(|number| self.at(number).keep());
-        plans.for_each(|plan| plan.rules.rules().iter().for_each(|rule| rule.meter.show()));
+        plans.for_each(|plan| {
+            plan.rules
+                .rules()
+                .iter()
+                .for_each(|rule| rule.metrics.show())
+        });
     }
 
     /// The decisions by each policy of any plan, in the order of
@@ -231,7 +236,7 @@ impl<T> Plans<T> {
         for plan in (0..self.count()).map(|number| self.at(number).keep()) {
             for rule in plan.rules.rules() {
                 if seen.insert(rule.column) {
-                    counts.push((rule.policy.shared_name(), rule.meter.counts()));
+                    counts.push((rule.policy.shared_name(), rule.metrics.counts()));
                 }
             }
         }
@@ -306,11 +311,11 @@ impl<T> Plans<T> {
     pub(crate) fn report(&self, rules: &Ruleset, ruling: &Ruling, shadow: bool) {
         for (index, rule) in rules.rules().iter().enumerate() {
             if ruling.violated.contains(index) && !shadow {
-                rule.meter.count(Outcome::Limited);
+                rule.metrics.count(Outcome::Limited);
             } else if ruling.violated.contains(index) || ruling.shadowed.contains(index) {
-                rule.meter.count(Outcome::Shadow);
+                rule.metrics.count(Outcome::Shadow);
             } else if ruling.admits() {
-                rule.meter.count(Outcome::Allowed);
+                rule.metrics.count(Outcome::Allowed);
             }
         }
         #[cfg(feature = "tracing")]

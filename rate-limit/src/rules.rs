@@ -6,7 +6,7 @@ use crate::{
     BuildError, MAX_POLICIES, Policy, Quota,
     gcra::{Excess, Gcra},
     key::RequestHead,
-    metrics::Meter,
+    metrics::Metrics,
     policy::{Name, check_name},
 };
 
@@ -18,7 +18,7 @@ pub(crate) struct Rule {
     pub(crate) gcra: Gcra,
     /// Where a key's debts by it are. Policies of the same name share them over all plans.
     pub(crate) column: usize,
-    pub(crate) meter: Meter,
+    pub(crate) metrics: Metrics,
 }
 
 /// The policies of a plan, decided together, all or nothing.
@@ -252,20 +252,20 @@ impl Ruleset {
         &self.rules
     }
 
-    /// Gives the rules for one name one meter: that of `earlier` rules, if there were such.
+    /// Gives the rules for one name the same metrics: those of `earlier` rules, if there were such.
     pub(crate) fn share_meters<'a>(
         rulesets: &mut [Self],
         earlier: impl IntoIterator<Item = &'a Self>,
     ) {
         let earlier = earlier.into_iter().flat_map(Self::rules);
-        let mut meters: HashMap<usize, Meter> = earlier
-            .map(|rule| (rule.column, rule.meter.clone()))
+        let mut by_column: HashMap<usize, Metrics> = earlier
+            .map(|rule| (rule.column, rule.metrics.clone()))
             .collect();
         for rule in rulesets.iter_mut().flat_map(|rules| &mut rules.rules) {
-            let meter = meters
+            let metrics = by_column
                 .entry(rule.column)
-                .or_insert_with(|| rule.meter.clone());
-            rule.meter.clone_from(meter);
+                .or_insert_with(|| rule.metrics.clone());
+            rule.metrics.clone_from(metrics);
         }
     }
 
@@ -282,9 +282,9 @@ impl Ruleset {
 
     /// The counters for what concerns no policy in particular.
     #[inline]
-    pub(crate) fn meter(&self) -> &Meter {
+    pub(crate) fn metrics(&self) -> &Metrics {
         // There is at least one rule, see `new`.
-        &self.rules[0].meter
+        &self.rules[0].metrics
     }
 
     /// How many cells `ruling` has left under the tightest rule.
@@ -320,6 +320,6 @@ fn compile(policy: &Policy, columns: &[Arc<str>]) -> Result<Rule, BuildError> {
         name: Name::new(name),
         gcra,
         column,
-        meter: Meter::new(name),
+        metrics: Metrics::new(name),
     })
 }

@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let buckets: [(&str, &[f64]); 5] = [
         (
-            tower_capacity::metrics::names::WAIT,
+            tower_capacity::metrics::WAIT,
             &tower_capacity::metrics::WAIT_BUCKETS,
         ),
         (

@@ -98,7 +98,7 @@ async fn every_crate_exports_through_an_opentelemetry_meter() {
 
     let decided = |outcome| {
         let labels = [("policy", "default"), ("outcome", outcome)];
-        metrics.count(rate_limit::metrics::REQUESTS_TOTAL, &labels)
+        metrics.count(rate_limit::metrics::REQUESTS, &labels)
     };
     let allowed = decided("allowed");
     assert!((3..=5).contains(&allowed), "{allowed}");

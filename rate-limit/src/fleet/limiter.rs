@@ -342,7 +342,7 @@ impl FleetLimiter {
             Verdict::Admitted { levels, uncharged } => (levels, Ok(&uncharged[..])),
             Verdict::Refused { levels, excess } => (levels, Err(*excess)),
             Verdict::Closed => {
-                question.plan.rules.meter().count(match shadow {
+                question.plan.rules.metrics().count(match shadow {
                     true => Outcome::Shadow,
                     false => Outcome::Limited,
                 });

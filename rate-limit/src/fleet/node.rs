@@ -27,7 +27,7 @@ use crate::{
     BuildError, Warning,
     charged::{Charged, Numbered},
     inflight::Identity,
-    metrics::{FleetMeter, Source},
+    metrics::{FleetMetrics, Source},
     plans::Plans,
 };
 
@@ -55,7 +55,7 @@ pub(crate) struct Node {
     pub(super) admitted_alone: AtomicU64,
     /// Notified when a reply has arrived, or will not.
     pub(super) moved: Notify,
-    pub(super) meter: FleetMeter,
+    pub(super) metrics: FleetMetrics,
     pub(super) numbered: Numbered,
 }
 
@@ -116,7 +116,7 @@ impl Node {
             leased: AtomicU64::new(0),
             admitted_alone: AtomicU64::new(0),
             moved: Notify::new(),
-            meter: FleetMeter::new(policy),
+            metrics: FleetMetrics::new(policy),
             settings,
         });
         names.push((place, signature, Arc::downgrade(&node)));
@@ -144,7 +144,7 @@ impl Node {
             };
             let job = ask.map(|ask| self.job(id, account, ask));
             drop(shard);
-            self.meter.decided(source);
+            self.metrics.decided(source);
             // While Redis is not asked, topping a lease up fails like any other job.
             job.into_iter().for_each(|job| self.send(job));
             return Asked::Decided(verdict);
@@ -172,7 +172,7 @@ impl Node {
         let account = self.account(&mut shard, id, terms, now);
         match account.spend(now, cost) {
             Some(verdict) => {
-                self.meter.decided(Source::Lease);
+                self.metrics.decided(Source::Lease);
                 verdict
             }
             None => self.decide_alone(account, now, cost, &self.sizing()),
@@ -187,7 +187,7 @@ impl Node {
         cost: &Cells,
         sizing: &Sizing,
     ) -> Verdict {
-        self.meter.decided(Source::Outage);
+        self.metrics.decided(Source::Outage);
         let verdict = account.without_redis(now, cost, sizing);
         if let Verdict::Admitted { .. } = verdict {
             self.admitted_alone.fetch_add(1, Ordering::Relaxed);
@@ -331,7 +331,7 @@ impl Node {
 
     /// Counts a decision by a reply that was waited for.
     pub(crate) fn told(&self) {
-        self.meter.decided(Source::Redis);
+        self.metrics.decided(Source::Redis);
     }
 
     /// How many nodes there are, as far as is known.
@@ -352,14 +352,14 @@ impl Node {
 
     /// Calls to Redis so far.
     pub(crate) fn calls(&self) -> u64 {
-        self.meter.calls()
+        self.metrics.calls()
     }
 
     #[cfg(feature = "otel")]
     pub(crate) fn readings(&self) -> crate::otel::FleetReadings {
         crate::otel::FleetReadings {
-            decided: self.meter.decided.read(),
-            called: self.meter.called.read(),
+            decided: self.metrics.decided.read(),
+            called: self.metrics.called.read(),
             leased: self.leased(),
             nodes: self.nodes.load(Ordering::Relaxed),
             open: self.router.open(),
@@ -445,7 +445,7 @@ impl Node {
             });
         }
         self.leased.store(leased, Ordering::Relaxed);
-        self.meter.leased(leased);
+        self.metrics.leased(leased);
     }
 
     fn job(&self, id: AccountId, account: &Account<Waiter>, ask: Ask) -> Job {

@@ -68,7 +68,7 @@ impl Reports for Node {
     }
 
     fn link_opened(&self, address: &ConnectionAddr, why: &str) {
-        self.meter.open(self.router.open());
+        self.metrics.open(self.router.open());
         #[cfg(feature = "tracing")]
         tracing::warn!(
             target: "rate_limit",
@@ -82,7 +82,7 @@ impl Reports for Node {
     }
 
     fn link_closed(&self, address: &ConnectionAddr, since: Instant) {
-        self.meter.open(self.router.open());
+        self.metrics.open(self.router.open());
         #[cfg(feature = "tracing")]
         tracing::warn!(
             target: "rate_limit",
@@ -125,8 +125,8 @@ impl Reports for Node {
             self.nodes.store(count, Ordering::Relaxed);
             self.nodes_at.store(now, Ordering::Relaxed);
         }
-        self.meter.nodes(count);
-        self.meter.open(self.router.open());
+        self.metrics.nodes(count);
+        self.metrics.open(self.router.open());
         self.plans.show_metrics();
         let crowded = self.settings.is_planned && count > self.settings.planned;
         if crowded && !self.crowded.swap(true, Ordering::Relaxed) {
@@ -143,7 +143,7 @@ impl Reports for Node {
     }
 
     fn called(&self, call: Call, start: Instant) {
-        self.meter.called(call, start.elapsed());
+        self.metrics.called(call, start.elapsed());
     }
 
     fn evicts(&self) {

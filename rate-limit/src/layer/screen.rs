@@ -99,7 +99,7 @@ impl<L: AnyLimiter> Settings<L> {
         charge: &mut Charge,
     ) -> Result<Screened, Stop> {
         let plans = self.limiter.plans();
-        let count = |outcome| plan.rules.meter().count(outcome);
+        let count = |outcome| plan.rules.metrics().count(outcome);
 
         if is_bypassed || plans.mode() == Mode::Off {
             count(Outcome::Bypassed);

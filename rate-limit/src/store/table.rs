@@ -9,7 +9,7 @@ use super::{
     accounts::{ACCOUNTS, Account, Debts},
     scales::{Scale, Scales},
 };
-use crate::{gcra::Gcra, metrics::Meter};
+use crate::{gcra::Gcra, metrics::Metrics};
 
 /// What happens to a new key when all eight keys it could replace are in debt.
 ///
@@ -40,7 +40,7 @@ pub(crate) struct Table {
     on_full: OnFull,
     resident: AtomicUsize,
     live_evictions: AtomicU64,
-    meter: Meter,
+    metrics: Metrics,
 }
 
 /// The number of an entry.
@@ -57,7 +57,12 @@ impl Table {
     pub(crate) const SHARED: u64 = EMPTY;
 
     /// A table with room for `keys` keys at half load, with one TAT for each of `columns`.
-    pub(crate) fn new(keys: usize, columns: Box<[Gcra]>, on_full: OnFull, meter: Meter) -> Self {
+    pub(crate) fn new(
+        keys: usize,
+        columns: Box<[Gcra]>,
+        on_full: OnFull,
+        metrics: Metrics,
+    ) -> Self {
         let sets = (2 * keys).div_ceil(WAYS).max(1);
         // One set more: its first entry is the one that `ShareOne` shares.
         let words = (sets + 1) * WAYS * (1 + columns.len());
@@ -75,7 +80,7 @@ impl Table {
             on_full,
             resident: AtomicUsize::new(0),
             live_evictions: AtomicU64::new(0),
-            meter,
+            metrics,
         }
     }
 
@@ -221,7 +226,7 @@ impl Table {
         if self.fingerprint(set, way).load(Ordering::Acquire) == EMPTY {
             self.fingerprint(set, way)
                 .store(fingerprint, Ordering::Release);
-            self.meter
+            self.metrics
                 .resident(self.resident.fetch_add(1, Ordering::Relaxed) + 1);
             return Some(slot);
         }
@@ -229,7 +234,7 @@ impl Table {
             match self.on_full {
                 OnFull::EvictLeastIndebted => {
                     self.live_evictions.fetch_add(1, Ordering::Relaxed);
-                    self.meter.live_eviction();
+                    self.metrics.live_eviction();
                 }
                 OnFull::RefuseNew => return None,
                 OnFull::ShareOne => return Some(self.shared()),

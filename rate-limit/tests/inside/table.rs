@@ -9,7 +9,7 @@ use crate::{HOUR, Quota, SECOND};
 fn table(keys: usize, columns: usize, on_full: OnFull) -> Table {
     let gcra = Gcra::new(&Quota::count(1).per(SECOND).burst(1_000)).unwrap();
     let columns = (0..columns).map(|_| gcra).collect();
-    Table::new(keys, columns, on_full, Meter::new("test"))
+    Table::new(keys, columns, on_full, Metrics::new("test"))
 }
 
 /// Makes `key` owe `cells` in `column` at `NOW`.
