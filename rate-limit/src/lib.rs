@@ -132,6 +132,7 @@ struct Readme;
 #[cfg(all(test, feature = "redis"))]
 extern crate self as rate_limit;
 
+mod accessors;
 pub mod answer;
 mod builder;
 mod caller;
@@ -144,6 +145,7 @@ mod events;
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub mod fleet;
 mod gcra;
+mod grpc;
 pub mod guide;
 mod inflight;
 pub mod key;

@@ -1,27 +1,19 @@
 //! What a response says about capacity.
 
-use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, StatusCode};
 
-use crate::Outcome;
-
-/// Whether the headers are those of a gRPC message (`content-type: application/grpc` and its
-/// variants `+proto`, `+json`, `-web`).
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
+use crate::{Outcome, grpc::is_grpc};
 
 /// Classifies a response by its status, as [`CapacityLayer`](crate::CapacityLayer) does unless told
 /// otherwise.
 ///
 /// | response | outcome |
 /// |---|---|
-/// | 5xx but 501 and 505 | [`Dropped`](Outcome::Dropped) |
+/// | 5xx except 501 and 505 | [`Dropped`](Outcome::Dropped) |
 /// | 408 | [`Dropped`](Outcome::Dropped): a timeout |
 /// | other 4xx, 501, 505 | [`Ignored`](Outcome::Ignored): answered without the work |
 /// | gRPC with status `DEADLINE_EXCEEDED`, `RESOURCE_EXHAUSTED`, `INTERNAL`, `UNAVAILABLE`, `DATA_LOSS`, `UNKNOWN` | [`Dropped`](Outcome::Dropped) |
-/// | gRPC with another status but `OK` | [`Ignored`](Outcome::Ignored) |
+/// | gRPC with another status except `OK` | [`Ignored`](Outcome::Ignored) |
 /// | anything else | [`Success`](Outcome::Success) |
 #[must_use]
 pub fn by_status(status: StatusCode, headers: &HeaderMap) -> Outcome {

@@ -75,6 +75,8 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(all(feature = "layer", not(loom)))]
+mod accessors;
 #[cfg(not(loom))]
 mod accounting;
 #[cfg(not(loom))]
@@ -92,6 +94,8 @@ mod error;
 #[cfg(not(loom))]
 mod event;
 pub mod gate;
+#[cfg(all(feature = "layer", not(loom)))]
+mod grpc;
 #[cfg(all(feature = "layer", not(loom)))]
 pub mod guide;
 #[cfg(all(feature = "layer", not(loom)))]

@@ -17,8 +17,8 @@ use http::{
 use http_body::Body;
 
 use crate::{
-    classify::is_grpc,
     gate::{Refused, RefusedReason},
+    grpc::is_grpc,
     layer::CapacityBody,
 };
 

@@ -6,21 +6,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use super::{Limited, Reason, digits};
 use crate::{Quota, RateLimitBody};
 
-/// Whether a request speaks gRPC: `application/grpc`, alone or with a suffix or a parameter, in
-/// any case.
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    content_type.is_some_and(|value| {
-        value.len() >= GRPC.len()
-            && value[..GRPC.len()].eq_ignore_ascii_case(GRPC)
-            && matches!(
-                value.get(GRPC.len()),
-                None | Some(b'+' | b';' | b'-' | b' ' | b'\t')
-            )
-    })
-}
-
 /// Refuses in the emptied header map of the request, with the request's content type.
 pub(super) fn answer<B>(
     limited: &Limited<'_>,
@@ -223,23 +208,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn only_grpc_content_types_are_grpc() {
-        let grpc = |value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
-            is_grpc(&headers)
-        };
-        assert!(grpc("application/grpc"));
-        assert!(grpc("Application/gRPC"));
-        assert!(grpc("application/grpc+proto"));
-        assert!(grpc("application/grpc-web+proto"));
-        assert!(grpc("application/grpc;charset=utf-8"));
-        assert!(!grpc("application/grpcish"));
-        assert!(!grpc("application/json"));
-        assert!(!is_grpc(&HeaderMap::new()));
-    }
 
     #[test]
     fn base64_matches_the_vectors_of_rfc_4648_without_padding() {

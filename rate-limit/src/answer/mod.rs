@@ -41,7 +41,5 @@ pub use self::{
     refused::Refused,
     standard::StandardAnswer,
 };
-pub(crate) use self::{
-    grpc::is_grpc, limited::OverQuota, quota_headers::Stamp, rendered::Rendered,
-};
+pub(crate) use self::{limited::OverQuota, quota_headers::Stamp, rendered::Rendered};
 pub use crate::refusal::Reason;

@@ -3,7 +3,7 @@
 use http::{Response, request};
 
 use super::{Answer, Limited, grpc, http as over_http};
-use crate::RateLimitBody;
+use crate::{RateLimitBody, grpc::is_grpc};
 
 /// The responses of the [module's table](super).
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ impl Default for StandardAnswer {
 
 impl<B> Answer<B> for StandardAnswer {
     fn answer(&self, limited: &Limited<'_>, request: request::Parts) -> Response<RateLimitBody<B>> {
-        if grpc::is_grpc(&request.headers) {
+        if is_grpc(&request.headers) {
             grpc::answer(limited, request.headers, self.grpc_details)
         } else {
             over_http::answer(limited, request.headers, self.plain)

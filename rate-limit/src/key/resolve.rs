@@ -13,6 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::RequestHead;
+use crate::accessors::inner_service_accessors;
 
 /// Looks a key up asynchronously and leaves it in the request's extensions, for
 /// [`key::extension`](super::extension) to find. Goes outside of the rate limit.
@@ -90,23 +91,7 @@ pub struct Resolve<S, F> {
 }
 
 impl<S, F> Resolve<S, F> {
-    /// The inner service.
-    #[must_use]
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    #[must_use]
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Gives the inner service back.
-    #[must_use]
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 }
 
 impl<S, F, Fut, K, B> Service<Request<B>> for Resolve<S, F>

@@ -12,8 +12,9 @@ use pin_project_lite::pin_project;
 use super::RateLimitBody;
 use crate::{
     AnyLimiter, Inflight,
-    answer::{Refused, Stamp, is_grpc},
+    answer::{Refused, Stamp},
     charged::{Charged, give_back},
+    grpc::is_grpc,
     policy::ResponseHead,
     receipt::Receipt,
 };

@@ -12,9 +12,10 @@ use super::{
 };
 use crate::{
     AnyLimiter, Inflight, Mode, Quota,
-    answer::{Answer, Limited, OverQuota, QuotaHeaders, Reason, Refused, Stamp, is_grpc},
+    answer::{Answer, Limited, OverQuota, QuotaHeaders, Reason, Refused, Stamp},
     caller::Caller,
     charged::Charged,
+    grpc::is_grpc,
     key::{Key, Lists, MissingKey, RequestHead},
     metrics::Outcome,
     plans::{Plan, fingerprint},

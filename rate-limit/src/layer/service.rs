@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Limiter,
+    accessors::inner_service_accessors,
     answer::{Answer, Reason, StandardAnswer},
     key::RequestHead,
     limiter::NoRoom,
@@ -39,23 +40,7 @@ impl<S, A, L> RateLimit<S, A, L> {
         }
     }
 
-    /// The inner service.
-    #[must_use]
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    #[must_use]
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Gives the inner service back.
-    #[must_use]
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 }
 
 impl<S: Clone, A: Clone, L> Clone for RateLimit<S, A, L> {

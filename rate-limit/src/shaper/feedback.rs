@@ -2,11 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{
-    HeaderMap, StatusCode,
-    header::{AGE, DATE, RETRY_AFTER},
-};
+use http::{HeaderMap, StatusCode, header::AGE};
 use sfv::{BareItem, Item, KeyRef, List, ListEntry, Parser};
+
+use super::retry_after::{pushback, retry_after};
 
 /// How upstream wants to be treated.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -48,7 +47,7 @@ impl Feedback {
         let used_up = |allowance: Option<(u64, Duration)>| allowance.filter(|(left, _)| *left == 0);
         let pause = retry_after_millis(headers)
             .or_else(|| retry_after(headers))
-            .or_else(|| pushback(headers))
+            .or_else(|| pushback(headers).flatten())
             .or_else(|| {
                 used_up(requests)
                     .or_else(|| used_up(cells))
@@ -68,31 +67,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Seconds, or a date (RFC 9110 §10.2.3). A date is compared with the server's own clock, if it
-/// says what time it has.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Too large a number is still a very long time.
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
-    }
-    let at = httpdate::parse_http_date(value).ok()?;
-    let date = headers.get(DATE).and_then(|date| date.to_str().ok());
-    let now = date.and_then(|date| httpdate::parse_http_date(date).ok());
-    Some(
-        at.duration_since(now.unwrap_or_else(SystemTime::now))
-            .unwrap_or_default(),
-    )
-}
-
-/// gRFC A6. A negative or unreadable number says not to retry *this* request, and nothing about
-/// others.
-fn pushback(headers: &HeaderMap) -> Option<Duration> {
-    let millis = text(headers, "grpc-retry-pushback-ms")?.parse().ok()?;
-    Some(Duration::from_millis(millis))
-}
-
-/// The same in milliseconds, as OpenAI and Azure send it beside.
+/// `Retry-After` in milliseconds, as OpenAI and Azure send it beside.
 fn retry_after_millis(headers: &HeaderMap) -> Option<Duration> {
     let millis: f64 = text(headers, "retry-after-ms")?.trim().parse().ok()?;
     Duration::try_from_secs_f64(millis / 1_000.0).ok()

@@ -43,6 +43,7 @@ mod heed;
 mod layer;
 mod line;
 mod plain;
+mod retry_after;
 mod service;
 #[expect(
     clippy::module_inception,

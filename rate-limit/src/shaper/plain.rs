@@ -13,6 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{ShapedError, Shaper, future::Call};
+use crate::accessors::inner_service_accessors;
 
 /// Makes a client of any protocol wait its turn: [`ShaperLayer`](super::ShaperLayer) for requests
 /// of type `R`.
@@ -102,23 +103,7 @@ pub struct PlainShaped<S, R> {
 }
 
 impl<S, R> PlainShaped<S, R> {
-    /// The inner service.
-    #[must_use]
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    #[must_use]
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Gives the inner service back.
-    #[must_use]
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 }
 
 impl<S: Service<R> + Clone, R> Service<R> for PlainShaped<S, R> {

@@ -9,6 +9,7 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::{ShapedBody, ShapedFuture, layer::Settings};
+use crate::accessors::inner_service_accessors;
 
 /// The service made by [`ShaperLayer`](super::ShaperLayer).
 ///
@@ -26,23 +27,7 @@ impl<S> Shaped<S> {
         Self { inner, settings }
     }
 
-    /// The inner service.
-    #[must_use]
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    #[must_use]
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Gives the inner service back.
-    #[must_use]
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for Shaped<S>

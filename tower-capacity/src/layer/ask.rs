@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderName, request};
 
 use crate::{
     Limiter, Priority,
-    classify::is_grpc,
     gate::{Ask, Partition},
+    grpc::is_grpc,
 };
 
 /// How a layer reads requests; a copy costs nothing by default.

@@ -17,6 +17,7 @@ use super::{
     nesting::{self, Inside},
     service::shed_by,
 };
+use crate::accessors::inner_service_accessors;
 use crate::{Admit, Limiter, Mode, Outcome, gate::Ask, reject::Shed};
 
 /// Layer that applies [`PlainCapacity`]: the limit for services of any request and response.
@@ -210,20 +211,7 @@ pub struct PlainCapacity<S, C = ByResult, A = Alike> {
 }
 
 impl<S, C, A> PlainCapacity<S, C, A> {
-    /// The inner service.
-    pub const fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    pub const fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Takes the inner service out.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 
     /// Refuses a request that found no permit, unless it may wait for one.
     #[inline(never)]

@@ -19,6 +19,7 @@ use tower_service::Service;
 use super::{CapacityBody, CapacityFuture, CapacityLayer, held::Held, layer::Config, nesting};
 use crate::{
     Admission, Admit, Limiter, LimiterBuilder, Mode,
+    accessors::inner_service_accessors,
     gate::{Ask, Claim, Refused, RefusedReason},
     reject::{DefaultReject, Reject},
     sync::lock,
@@ -196,20 +197,7 @@ impl Drop for Lent {
 }
 
 impl<S, R> ReadyCapacity<S, R> {
-    /// The inner service.
-    pub const fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    pub const fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Takes the inner service out.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 
     fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let ask_again = match &self.readiness {

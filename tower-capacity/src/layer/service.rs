@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     Limiter, Mode,
+    accessors::inner_service_accessors,
     gate::{Ask, Claim, Refused, RefusedReason},
     reject::{Reject, Shed, fit_to_method},
 };
@@ -35,20 +36,7 @@ impl<S, R> Capacity<S, R> {
         Self { inner, config }
     }
 
-    /// The inner service.
-    pub const fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    pub const fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Takes the inner service out.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 }
 
 impl<S: Clone, R> Clone for Capacity<S, R> {

@@ -1,13 +1,12 @@
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::{
-    HeaderMap, Response, StatusCode,
-    header::{DATE, RETRY_AFTER},
-    response,
+use http::{HeaderMap, Response, StatusCode, response};
+
+use super::{
+    Throttled,
+    retry_after::{pushback, retry_after},
 };
-
-use super::Throttled;
-use crate::classify::is_grpc;
+use crate::grpc::is_grpc;
 
 /// What a response says about whether the backend accepted the request.
 ///
@@ -41,6 +40,19 @@ impl RetryAdvice {
     /// The longest wait that is passed on: one minute. Longer ones become
     /// [`Never`](Self::Never), so that no backend can keep a retry policy waiting for hours.
     pub const LONGEST: Duration = Duration::from_secs(60);
+
+    /// What `Retry-After` says.
+    fn from_retry_after(headers: &HeaderMap) -> Self {
+        retry_after(headers).map_or(Self::Untold, Self::after)
+    }
+
+    /// What gRPC's pushback says.
+    fn from_pushback(headers: &HeaderMap) -> Self {
+        match pushback(headers) {
+            None => Self::Untold,
+            Some(wait) => wait.map_or(Self::Never, Self::after),
+        }
+    }
 
     fn after(wait: Duration) -> Self {
         if wait > Self::LONGEST {
@@ -98,32 +110,21 @@ impl Answer {
         }
         if is_grpc(headers) {
             return match headers.get("grpc-status").map(|status| status.as_bytes()) {
-                Some(b"8") if is_quota_failure(headers) => Self::Limited(pushback(headers)),
-                Some(b"8" | b"14") => Self::Rejected(pushback(headers)),
+                Some(b"8") if is_quota_failure(headers) => {
+                    Self::Limited(RetryAdvice::from_pushback(headers))
+                }
+                Some(b"8" | b"14") => Self::Rejected(RetryAdvice::from_pushback(headers)),
                 _ => Self::Accepted,
             };
         }
         match status {
-            StatusCode::TOO_MANY_REQUESTS => Self::Limited(retry_after(headers)),
+            StatusCode::TOO_MANY_REQUESTS => Self::Limited(RetryAdvice::from_retry_after(headers)),
             StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Self::Rejected(retry_after(headers)),
+            | StatusCode::GATEWAY_TIMEOUT => Self::Rejected(RetryAdvice::from_retry_after(headers)),
             _ => Self::Accepted,
         }
     }
-}
-
-fn pushback(headers: &HeaderMap) -> RetryAdvice {
-    let Some(value) = headers.get("grpc-retry-pushback-ms") else {
-        return RetryAdvice::Untold;
-    };
-    let millis = value.to_str().ok().and_then(|ms| ms.parse::<i32>().ok());
-    // A negative number fails to convert.
-    millis
-        .and_then(|ms| u64::try_from(ms).ok())
-        .map_or(RetryAdvice::Never, |ms| {
-            RetryAdvice::after(Duration::from_millis(ms))
-        })
 }
 
 /// Whether the details of a gRPC status, a base64-encoded `google.rpc.Status`, hold a
@@ -159,24 +160,6 @@ fn from_base64(text: &[u8]) -> Vec<u8> {
         }
     }
     decoded
-}
-
-/// A value that cannot be read is ignored, as RFC 9110 demands of unknown fields.
-fn retry_after(headers: &HeaderMap) -> RetryAdvice {
-    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
-    let Some(value) = text(RETRY_AFTER) else {
-        return RetryAdvice::Untold;
-    };
-    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // Too large a number is still a very long time.
-        return RetryAdvice::after(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
-    }
-    let Ok(at) = httpdate::parse_http_date(value) else {
-        return RetryAdvice::Untold;
-    };
-    let server_time = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
-    let now = server_time.unwrap_or_else(SystemTime::now);
-    RetryAdvice::after(at.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -61,6 +61,7 @@ mod config;
 mod counts;
 mod future;
 mod layer;
+mod retry_after;
 mod service;
 mod throttled;
 mod throttler;

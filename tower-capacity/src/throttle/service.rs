@@ -9,6 +9,7 @@ use tower_service::Service;
 
 use super::{ThrottleFuture, Throttled, layer::Config};
 use crate::{
+    accessors::inner_service_accessors,
     layer::CapacityBody,
     reject::{DefaultReject, Reject},
 };
@@ -27,20 +28,7 @@ impl<S, R> Throttle<S, R> {
         Self { inner, config }
     }
 
-    /// The inner service.
-    pub const fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service, mutably.
-    pub const fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Takes the inner service out.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!();
 }
 
 impl<S: Clone, R> Clone for Throttle<S, R> {

@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue, Response, request};
 use http_body::Body;
 
 use crate::{
-    classify::is_grpc,
+    grpc::is_grpc,
     layer::CapacityBody,
     reject::{DefaultReject, Reject, reject_grpc, reject_http},
 };
