@@ -1,16 +1,15 @@
 //! Random sequences of requests of different costs against an exact model of what is inside.
 #![cfg(not(loom))]
 
-use std::{
-    collections::VecDeque,
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+#[path = "cases/gate.rs"]
+mod cases;
+
+use std::{collections::VecDeque, pin::Pin, task::Poll, time::Duration};
 
 use proptest::prelude::*;
 use tower_capacity::gate::{Acquire, Ask, Gate, GateConfig, Permit, Priority, RefusedReason};
+
+use self::cases::{class, config, poll, room};
 
 #[derive(Clone, Copy, Debug)]
 struct Request {
@@ -35,12 +34,6 @@ enum Operation {
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
-    let class = || {
-        prop_oneof![
-            4 => Just(Priority::Default),
-            1 => prop::sample::select(Priority::ALL.to_vec()),
-        ]
-    };
     let cost = || prop_oneof![4 => Just(1_usize), 4 => 2_usize..8, 1 => 20_usize..=64];
     prop_oneof![
         2 => (class(), cost()).prop_map(|(class, cost)| Operation::TryAcquire(class, cost)),
@@ -79,12 +72,8 @@ impl Model {
         self.waiting.iter().map(|request| request.cost).sum()
     }
 
-    fn room(&self, class: Priority) -> usize {
-        self.limit - self.limit * ((1.0 - class.share()) * 20.0).round() as usize / 20
-    }
-
     fn fits(&self, request: Request) -> bool {
-        let room = self.room(request.class);
+        let room = room(request.class, self.limit);
         room > 0 && self.inflight() + request.cost.min(room) <= room
     }
 
@@ -140,7 +129,7 @@ impl Model {
                 return;
             };
             let request = self.waiting[next];
-            if self.inflight() >= self.room(highest) {
+            if self.inflight() >= room(highest, self.limit) {
                 return;
             }
             if !self.fits(request) {
@@ -193,37 +182,7 @@ impl Bench {
                 self.permits
                     .extend(entered.map(|permit| (request.id, permit)));
             }
-            Operation::Acquire(class, cost) => {
-                let request = self.request(*class, *cost);
-                let expected = self.model.acquire(request);
-                let mut acquire = Box::pin(self.gate.acquire_with(request.ask()));
-                match poll(&mut acquire) {
-                    Poll::Ready(Ok(permit)) => {
-                        let is_inside = self.model.inside.iter().any(|of| of.id == request.id);
-                        prop_assert!(is_inside, "{:?} entered: {:?}", request, expected);
-                        self.permits.push((request.id, permit));
-                    }
-                    Poll::Ready(Err(refused)) => {
-                        prop_assert_eq!(refused.reason(), RefusedReason::QueueFull);
-                        prop_assert_eq!(&expected, &Fate::Refused, "{:?}", request);
-                    }
-                    Poll::Pending => {
-                        prop_assert!(matches!(expected, Fate::Waits { .. }), "{:?}", request);
-                        self.line.push((request.id, acquire));
-                    }
-                }
-                if let Fate::Waits {
-                    displaced: Some(id),
-                } = expected
-                {
-                    let index = self.line.iter().position(|(waiting, _)| *waiting == id);
-                    let (_, mut acquire) = self.line.remove(index.expect("it waited"));
-                    let Poll::Ready(Err(refused)) = poll(&mut acquire) else {
-                        return Err(TestCaseError::fail("it was to be displaced"));
-                    };
-                    prop_assert_eq!(refused.reason(), RefusedReason::Displaced);
-                }
-            }
+            Operation::Acquire(class, cost) => self.acquire(*class, *cost)?,
             Operation::Release(index) if !self.permits.is_empty() => {
                 self.release(index.index(self.permits.len()));
             }
@@ -247,6 +206,39 @@ impl Bench {
             }
         }
         self.check()
+    }
+
+    fn acquire(&mut self, class: Priority, cost: usize) -> Result<(), TestCaseError> {
+        let request = self.request(class, cost);
+        let expected = self.model.acquire(request);
+        let mut acquire = Box::pin(self.gate.acquire_with(request.ask()));
+        match poll(&mut acquire) {
+            Poll::Ready(Ok(permit)) => {
+                let is_inside = self.model.inside.iter().any(|of| of.id == request.id);
+                prop_assert!(is_inside, "{:?} entered: {:?}", request, expected);
+                self.permits.push((request.id, permit));
+            }
+            Poll::Ready(Err(refused)) => {
+                prop_assert_eq!(refused.reason(), RefusedReason::QueueFull);
+                prop_assert_eq!(&expected, &Fate::Refused, "{:?}", request);
+            }
+            Poll::Pending => {
+                prop_assert!(matches!(expected, Fate::Waits { .. }), "{:?}", request);
+                self.line.push((request.id, acquire));
+            }
+        }
+        if let Fate::Waits {
+            displaced: Some(id),
+        } = expected
+        {
+            let index = self.line.iter().position(|(waiting, _)| *waiting == id);
+            let (_, mut acquire) = self.line.remove(index.expect("it waited"));
+            let Poll::Ready(Err(refused)) = poll(&mut acquire) else {
+                return Err(TestCaseError::fail("it was to be displaced"));
+            };
+            prop_assert_eq!(refused.reason(), RefusedReason::Displaced);
+        }
+        Ok(())
     }
 
     fn release(&mut self, index: usize) {
@@ -286,18 +278,8 @@ impl Bench {
     }
 }
 
-fn poll(acquire: &mut Pin<Box<Acquire>>) -> Poll<<Acquire as Future>::Output> {
-    let waker = futures_util::task::noop_waker();
-    acquire.as_mut().poll(&mut Context::from_waker(&waker))
-}
-
-fn cases() -> u32 {
-    let cases = std::env::var("PROPTEST_CASES").ok();
-    cases.and_then(|cases| cases.parse().ok()).unwrap_or(2_000)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn requests_of_any_cost_enter_in_the_order_of_the_model_and_none_is_locked_out(

@@ -1,17 +1,17 @@
 //! Random sequences of operations against a plain model of the gate.
 #![cfg(not(loom))]
 
-use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+#[path = "cases/gate.rs"]
+mod cases;
+
+use std::{pin::Pin, task::Poll, time::Duration};
 
 use proptest::prelude::*;
 use tower_capacity::gate::{
     Acquire, Ask, Gate, GateConfig, Partition, Permit, Priority, RefusedReason,
 };
+
+use self::cases::{class, config, poll, room};
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -79,19 +79,6 @@ fn partition() -> impl Strategy<Value = Partition> {
         2 => Just(Partition::NONE),
         3 => (1_usize..6).prop_map(Partition::new),
     ]
-}
-
-/// Mostly of one class, so that order within a class is seen too.
-fn class() -> impl Strategy<Value = Priority> {
-    prop_oneof![
-        4 => Just(Priority::Default),
-        1 => prop::sample::select(Priority::ALL.to_vec()),
-    ]
-}
-
-/// Permits that a class may fill, from its published share.
-fn room(class: Priority, limit: usize) -> usize {
-    limit - limit * ((1.0 - class.share()) * 20.0).round() as usize / 20
 }
 
 /// Whether a request finds all of its permits free, or all that its class may fill.
@@ -177,40 +164,7 @@ impl Bench {
                     }
                 }
             }
-            Operation::Acquire(kind) => {
-                let Kind {
-                    class,
-                    partition,
-                    cost,
-                } = *kind;
-                let free = self.is_free(class, cost);
-                let full = self.queued() >= self.max_queue;
-                let outranks = self.line.iter().any(|(waiting, _)| waiting.class < class);
-                let modest = self.load(partition, 1).is_some_and(|load| load <= 1.0);
-                let is_greedy = |waiting: &Kind| {
-                    let load = self.load(waiting.partition, 0);
-                    waiting.partition != partition && load.is_some_and(|load| load > 1.0)
-                };
-                let entitled = modest && self.line.iter().any(|(waiting, _)| is_greedy(waiting));
-                let mut acquire = Box::pin(self.gate.acquire_with(kind.ask()));
-                match poll(&mut acquire) {
-                    Poll::Ready(Ok(permit)) => {
-                        // In the place of a waiter for which permits were gathered.
-                        let displaces = full && self.line.iter().any(|(kind, _)| kind.cost > 1);
-                        let may_enter = free || displaces;
-                        prop_assert!(may_enter, "entered a full gate or overtook its own class");
-                        self.take(*kind, permit);
-                    }
-                    Poll::Ready(Err(refused)) => {
-                        prop_assert_eq!(refused.reason(), RefusedReason::QueueFull);
-                        prop_assert!(full && !outranks && !entitled);
-                    }
-                    Poll::Pending => {
-                        prop_assert!(!free, "waits while a permit is free");
-                        self.line.push((*kind, acquire));
-                    }
-                }
-            }
+            Operation::Acquire(kind) => self.acquire(*kind)?,
             Operation::AcquireAnyway => {
                 let kind = Kind {
                     class: Priority::Default,
@@ -240,6 +194,42 @@ impl Bench {
         }
         self.settle()?;
         self.check()
+    }
+
+    fn acquire(&mut self, kind: Kind) -> Result<(), TestCaseError> {
+        let Kind {
+            class,
+            partition,
+            cost,
+        } = kind;
+        let free = self.is_free(class, cost);
+        let full = self.queued() >= self.max_queue;
+        let outranks = self.line.iter().any(|(waiting, _)| waiting.class < class);
+        let modest = self.load(partition, 1).is_some_and(|load| load <= 1.0);
+        let is_greedy = |waiting: &Kind| {
+            let load = self.load(waiting.partition, 0);
+            waiting.partition != partition && load.is_some_and(|load| load > 1.0)
+        };
+        let entitled = modest && self.line.iter().any(|(waiting, _)| is_greedy(waiting));
+        let mut acquire = Box::pin(self.gate.acquire_with(kind.ask()));
+        match poll(&mut acquire) {
+            Poll::Ready(Ok(permit)) => {
+                // In the place of a waiter for which permits were gathered.
+                let displaces = full && self.line.iter().any(|(kind, _)| kind.cost > 1);
+                let may_enter = free || displaces;
+                prop_assert!(may_enter, "entered a full gate or overtook its own class");
+                self.take(kind, permit);
+            }
+            Poll::Ready(Err(refused)) => {
+                prop_assert_eq!(refused.reason(), RefusedReason::QueueFull);
+                prop_assert!(full && !outranks && !entitled);
+            }
+            Poll::Pending => {
+                prop_assert!(!free, "waits while a permit is free");
+                self.line.push((kind, acquire));
+            }
+        }
+        Ok(())
     }
 
     /// One permit came free: it went to a waiter that is entitled to it, if one waited in a class that
@@ -342,19 +332,8 @@ impl Bench {
     }
 }
 
-fn poll(acquire: &mut Pin<Box<Acquire>>) -> Poll<<Acquire as Future>::Output> {
-    let waker = futures_util::task::noop_waker();
-    acquire.as_mut().poll(&mut Context::from_waker(&waker))
-}
-
-fn cases() -> u32 {
-    let cases = std::env::var("PROPTEST_CASES").ok();
-    cases.and_then(|cases| cases.parse().ok()).unwrap_or(2_000)
-}
-
 proptest! {
-    // Some 100,000 operations; PROPTEST_CASES=200000 for ten million.
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_sequence_of_operations_breaks_the_gate(
