@@ -69,4 +69,5 @@ pub use self::verdict::{Cause, Leak, NestedAcquire, Verdict};
 pub use self::window::PoolWindow;
 
 #[cfg(test)]
+#[path = "../../tests/inside/tuner.rs"]
 mod tests;

@@ -49,6 +49,7 @@ mod knee;
 )]
 mod limit;
 #[cfg(test)]
+#[path = "../../tests/inside/laws.rs"]
 mod tests;
 mod vegas;
 mod window;

@@ -1,6 +1,7 @@
 //! The layers of a client.
 #![cfg(not(loom))]
 
+mod answer;
 mod ready;
 mod situations;
 mod support;

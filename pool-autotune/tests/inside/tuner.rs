@@ -1,3 +1,5 @@
+//! The tuner in front of a pool in virtual time.
+
 use std::time::Duration;
 
 use proptest::prelude::*;
