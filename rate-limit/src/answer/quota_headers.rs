@@ -124,37 +124,7 @@ impl QuotaHeaders {
         ruling: &Ruling,
         charge: &Charge,
     ) -> Stamp {
-        let now = ruling.now();
-        let states = rules.rules().iter().enumerate().map(|(index, rule)| {
-            let (gcra, tat) = (charge.gcra(index, rule), ruling.tats[index]);
-            let remaining = gcra.remaining(tat, now);
-            let next = if remaining < gcra.burst() {
-                seconds_up(gcra.wait_for(tat, now, remaining + 1))
-            } else {
-                0
-            };
-            let window = match remaining {
-                0 => next,
-                _ => seconds_up(gcra.nanos_for(remaining)).max(1),
-            };
-            let full = seconds_up(gcra.debt_nanos(tat, now));
-            State {
-                index,
-                rule,
-                remaining,
-                burst: gcra.burst(),
-                next,
-                window,
-                full,
-            }
-        });
-        let mut states: Vec<_> = states.collect();
-        // The most constrained first: the smallest part of a burst left.
-        states.sort_by(|a, b| {
-            let left = u128::from(a.remaining) * u128::from(b.burst);
-            left.cmp(&(u128::from(b.remaining) * u128::from(a.burst)))
-        });
-
+        let states = states(rules, ruling, charge);
         let mut headers = HeaderMap::new();
         if let Some(draft) = self.draft {
             // The fingerprint names the key's place in the table, so it is hashed once more.
@@ -166,38 +136,14 @@ impl QuotaHeaders {
                 _ => policy_field(rules.rules(), charge, key),
             };
             headers.append(RATELIMIT_POLICY, policy);
-            let mut field = String::with_capacity(64);
-            for state in &states {
-                let t = if draft == Draft::V10 {
-                    state.next
-                } else {
-                    state.window
-                };
-                let separator = if field.is_empty() { "" } else { ", " };
-                let (name, r, t) = (state.rule.policy.name(), sf(state.remaining), sf(t));
-                // Writing to a string does not fail.
-                let _ = write!(field, "{separator}\"{name}\";r={r};t={t}");
-                push_key(&mut field, key);
-            }
-            append(&mut headers, RATELIMIT, field);
-        }
-        if let (Some(reset), Some(state)) = (self.legacy, states.first()) {
-            let seconds = match reset {
-                Reset::Delta => state.full,
-                Reset::Epoch => {
-                    let now = SystemTime::now()
-                        .duration_since(UNIX_EPOCH)
-                        .unwrap_or_default();
-                    now.as_secs() + state.full
-                }
-            };
-            append(&mut headers, X_RATELIMIT_LIMIT, state.burst.to_string());
             append(
                 &mut headers,
-                X_RATELIMIT_REMAINING,
-                state.remaining.to_string(),
+                RATELIMIT,
+                ratelimit_field(draft, &states, key),
             );
-            append(&mut headers, X_RATELIMIT_RESET, seconds.to_string());
+        }
+        if let (Some(reset), Some(state)) = (self.legacy, states.first()) {
+            append_legacy(&mut headers, reset, state);
         }
 
         let violated = states
@@ -234,6 +180,75 @@ struct State<'a> {
     window: u64,
     /// Seconds until the whole burst is back.
     full: u64,
+}
+
+/// What the headers say of each policy, the most constrained first.
+fn states<'a>(rules: &'a Ruleset, ruling: &Ruling, charge: &Charge) -> Vec<State<'a>> {
+    let now = ruling.now();
+    let states = rules.rules().iter().enumerate().map(|(index, rule)| {
+        let (gcra, tat) = (charge.gcra(index, rule), ruling.tats[index]);
+        let remaining = gcra.remaining(tat, now);
+        let next = if remaining < gcra.burst() {
+            seconds_up(gcra.wait_for(tat, now, remaining + 1))
+        } else {
+            0
+        };
+        let window = match remaining {
+            0 => next,
+            _ => seconds_up(gcra.nanos_for(remaining)).max(1),
+        };
+        let full = seconds_up(gcra.debt_nanos(tat, now));
+        State {
+            index,
+            rule,
+            remaining,
+            burst: gcra.burst(),
+            next,
+            window,
+            full,
+        }
+    });
+    let mut states: Vec<_> = states.collect();
+    // The most constrained first: the smallest part of a burst left.
+    states.sort_by(|a, b| {
+        let left = u128::from(a.remaining) * u128::from(b.burst);
+        left.cmp(&(u128::from(b.remaining) * u128::from(a.burst)))
+    });
+    states
+}
+
+/// The value of `ratelimit`.
+fn ratelimit_field(draft: Draft, states: &[State<'_>], key: Option<u64>) -> String {
+    let mut field = String::with_capacity(64);
+    for state in states {
+        let t = if draft == Draft::V10 {
+            state.next
+        } else {
+            state.window
+        };
+        let separator = if field.is_empty() { "" } else { ", " };
+        let (name, r, t) = (state.rule.policy.name(), sf(state.remaining), sf(t));
+        // Writing to a string does not fail.
+        let _ = write!(field, "{separator}\"{name}\";r={r};t={t}");
+        push_key(&mut field, key);
+    }
+    field
+}
+
+/// Adds `x-ratelimit-limit`, `-remaining` and `-reset`.
+fn append_legacy(headers: &mut HeaderMap, reset: Reset, state: &State<'_>) {
+    let seconds = match reset {
+        Reset::Delta => state.full,
+        Reset::Epoch => {
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            now.as_secs() + state.full
+        }
+    };
+    append(headers, X_RATELIMIT_LIMIT, state.burst.to_string());
+    append(headers, X_RATELIMIT_REMAINING, state.remaining.to_string());
+    append(headers, X_RATELIMIT_RESET, seconds.to_string());
 }
 
 /// The `ratelimit-policy` field: the same for all requests without a quota of their own.

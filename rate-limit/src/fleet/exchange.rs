@@ -25,22 +25,7 @@ pub(super) async fn exchange(
     let mut left = jobs;
     let mut tries = 0;
     while !left.is_empty() {
-        let mut pipeline = Pipeline::with_capacity(left.len() + 1);
-        // In a pipeline the script is there before it is called.
-        if tries > 0 {
-            let script = &*node.settings().script;
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(script);
-        }
-        let first = pipeline.len();
-        for job in &left {
-            if job.asking {
-                pipeline.cmd("ASKING");
-            }
-            let key = script::key(&node.settings().name, job.key);
-            let Job { action, terms, .. } = job;
-            let command = script::command(&connection.account, &key, *action, terms);
-            pipeline.add_command(command);
-        }
+        let (pipeline, first) = pipeline(&node, &connection, &left, tries > 0);
         let answer = connection
             .redis
             .send_packed_commands(&pipeline, 0, pipeline.len());
@@ -62,45 +47,8 @@ pub(super) async fn exchange(
                 return left.into_iter().for_each(|job| node.failed(job));
             }
         };
-        let mut answers = answers.into_iter().skip(first);
-        let mut unknown = Vec::new();
-        let mut failure = None;
-        for job in left {
-            if job.asking {
-                answers.next();
-            }
-            match answers.next() {
-                Some(Value::ServerError(error)) => {
-                    let error = RedisError::from(error);
-                    match error.kind() {
-                        redis::ErrorKind::Server(ServerErrorKind::NoScript) if tries == 0 => {
-                            unknown.push(job);
-                        }
-                        redis::ErrorKind::Server(
-                            kind @ (ServerErrorKind::Moved | ServerErrorKind::Ask),
-                        ) => {
-                            let asking = kind == ServerErrorKind::Ask;
-                            Arc::clone(&node).redirect(
-                                job,
-                                error.redirect_node(),
-                                asking,
-                                &state.address,
-                            );
-                        }
-                        _ => {
-                            // What is wrong with one key says nothing about the server.
-                            failure = failure.or_else(|| server_failure(&error));
-                            node.failed(job);
-                        }
-                    }
-                }
-                Some(value) => match Reply::read(&value, job.terms.len()) {
-                    Some(reply) => node.answered(job, reply),
-                    None => node.failed(job),
-                },
-                None => node.failed(job),
-            }
-        }
+        let answers = answers.into_iter().skip(first);
+        let (unknown, failure) = deliver(&node, &state, left, answers, tries == 0);
         match failure {
             Some(why) => {
                 node.called(Call::Error, start);
@@ -114,6 +62,78 @@ pub(super) async fn exchange(
         left = unknown;
         tries += 1;
     }
+}
+
+/// The commands of `jobs`, and how many come before them.
+fn pipeline(
+    node: &Arc<dyn Reports>,
+    connection: &Connection,
+    jobs: &[Job],
+    loads: bool,
+) -> (Pipeline, usize) {
+    let mut pipeline = Pipeline::with_capacity(jobs.len() + 1);
+    // In a pipeline the script is there before it is called.
+    if loads {
+        let script = &*node.settings().script;
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(script);
+    }
+    let first = pipeline.len();
+    for job in jobs {
+        if job.asking {
+            pipeline.cmd("ASKING");
+        }
+        let key = script::key(&node.settings().name, job.key);
+        let Job { action, terms, .. } = job;
+        let command = script::command(&connection.account, &key, *action, terms);
+        pipeline.add_command(command);
+    }
+    (pipeline, first)
+}
+
+/// Passes each reply on. Returns the jobs for which the script has to be loaded first, where
+/// `may_load`, and why the server failed, if it did.
+fn deliver(
+    node: &Arc<dyn Reports>,
+    state: &State,
+    jobs: Vec<Job>,
+    mut answers: impl Iterator<Item = Value>,
+    may_load: bool,
+) -> (Vec<Job>, Option<&'static str>) {
+    let mut unknown = Vec::new();
+    let mut failure = None;
+    for job in jobs {
+        if job.asking {
+            answers.next();
+        }
+        match answers.next() {
+            Some(Value::ServerError(error)) => {
+                let error = RedisError::from(error);
+                match error.kind() {
+                    redis::ErrorKind::Server(ServerErrorKind::NoScript) if may_load => {
+                        unknown.push(job);
+                    }
+                    redis::ErrorKind::Server(
+                        kind @ (ServerErrorKind::Moved | ServerErrorKind::Ask),
+                    ) => {
+                        let asking = kind == ServerErrorKind::Ask;
+                        let to = error.redirect_node();
+                        Arc::clone(node).redirect(job, to, asking, &state.address);
+                    }
+                    _ => {
+                        // What is wrong with one key says nothing about the server.
+                        failure = failure.or_else(|| server_failure(&error));
+                        node.failed(job);
+                    }
+                }
+            }
+            Some(value) => match Reply::read(&value, job.terms.len()) {
+                Some(reply) => node.answered(job, reply),
+                None => node.failed(job),
+            },
+            None => node.failed(job),
+        }
+    }
+    (unknown, failure)
 }
 
 /// Sends the last jobs, without waiting for the replies.

@@ -28,7 +28,9 @@ use super::{
     failure::{LATE, reason},
     job::{Connection, Job, Reports, State, lock, random},
     script,
-    server::{CONNECT_WITHIN, HEARTBEAT, count_nodes, find_master, report_alive, slots},
+    server::{
+        CONNECT_WITHIN, HEARTBEAT, count_nodes, evicts, find_master, load, report_alive, slots,
+    },
 };
 
 /// A handle to the task that holds the connection.
@@ -180,16 +182,10 @@ impl Task {
             Ok(Err(_)) => return Err("it does not accept the connection"),
             Err(_) => return Err("it does not accept the connection in time"),
         };
-        let load = async |text: &str| {
-            let mut redis = redis.clone();
-            let mut command = redis::cmd("SCRIPT");
-            let digest = command.arg("LOAD").arg(text).query_async(&mut redis);
-            digest.await.map(|digest: String| Arc::from(digest))
-        };
         let scripts = async {
             Ok((
-                load(&node.settings().script).await?,
-                load(script::NODES).await?,
+                load(&redis, &node.settings().script).await?,
+                load(&redis, script::NODES).await?,
             ))
         };
         let (account, nodes) = match timeout(CONNECT_WITHIN, scripts).await {
@@ -202,13 +198,7 @@ impl Task {
         {
             Arc::clone(&node).learn_map(&map, &self.state.address);
         }
-        let mut info = redis::cmd("INFO");
-        info.arg("memory");
-        // A server that does not allow the question is given the benefit of the doubt.
-        if let Ok(Ok(memory)) =
-            timeout(CONNECT_WITHIN, info.query_async::<String>(&mut redis)).await
-            && memory.contains("maxmemory_policy:allkeys-")
-        {
+        if evicts(&mut redis).await {
             node.evicts();
         }
         let connection = Connection {

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{Client, ConnectionAddr, ServerErrorKind, Value, aio::MultiplexedConnection};
+use redis::{
+    Client, ConnectionAddr, RedisResult, ServerErrorKind, Value, aio::MultiplexedConnection,
+};
 use tokio::time::timeout;
 
 use super::{
@@ -64,6 +66,22 @@ pub(super) async fn count_nodes(
         }
         Err(error) => Err(reason(&error)),
     }
+}
+
+/// Loads a script. Returns its digest.
+pub(super) async fn load(redis: &MultiplexedConnection, script: &str) -> RedisResult<Arc<str>> {
+    let mut redis = redis.clone();
+    let mut command = redis::cmd("SCRIPT");
+    let digest = command.arg("LOAD").arg(script).query_async(&mut redis);
+    digest.await.map(|digest: String| Arc::from(digest))
+}
+
+/// Whether the server evicts keys that are in use. One that does not allow the question is assumed not to.
+pub(super) async fn evicts(redis: &mut MultiplexedConnection) -> bool {
+    let mut info = redis::cmd("INFO");
+    let memory = info.arg("memory").query_async::<String>(redis);
+    let memory = timeout(CONNECT_WITHIN, memory).await;
+    matches!(memory, Ok(Ok(memory)) if memory.contains("maxmemory_policy:allkeys-"))
 }
 
 /// Which server of a cluster holds which slots.

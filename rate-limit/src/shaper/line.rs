@@ -119,6 +119,19 @@ impl Line {
             .max(until(self.cells, cells))
     }
 
+    /// Charges one request that costs `cells` to everything that limits it, except concurrency.
+    pub(super) fn charge(&mut self, inner: &Inner, now: u64, cells: u64) {
+        for (quota, tat) in inner.quotas.iter().zip(&mut self.tats) {
+            *tat = quota.gcra.charge_anyway(*tat, now, quota.cost(1, cells));
+        }
+        let requests = if inner.counts_requests() { 1 } else { cells };
+        for (allowance, cost) in [(&mut self.requests, requests), (&mut self.cells, cells)] {
+            if let Some(allowance) = allowance {
+                allowance.remaining = allowance.remaining.saturating_sub(cost);
+            }
+        }
+    }
+
     /// How long a request that joins the queue now will wait.
     pub(super) fn expected_wait(&self, inner: &Inner, now: u64, cells: u64) -> u64 {
         let cells = self.queued_cells.saturating_add(cells);

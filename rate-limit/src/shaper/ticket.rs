@@ -51,21 +51,7 @@ impl Ticket {
                 let wait = line.wait(inner, now, 1, self.cells);
                 let free = line.inflight < inner.concurrency;
                 if first && free && wait == 0 {
-                    for (quota, tat) in inner.quotas.iter().zip(&mut line.tats) {
-                        let cost = quota.cost(1, self.cells);
-                        *tat = quota.gcra.charge_anyway(*tat, now, cost);
-                    }
-                    let requests = if inner.counts_requests() {
-                        1
-                    } else {
-                        self.cells
-                    };
-                    if let Some(allowance) = &mut line.requests {
-                        allowance.remaining = allowance.remaining.saturating_sub(requests);
-                    }
-                    if let Some(allowance) = &mut line.cells {
-                        allowance.remaining = allowance.remaining.saturating_sub(self.cells);
-                    }
+                    line.charge(inner, now, self.cells);
                     line.inflight += 1;
                     self.waiting = false;
                     line.leave(0);
