@@ -298,30 +298,9 @@ impl<P: Adapter> Builder<P> {
         let pool_max = self.pool.max_size();
         let bounds = self.checked_bounds(pool_max)?;
         let wait_timeout = self.checked_wait_timeout()?;
+        let open_timeout = self.checked_open_timeout()?;
         let enforce = self.mode == Mode::Enforce;
-        let open_timeout = self.open_timeout.unwrap_or(if enforce {
-            Duration::from_secs(5)
-        } else {
-            Duration::MAX
-        });
-        if open_timeout.is_zero() {
-            return Err(setting("open_timeout is 0 s: expected above 0 s"));
-        }
-        if self.reserved >= bounds.min().max(1) && self.reserved > 0 {
-            return Err(setting(format!(
-                "reserved({}) leaves no other checkout a connection at the smallest size of {}: reserve \
-                 fewer, or raise the minimum",
-                self.reserved,
-                bounds.min()
-            )));
-        }
-        #[cfg(feature = "fleet")]
-        if self.budget.is_some() && !enforce {
-            return Err(setting(
-                "a budget acts on the pool, and the mode is recommend: set the mode of the budget to \
-                 recommend, and that of the pool to enforce",
-            ));
-        }
+        self.check_settings(bounds)?;
         let max_waiting = self.max_waiting.unwrap_or(usize::MAX);
         self.check_aging(bounds)?;
 
@@ -402,6 +381,36 @@ impl<P: Adapter> Builder<P> {
         let driver = runtime.spawn(driver::run(Arc::downgrade(&shared), news, 0));
         shared.control().driver = Some(driver.abort_handle());
         Ok(Autotuned::from_shared(shared))
+    }
+
+    fn check_settings(&self, bounds: Bounds) -> Result<(), BuildError> {
+        if self.reserved >= bounds.min().max(1) && self.reserved > 0 {
+            return Err(setting(format!(
+                "reserved({}) leaves no other checkout a connection at the smallest size of {}: reserve \
+                 fewer, or raise the minimum",
+                self.reserved,
+                bounds.min()
+            )));
+        }
+        #[cfg(feature = "fleet")]
+        if self.budget.is_some() && self.mode != Mode::Enforce {
+            return Err(setting(
+                "a budget acts on the pool, and the mode is recommend: set the mode of the budget to \
+                 recommend, and that of the pool to enforce",
+            ));
+        }
+        Ok(())
+    }
+
+    fn checked_open_timeout(&self) -> Result<Duration, BuildError> {
+        let timeout = self.open_timeout.unwrap_or(match self.mode {
+            Mode::Enforce => Duration::from_secs(5),
+            Mode::Recommend => Duration::MAX,
+        });
+        if timeout.is_zero() {
+            return Err(setting("open_timeout is 0 s: expected above 0 s"));
+        }
+        Ok(timeout)
     }
 
     fn check_aging(&self, bounds: Bounds) -> Result<(), BuildError> {
