@@ -126,8 +126,7 @@ impl DialBudget {
     }
 
     /// When a pool that has no connection may dial again after a failure.
-    #[must_use]
-    pub fn next_try(&self) -> Option<Instant> {
+    pub(crate) fn next_try(&self) -> Option<Instant> {
         self.frozen.map(|frozen| frozen.alone_until)
     }
 
@@ -138,8 +137,7 @@ impl DialBudget {
     }
 
     /// Whether the last dial failed.
-    #[must_use]
-    pub fn is_failing(&self) -> bool {
+    pub(crate) fn is_failing(&self) -> bool {
         self.frozen.is_some()
     }
 

@@ -80,8 +80,7 @@ impl Tuner {
 
     /// Whether it would open more for checkouts that wait, as far as it knows: then it is best given
     /// the next window soon.
-    #[must_use]
-    pub fn may_grow(&self) -> bool {
+    pub(crate) fn may_grow(&self) -> bool {
         self.may_grow
     }
 
