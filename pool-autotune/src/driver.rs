@@ -458,7 +458,11 @@ impl<P: Adapter> Shared<P> {
         let grows = raised < target || control.tuner.may_grow();
         let grows = grows && dials > 0 && !is_late && !control.dial.is_failing();
         self.grows.store(grows, Relaxed);
-        // A pool that puts connections back late leaves some to be closed later.
+        self.close_unkept(kept);
+    }
+
+    /// Closes what a pool that puts connections back late has left to be closed.
+    fn close_unkept(&self, kept: usize) {
         // The limit of a dither is no reason to close any: it ends in a second.
         let inside = self.gate.inflight();
         let size = self.adapter.size();
