@@ -2,11 +2,12 @@
 
 use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::task::Id;
 
+use crate::sync::lock;
 use crate::tuner::{Leak, NestedAcquire};
 
 /// The checkouts that are out, and counts of those that came and went.
@@ -343,12 +344,6 @@ impl Drop for NestedWait<'_> {
             nested.swap_remove(index);
         }
     }
-}
-
-#[inline]
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that could panic runs under these locks.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

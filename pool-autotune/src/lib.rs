@@ -134,6 +134,7 @@ mod shared;
 mod snapshot;
 mod sqlstate;
 mod stats;
+mod sync;
 mod text;
 pub mod tuner;
 

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::iter;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -19,6 +19,7 @@ use crate::holders::Holders;
 use crate::metrics::{Metrics, Unserved};
 use crate::rights::Rights;
 use crate::stats::Stats;
+use crate::sync::lock;
 use crate::{Mode, sqlstate};
 
 /// What all handles and checkouts of one pool share.
@@ -147,7 +148,7 @@ impl<P: Adapter> Shared<P> {
 
     pub(crate) fn control(&self) -> MutexGuard<'_, Control> {
         // A panic elsewhere leaves numbers behind that are at worst one window old.
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.control)
     }
 
     pub(crate) fn note_error(&self, error: &(dyn StdError + 'static)) -> Option<sqlstate::Meaning> {

@@ -1,10 +1,11 @@
 //! How many requests of a key run at once.
 
+use crate::sync::lock;
 use std::{
     collections::HashMap,
     fmt,
     hash::{BuildHasherDefault, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 /// The right of one request of a key to run; gives it back when dropped.
@@ -74,9 +75,7 @@ impl InflightCounts {
 
     fn shard(&self, key: u64) -> MutexGuard<'_, Shard> {
         // Nothing panics while it is held; and a count is right after every statement.
-        self.shards[key as usize % SHARDS]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[key as usize % SHARDS])
     }
 }
 

@@ -163,6 +163,7 @@ mod refusal;
 mod rules;
 pub mod shaper;
 mod store;
+mod sync;
 mod text;
 mod warning;
 

@@ -6,7 +6,7 @@ use std::{
     fmt,
     hash::Hash,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
 };
@@ -21,6 +21,7 @@ use crate::{
     metrics::Outcome,
     policy::check_name,
     rules::{Ruleset, Ruling},
+    sync::lock,
     warning::Watch,
 };
 
@@ -189,7 +190,7 @@ impl<T> Plans<T> {
         policies: &[Policy],
         compile: &Compile<'_, T>,
     ) -> Result<(), BuildError> {
-        let mut columns = self.columns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut columns = lock(&self.columns);
         let current = self.sets.load_full();
         let mut all: Vec<_> = current.iter().map(|plan| plan.policies()).collect();
         all[number] = policies.to_vec();

@@ -1,13 +1,8 @@
 //! Quotas, policies and modes as text, for configuration files and environment variables.
 
-use std::{
-    fmt,
-    str::FromStr,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, str::FromStr, sync::Mutex, time::Duration};
 
-use crate::{Mode, Quota, Unit, policy::check_name};
+use crate::{Mode, Quota, Unit, policy::check_name, sync::lock};
 
 /// Reads what [`Quota`] displays, and shorter forms of it: `100 requests per 60s, burst 20`,
 /// `100 per minute`, `100/min burst 20`, `1048576 content-bytes / s`, `5 per 15 minutes`. A unit of
@@ -79,7 +74,7 @@ fn own_unit(word: &str) -> Option<Unit> {
     static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
     let name = word.strip_prefix('\'')?.strip_suffix('\'')?;
     check_name(name).ok()?;
-    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut names = lock(&NAMES);
     if let Some(known) = names.iter().find(|known| **known == name) {
         return Some(Unit::Custom(known));
     }

@@ -6,7 +6,7 @@ use std::{
     fmt,
     panic::Location,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -15,7 +15,10 @@ use std::{
 use http::header::FORWARDED;
 use tokio::time::Instant;
 
-use crate::key::{Key, KeyedBy, RequestHead};
+use crate::{
+    key::{Key, KeyedBy, RequestHead},
+    sync::lock,
+};
 
 /// A mistake in the setup that showed in traffic. Each is raised once per limiter, see
 /// [`Limiter::warnings`](crate::Limiter::warnings).
@@ -178,7 +181,7 @@ impl Sample {
 pub(crate) fn built_too_often_at(place: &'static Location<'static>) -> bool {
     type Places = HashMap<&'static Location<'static>, (u32, Instant)>;
     static PLACES: Mutex<Option<Places>> = Mutex::new(None);
-    let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut places = lock(&PLACES);
     let now = Instant::now();
     let (count, since) = places
         .get_or_insert_with(HashMap::new)

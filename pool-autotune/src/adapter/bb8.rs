@@ -27,7 +27,7 @@ use std::iter;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::{Adapter, Checked, PutBack};
+use crate::sync::lock;
 
 /// A bb8 pool that can be tuned.
 #[derive(Clone)]
@@ -89,7 +90,7 @@ impl<M: ManageConnection> Bb8<M> {
 
     /// Takes an idle connection, if there is one.
     fn take_idle(&self) -> Option<Connection<M>> {
-        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _taking = lock(&self.taking);
         if self.count_idle() == 0 {
             None
         } else {
@@ -109,7 +110,7 @@ impl<M: ManageConnection> Bb8<M> {
             };
             loop {
                 opened = {
-                    let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+                    let _taking = lock(&self.taking);
                     match self.pool.add(opened) {
                         Ok(()) => match take(&self.pool) {
                             Some(connection) => return Ok(connection),
@@ -200,7 +201,7 @@ where
             return PutBack::Done;
         }
         // All are taken before the first goes back, and no checkout looks meanwhile.
-        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _taking = lock(&self.taking);
         let take_next = || (self.count_idle() > 0).then(|| take(&self.pool)).flatten();
         let idle: Vec<_> = iter::from_fn(take_next).collect();
         for mut connection in idle {

@@ -3,7 +3,7 @@
 use std::{
     ops::RangeInclusive,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -20,7 +20,7 @@ use super::{
     breaker::Breaker,
     script::{Action, Reply, Term},
 };
-use crate::metrics::Call;
+use crate::{metrics::Call, sync::lock};
 
 /// A command about one account.
 #[derive(Debug)]
@@ -142,11 +142,6 @@ pub(super) struct Connection {
     pub(super) redis: MultiplexedConnection,
     pub(super) account: Arc<str>,
     pub(super) nodes: Arc<str>,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Uniform in 0..1; there is nothing to gain by guessing it.

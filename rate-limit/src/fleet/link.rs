@@ -26,12 +26,13 @@ use super::{
     breaker::{Backoff, Breaker},
     exchange::{exchange, farewell},
     failure::{LATE, reason},
-    job::{Connection, Job, Reports, State, lock, random},
+    job::{Connection, Job, Reports, State, random},
     script,
     server::{
         CONNECT_WITHIN, HEARTBEAT, count_nodes, evicts, find_master, load, report_alive, slots,
     },
 };
+use crate::sync::lock;
 
 /// A handle to the task that holds the connection.
 #[derive(Debug)]

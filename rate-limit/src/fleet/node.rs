@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     account::{Account, AccountId, Ask, Cells, Next, Sizing, Tell, Verdict},
     backend::Settings,
-    job::{Job, ReplyTo, Reports, lock, random},
+    job::{Job, ReplyTo, Reports, random},
     router::Router,
     script::{Action, Reply, Term, Terms},
 };
@@ -29,6 +29,7 @@ use crate::{
     inflight::Identity,
     metrics::{FleetMetrics, Source},
     plans::Plans,
+    sync::lock,
 };
 
 type Waiter = oneshot::Sender<Verdict>;

@@ -7,12 +7,12 @@ use tokio::time::Instant;
 
 use super::{
     backend::Settings,
-    job::{Job, ReplyTo, Reports, SlotRange, lock},
+    job::{Job, ReplyTo, Reports, SlotRange},
     node::Node,
     script::{Action, Reply},
     server::GONE_AFTER,
 };
-use crate::{Warning, metrics::Call};
+use crate::{Warning, metrics::Call, sync::lock};
 
 impl Reports for Node {
     fn settings(&self) -> &Settings {

@@ -6,7 +6,7 @@
 //! left alone while the others go on. Finding a slot is the smaller part.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -19,6 +19,7 @@ use super::{
     link::Link,
     server::{HEARTBEAT, at},
 };
+use crate::sync::lock;
 
 pub(crate) struct Router {
     servers: Vec<Client>,
@@ -128,7 +129,7 @@ impl Router {
             // A server that is not in the cluster yet.
             return;
         }
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.changing);
         let old = self.routes.load_full();
         let mut routes = Routes {
             links: Vec::new(),
@@ -165,7 +166,7 @@ impl Router {
         let (host, port) = address.rsplit_once(':')?;
         let address = at(from, host, port.parse().ok()?)?;
         self.stale.store(true, Ordering::Relaxed);
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.changing);
         let old = self.routes.load_full();
         let mut routes = Routes::clone(&old);
         let index = self.find_or_start(&mut routes, &old, &address, node)?;

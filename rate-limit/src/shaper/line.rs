@@ -2,14 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::Waker,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use crate::gcra::Gcra;
+use crate::{gcra::Gcra, sync::lock};
 
 /// Lets requests through at the pace of its quotas, a bounded number at once. A cheap handle:
 /// clones share one line.
@@ -86,10 +86,7 @@ impl Shaper {
     pub(super) fn lock(&self) -> MutexGuard<'_, Line> {
         // No user code runs under it, and the line is consistent after every statement that can
         // panic.
-        self.inner
-            .line
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.line)
     }
 }
 

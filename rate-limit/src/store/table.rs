@@ -1,7 +1,7 @@
 //! The table itself, see the [module](super).
 
 use std::sync::{
-    Mutex, MutexGuard, OnceLock, PoisonError,
+    Mutex, MutexGuard, OnceLock,
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -9,7 +9,7 @@ use super::{
     accounts::{ACCOUNTS, Account, Debts},
     scales::{Scale, Scales},
 };
-use crate::{gcra::Gcra, metrics::Metrics};
+use crate::{gcra::Gcra, metrics::Metrics, sync::lock};
 
 /// What happens to a new key when all eight keys it could replace are in debt.
 ///
@@ -369,9 +369,7 @@ impl Table {
     #[inline]
     fn lock_set(&self, set: usize) -> MutexGuard<'_, ()> {
         // The lock guards no data of its own, so a panic under it leaves nothing inconsistent.
-        self.stripes[set % self.stripes.len()]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stripes[set % self.stripes.len()])
     }
 }
 

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use super::sqlx::pool::Pool;
 use super::sqlx::{Database, Either, Error, Execute, Executor};
 use crate::Autotuned;
+use crate::sync::lock;
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
@@ -58,12 +59,12 @@ struct Yielder<T>(Arc<Mutex<Option<T>>>);
 
 impl<T> Yielder<T> {
     fn take(&self) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.0).take()
     }
 
     /// Returns when the stream is polled for the next item.
     async fn send(&self, item: T) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(item);
+        *lock(&self.0) = Some(item);
         let mut is_sent = false;
         poll_fn(|_| match std::mem::replace(&mut is_sent, true) {
             // The stream returns the item, and is polled again without a wake-up.
