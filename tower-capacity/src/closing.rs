@@ -35,8 +35,11 @@ const MAX_WINDOW: Duration = Duration::from_secs(10);
 /// standard error below this.
 const STEADY: u64 = 32;
 const STEADY_ERROR: f64 = 0.05;
-/// An open window is looked at no more often than this.
+/// An open window is looked at no more often than this, and a long one as often.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const LOOK_EARLY: Duration = Duration::from_millis(250);
+/// A window ends early once it is this many times as long as its own service times ask for.
+const FASTER: f64 = 4.0;
 /// A request is held, and no longer load, once it has been inside for this many typical lifetimes,
 /// or for up to twice as many.
 const HELD_LIFETIMES: f64 = 10.0;
@@ -160,7 +163,9 @@ impl Limiter {
         let lasts = Duration::from_secs_f64((SERVICE_TIMES * service_time).min(60.0))
             .clamp(MIN_WINDOW, MAX_WINDOW);
         let windows = &shared.windows;
-        windows.closes_at.store(now + nanos(lasts), Relaxed);
+        control.lasts = lasts;
+        let look = lasts.min(LOOK_EARLY);
+        windows.closes_at.store(now + nanos(look), Relaxed);
         windows.stale_at.store(now + nanos(STALE_WINDOW), Relaxed);
     }
 
@@ -204,17 +209,21 @@ impl Limiter {
         let well =
             totals.completions + totals.ignored_work - opened.completions - opened.ignored_work;
         let ended = well + totals.drops + totals.cancelled - opened.drops - opened.cancelled;
-        let steady = totals
-            .service_times
-            .since(&opened.service_times)
-            .mean()
-            .is_some_and(|(_, error)| well >= STEADY && error < STEADY_ERROR);
-        let enough = steady
-            || well >= control.law.evidence()
-            || age >= OLD_WINDOW && ended >= FEW
-            || age >= self.stale(control);
+        let times = totals.service_times.since(&opened.service_times).mean();
+        let steady = times.is_some_and(|(_, error)| well >= STEADY && error < STEADY_ERROR);
+        let known = steady || well >= control.law.evidence();
+        // Requests have become faster than those that the length of the window was for.
+        let faster = times.is_some_and(|(mean, _)| {
+            age >= Duration::from_secs_f64((FASTER * SERVICE_TIMES * mean).min(60.0))
+        });
+        let enough = if age < control.lasts {
+            known && faster
+        } else {
+            known || age >= OLD_WINDOW && ended >= FEW || age >= self.stale(control)
+        };
         if !enough {
-            let again = now + nanos(LOOK_AGAIN);
+            let wait = control.lasts.saturating_sub(age);
+            let again = now + nanos(wait.clamp(LOOK_AGAIN, LOOK_EARLY));
             return shared.windows.closes_at.store(again, Relaxed);
         }
         let window = self.window(control, totals, age);

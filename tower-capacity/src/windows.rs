@@ -73,6 +73,8 @@ pub(crate) struct Control {
     /// When the next mark is due among the running and among the completed.
     pub(crate) marks_at: [u64; 2],
     pub(crate) opened: Totals,
+    /// How long the open window is to last, by the service time of the last.
+    pub(crate) lasts: Duration,
     pub(crate) last: Option<Window>,
     pub(crate) history: VecDeque<LimitChange>,
     /// When shedding began, and how many refusals there were when one was last seen.
@@ -120,6 +122,7 @@ impl Windows {
                 log_lifetime: None,
                 marks_at: [nanos(HELD_FIRST); 2],
                 opened: accounting.totals(0, true),
+                lasts: MIN_WINDOW,
                 last: None,
                 history: VecDeque::new(),
                 shedding_since: None,

@@ -7,10 +7,11 @@ use std::time::Duration;
 /// The limiter makes these; build one by hand, from [`Window::new`], to drive a law in a test or a
 /// simulator.
 ///
-/// A window closes once it has lasted 2.5 service times (50 ms at least, 10 s at most) and holds 128
-/// completions, or 32 with service times that differ little (a standard error of 5 %), or is a second
-/// old and saw 8 requests end in any way. Only thin traffic keeps one open for longer, ten seconds
-/// at most.
+/// A window closes once it has lasted 2.5 service times of the last one (50 ms at least, 10 s at most), or
+/// ten of its own, and holds what the law [asks for](super::Limit::evidence) (128 completions; the default law
+/// is content with eight for each request of its limit, and at least 16), or 32 with service times that differ
+/// little (a standard error of 5 %); or if it has lasted 2.5 service times, is a second old and saw 8 requests
+/// end in any way. Only thin traffic keeps one open for longer, ten seconds at most.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Window {
