@@ -48,6 +48,15 @@ const FAST: f64 = 0.85;
 const SURE: f64 = 0.2;
 /// Windows that a probe measures at most, and up to twice as many where windows scatter.
 const PROBE_WINDOWS: f64 = 2.5;
+/// Share of refused requests below which a probe may go upwards.
+const MILD: f64 = 0.5;
+/// What is left of a refused share, of this at least, once the load has fallen.
+const CALMER: f64 = 0.5;
+const REFUSES: f64 = 0.1;
+/// A limit that is this many times what it was after the last probe, or that part of it, asks for one.
+const AWAY: f64 = 2.0;
+/// Completions that a window should hold for each request of a small limit, and at least.
+const FOR_EACH: (f64, f64) = (8.0, 16.0);
 /// Growth of *S* that has to be confirmed.
 const CONFIRM: f64 = 1.15;
 /// Growth of slow start: at first and up to a throughput that was seen, and beyond.
@@ -71,16 +80,6 @@ const STUCK: f64 = 3.0;
 const PAUSE: (f64, f64) = (3.0, 40.0);
 
 /// Finds the knee: the least limit at which more concurrency no longer buys throughput.
-///
-/// ```
-/// use std::time::Duration;
-/// use tower_capacity::{Limiter, limit::Knee};
-///
-/// // Keeps the service time of 99 % below 200 ms, where a lower limit can.
-/// let law = Knee::new().latency_objective(Duration::from_millis(200));
-/// let limiter = Limiter::builder().law(law).build()?;
-/// # Ok::<(), tower_capacity::ConfigError>(())
-/// ```
 #[derive(Clone, Debug)]
 pub struct Knee {
     initial: usize,
@@ -115,6 +114,14 @@ pub struct Knee {
     objective: Option<Objective>,
     elasticity: Option<f64>,
     reason: &'static str,
+    /// Share of the offered requests that is refused at the limit.
+    refused: f64,
+    /// The last window had less than half of that.
+    calm: bool,
+    /// The next probe goes upwards.
+    upwards: bool,
+    /// The limit after the last probe.
+    probed: f64,
 }
 
 /// A limit on trial.
@@ -130,6 +137,8 @@ struct Probe {
     /// One window is spent on the way.
     settled: bool,
     windows: u32,
+    /// From the limit upwards.
+    up: bool,
 }
 
 impl Probe {
@@ -188,6 +197,10 @@ impl Knee {
             objective: None,
             elasticity: None,
             reason: "hold",
+            refused: 0.0,
+            calm: false,
+            upwards: false,
+            probed: INITIAL as f64,
         }
     }
 
@@ -353,7 +366,12 @@ impl Knee {
         service_time: f64,
         last_inflight: f64,
     ) -> (&'static str, f64) {
-        self.probe = None;
+        // All that came was admitted: that much is needed.
+        if let Some(probe) = self.probe.take()
+            && probe.up
+        {
+            self.limit = probe.high;
+        }
         self.steady = None;
         self.rest = None;
         // A burst was held back, and most of the time there was room.
@@ -446,10 +464,8 @@ impl Knee {
         if let Some(decision) = self.on_drift(&steady, tally) {
             return decision;
         }
-        let is_due = self.due.is_some_and(|due| now >= due) && steady.completions() >= EVIDENCE;
-        let low = (DEPTH * self.limit).min(self.limit.round() - 1.0);
-        if is_due && low >= 1.0 {
-            return self.start(steady, low);
+        if let Some(decision) = self.start_if_due(now, window, &steady, explained) {
+            return decision;
         }
         // Between bursts the mean says less than the limit that was reached.
         let at = if inflight > 0.4 * self.limit {
@@ -469,6 +485,48 @@ impl Knee {
         };
         self.limit += pace * (target - self.limit);
         (reason, self.limit)
+    }
+
+    /// Starts a probe that is due: upwards where something has changed and little is refused.
+    fn start_if_due(
+        &mut self,
+        now: Instant,
+        window: &Window,
+        steady: &Tally,
+        explained: f64,
+    ) -> Option<(&'static str, f64)> {
+        let refused = refused_share(window);
+        let is_calm = refused < CALMER * self.refused && self.refused > REFUSES;
+        let was_calm = std::mem::replace(&mut self.calm, is_calm);
+        let is_away = self.verified
+            && explained < 1.0
+            && steady.completions() >= EVIDENCE
+            && (self.limit / self.probed).ln().abs() > AWAY.ln();
+        if is_calm && was_calm {
+            self.refused = refused;
+            self.at_once(now);
+        } else if !is_calm {
+            self.refused += 0.3 * (refused - self.refused);
+        }
+        if is_away {
+            self.probed = self.limit;
+            self.at_once(now);
+        }
+        if self.due.is_none_or(|due| now < due) || steady.completions() < EVIDENCE {
+            return None;
+        }
+        if std::mem::take(&mut self.upwards) && self.refused < MILD {
+            return Some(self.start_upwards(*steady));
+        }
+        let low = (DEPTH * self.limit).min(self.limit.round() - 1.0);
+        (low >= 1.0).then(|| self.start(*steady, low))
+    }
+
+    /// A probe is due, upwards.
+    const fn at_once(&mut self, now: Instant) {
+        self.pause = 0.0;
+        self.upwards = true;
+        self.due = Some(now);
     }
 
     /// A limit that came down by itself, and took throughput with it while the service time stayed, is
@@ -496,6 +554,7 @@ impl Knee {
             after: Some(Tally::default()),
             settled: false,
             windows: 0,
+            up: false,
         });
         Some(("confirm", self.limit))
     }
@@ -552,6 +611,22 @@ impl Knee {
         self.first_start = false;
     }
 
+    /// Where hardly anything is refused, a higher limit costs less than a lower one, and may be all that is missing.
+    fn start_upwards(&mut self, before: Tally) -> (&'static str, f64) {
+        let high = (self.limit / DEPTH).max(self.limit.round() + 1.0);
+        self.probe = Some(Probe {
+            high,
+            low: before.inflight(),
+            before,
+            during: before,
+            after: Some(Tally::default()),
+            settled: false,
+            windows: 0,
+            up: true,
+        });
+        ("probe upwards", high)
+    }
+
     fn start(&mut self, before: Tally, low: f64) -> (&'static str, f64) {
         self.probe = Some(Probe {
             high: self.limit,
@@ -561,6 +636,7 @@ impl Knee {
             after: None,
             settled: false,
             windows: 0,
+            up: false,
         });
         ("probe", low)
     }
@@ -638,22 +714,28 @@ impl Knee {
         found: Elasticity,
         base: f64,
     ) -> (&'static str, f64) {
-        if found.value > 0.5 {
-            self.settle(now, window, &probe.during, high, found, false);
+        if found.value > 0.5 || found.pays() {
+            let decision = self.settle(now, window, &probe.during, high, found, false);
+            if probe.up {
+                self.at_once(now);
+            }
             if found.value > FAST {
                 self.slow_start = true;
                 self.carries = 1.1 * self.usual_throughput * high.service_time();
                 let sooner = self.carries.min(DOUBLE * probe.high);
                 self.limit = self.limit.max(probe.high).max(sooner);
             }
-            return ("not our queue", self.limit);
-        }
-        if found.pays() {
-            return self.settle(now, window, &probe.during, high, found, false);
+            if found.value > 0.5 {
+                return ("not our queue", self.limit);
+            }
+            return decision;
         }
         self.steady = None;
         self.rest = None;
         self.schedule(now, window);
+        if probe.up {
+            return ("enough", self.limit);
+        }
         self.limit = target(high.inflight() * base / high.service_time());
         ("capacity lost", self.limit)
     }
@@ -681,6 +763,7 @@ impl Knee {
         self.steady = None;
         self.rest = None;
         self.last = None;
+        self.probed = self.limit;
         let lower = DEPTH * self.limit.min(low.inflight());
         if again && lower >= 1.0 {
             return self.start(*low, lower);
@@ -732,7 +815,7 @@ impl Limit for Knee {
     fn evidence(&self) -> u64 {
         match &self.probe {
             _ if self.dying.is_some() => 16,
-            None => 128,
+            None => (FOR_EACH.0 * self.limit).clamp(FOR_EACH.1, 128.0) as u64,
             Some(probe) if !probe.settled => 8,
             Some(_) => 32,
         }
@@ -757,9 +840,13 @@ impl Limit for Knee {
 
 /// Whether the limit was what held throughput down, and not the callers.
 fn is_full(window: &Window, held: f64) -> bool {
+    window.mean_inflight >= FULL * held || refused_share(window) >= REFUSED
+}
+
+/// The refused part of what was offered.
+fn refused_share(window: &Window) -> f64 {
     let refused = window.refusals as f64;
-    let offered = refused + window.completions as f64;
-    window.mean_inflight >= FULL * held || refused >= REFUSED * offered
+    refused / (refused + window.completions as f64).max(1.0)
 }
 
 /// The limit for so many requests at work.
