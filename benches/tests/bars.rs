@@ -8,9 +8,9 @@
 use std::{collections::HashMap, fmt::Write, fs, path::PathBuf, sync::OnceLock, time::Duration};
 
 use overload_benches::sim::{
-    Contender, Report, Scenario, Score, adaptive, in_parallel, oracle_of, run, scenarios,
+    Contender, Report, Scenario, Score, built, in_parallel, oracle_of, run, scenarios,
 };
-use tower_capacity::limit::Knee;
+use tower_capacity::Limiter;
 
 /// Random scenarios. No constant was chosen by them, but they were looked at.
 const SEEDS: std::ops::Range<u64> = 20_001..20_041;
@@ -204,8 +204,7 @@ fn a_latency_objective_is_met_and_costs_little() {
     let scenario = named("step-2x");
     let objective = Duration::from_millis(60);
     let with = run(&scenario, || {
-        let law = Knee::new().latency_objective(objective);
-        adaptive(law)
+        built(Limiter::builder().latency_objective(objective))
     });
     let without = ours(&scenario);
     let p99 = |report: &Report| report.phases[1].quantile(0.99);

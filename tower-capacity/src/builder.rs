@@ -21,7 +21,7 @@ use crate::{
 const FIRST_QUEUE: usize = 64;
 
 impl Limiter {
-    /// Creates a limiter that needs no numbers: [`Knee`] between 1 and 16,384, with a
+    /// Creates a limiter that needs no numbers: the default law between 1 and 16,384, with a
     /// waiting room as long as the limit.
     #[must_use]
     pub fn adaptive() -> Self {
@@ -40,6 +40,7 @@ impl Limiter {
         LimiterBuilder {
             law: None,
             warm_start: None,
+            latency_objective: None,
             settings: LimiterSettings::new(),
             shares: Vec::new(),
             downstream: None,
@@ -106,6 +107,7 @@ impl Limiter {
 pub struct LimiterBuilder {
     law: Option<Box<dyn Limit>>,
     warm_start: Option<SavedLimit>,
+    latency_objective: Option<Duration>,
     settings: LimiterSettings,
     shares: Vec<(Box<str>, f64)>,
     downstream: Option<Box<Downstream>>,
@@ -125,7 +127,8 @@ impl fmt::Debug for LimiterBuilder {
 }
 
 impl LimiterBuilder {
-    /// Sets the control law. Defaults to [`Knee`].
+    /// Sets the control law. Defaults to one that finds the knee: the least limit at which more concurrency
+    /// no longer buys throughput (see [`limit`](crate::limit)).
     pub fn law(mut self, law: impl Limit + 'static) -> Self {
         self.law = Some(Box::new(law));
         self
@@ -136,6 +139,21 @@ impl LimiterBuilder {
     /// A saved limit outside the bounds starts at the nearest one. Defaults to none.
     pub const fn warm_start(mut self, saved: SavedLimit) -> Self {
         self.warm_start = Some(saved);
+        self
+    }
+
+    /// Lowers the limit of the default law further while more than 1 % of the requests take longer than this
+    /// inside, and a lower limit helps. Defaults to none.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_capacity::Limiter;
+    ///
+    /// let limiter = Limiter::builder().latency_objective(Duration::from_millis(200)).build()?;
+    /// # Ok::<(), tower_capacity::ConfigError>(())
+    /// ```
+    pub const fn latency_objective(mut self, service_time: Duration) -> Self {
+        self.latency_objective = Some(service_time);
         self
     }
 
@@ -259,11 +277,17 @@ impl LimiterBuilder {
     /// # Errors
     ///
     /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`], if a law that
-    /// was set starts outside them or is to start warm, if shares are not possible, or if the name is
-    /// empty. The default law starts at the nearest bound instead.
+    /// was set starts outside them or is given what is for the default law, if the latency objective is
+    /// zero, if shares are not possible, or if the name is empty. The default law starts at the nearest bound instead.
     pub fn build(mut self) -> Result<Limiter, ConfigError> {
         check_bounds(&self.settings.bounds)?;
         check_shares(&self.shares)?;
+        if self
+            .latency_objective
+            .is_some_and(|objective| objective.is_zero())
+        {
+            return Err(ConfigError::LatencyObjective);
+        }
         if self.name.is_empty() {
             return Err(ConfigError::Name);
         }
@@ -274,14 +298,27 @@ impl LimiterBuilder {
                     bounds: self.settings.bounds,
                 });
             }
-            Some(law) if self.warm_start.is_some() => {
-                return Err(ConfigError::WarmStart { law: law.name() });
+            Some(law) => {
+                let settings = [
+                    ("warm_start", self.warm_start.is_some()),
+                    ("latency_objective", self.latency_objective.is_some()),
+                ];
+                if let Some((setting, _)) = settings.into_iter().find(|(_, is_set)| *is_set) {
+                    let law = law.name();
+                    return Err(ConfigError::OtherLaw { law, setting });
+                }
+                law
             }
-            Some(law) => law,
-            None => Box::new(match self.warm_start {
-                Some(saved) => Knee::new().warm_start(saved.limit(), saved.baseline()),
-                None => Knee::new(),
-            }),
+            None => {
+                let mut law = Knee::new();
+                if let Some(saved) = self.warm_start {
+                    law = law.warm_start(saved.limit(), saved.baseline());
+                }
+                if let Some(objective) = self.latency_objective {
+                    law = law.latency_objective(objective);
+                }
+                Box::new(law)
+            }
         };
         Ok(Limiter::from_parts(self, law))
     }

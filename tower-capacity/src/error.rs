@@ -24,12 +24,16 @@ pub enum ConfigError {
         /// The bounds asked for.
         bounds: RangeInclusive<usize>,
     },
-    /// Only the default law starts with a saved limit; others say themselves where they start.
+    /// A setting of the default law beside a law that was set.
     #[non_exhaustive]
-    WarmStart {
+    OtherLaw {
         /// Name of the law that was set.
         law: &'static str,
+        /// The method of the builder that does not go with it.
+        setting: &'static str,
     },
+    /// The latency objective is zero, which no request meets.
+    LatencyObjective,
     /// A share of the limit is not above 0 and at most 1.
     #[non_exhaustive]
     Share {
@@ -74,10 +78,13 @@ impl fmt::Display for ConfigError {
                 f,
                 "the law starts at a limit of {initial}: expected one within its bounds {bounds:?}"
             ),
-            Self::WarmStart { law } => write!(
+            Self::OtherLaw { law, setting } => write!(
                 f,
-                "the law {law} cannot start with a saved limit: expected no law, or no warm start"
+                "{setting} is for the default law: expected it without the law {law}"
             ),
+            Self::LatencyObjective => {
+                f.write_str("the latency objective is 0 s: expected a time above 0")
+            }
             Self::Share { key, share } => write!(
                 f,
                 "the share of {key:?} is {share}: expected one above 0 and at most 1"

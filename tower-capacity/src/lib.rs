@@ -32,8 +32,7 @@
 //! # How it decides
 //!
 //! - [`gate`]: which request enters now. A counter with a movable limit and a bounded waiting room.
-//! - [`limit`]: how many may be inside. Control laws, of which [`limit::Knee`] is the
-//!   default.
+//! - [`limit`]: how many may be inside. Control laws, and the one that is the default.
 //! - [`Limiter`]: both, with the accounting in between; the handle that a service keeps.
 //! - [`layer`]: the Tower middleware, and what it promises.
 //! - `throttle` (feature `client`): the other side, a client that spares a backend which accepts

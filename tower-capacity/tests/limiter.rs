@@ -8,7 +8,7 @@ use tower_capacity::{
     Admission, Admit, ConfigError, Limiter, LimiterBuilder, LimiterSettings, LimiterSnapshot, Mode,
     Outcome, Pressure, Priority, SavedLimit,
     gate::{Ask, Gate, RefusedReason},
-    limit::{Aimd, Fixed, Knee, Limit, Window},
+    limit::{Aimd, Fixed, Limit, Window},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -446,11 +446,8 @@ async fn whatever_a_law_answers_stays_within_the_bounds() {
 
 #[test]
 fn laws_start_where_they_say() {
-    assert_eq!(Knee::new().initial(), 20);
+    assert_eq!(Limiter::adaptive().snapshot().limit(), 20);
     assert_eq!(Aimd::new().initial(), 20);
-    let warm = Knee::new().warm_start(64, Some(Duration::from_millis(3)));
-    assert_eq!(warm.initial(), 64);
-    assert_eq!(warm.explain().baseline, Some(0.003));
 }
 
 #[tokio::test(start_paused = true)]
@@ -831,7 +828,24 @@ fn a_limiter_starts_with_what_another_had_learned() {
         .warm_start(saved)
         .build()
         .unwrap_err();
-    assert!(matches!(error, ConfigError::WarmStart { law: "fixed", .. }));
+    assert_eq!(
+        error.to_string(),
+        "warm_start is for the default law: expected it without the law fixed"
+    );
+}
+
+#[test]
+fn a_latency_objective_is_above_zero_and_of_the_default_law() {
+    let zero = Limiter::builder().latency_objective(Duration::ZERO).build();
+    assert_eq!(zero.unwrap_err(), ConfigError::LatencyObjective);
+    let other = Limiter::builder()
+        .law(Aimd::new())
+        .latency_objective(MS)
+        .build();
+    assert_eq!(
+        other.unwrap_err().to_string(),
+        "latency_objective is for the default law: expected it without the law aimd"
+    );
 }
 
 #[test]

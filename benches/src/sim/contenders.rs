@@ -2,10 +2,7 @@
 
 use std::{str::FromStr, time::Duration};
 
-use tower_capacity::{
-    Limiter, LimiterBuilder,
-    limit::{Fixed, Knee, Limit},
-};
+use tower_capacity::{Limiter, LimiterBuilder, limit::Fixed};
 
 use super::{Guard, Scenario, peers};
 
@@ -87,8 +84,7 @@ impl Contender {
             Self::NoCodel => built(Limiter::builder().codel(None)).into(),
             Self::NoRoom => built(Limiter::builder().max_queue(0)).into(),
             Self::Objective => {
-                let law = Knee::new().latency_objective(scenario.objective / 3);
-                adaptive(law).into()
+                built(Limiter::builder().latency_objective(scenario.objective / 3)).into()
             }
             Self::Vegas => peer(peers::Vegas::default(), room),
             Self::Gradient2 => peer(peers::Gradient2::default(), room),
@@ -121,13 +117,9 @@ impl FromStr for Contender {
     }
 }
 
-/// The shipped limiter with a law.
+/// The shipped limiter that `builder` describes.
 #[must_use]
-pub fn adaptive(law: impl Limit + 'static) -> Limiter {
-    built(Limiter::builder().law(law))
-}
-
-fn built(builder: LimiterBuilder) -> Limiter {
+pub fn built(builder: LimiterBuilder) -> Limiter {
     builder
         .build()
         .expect("the shipped laws start within the default bounds")
@@ -136,7 +128,7 @@ fn built(builder: LimiterBuilder) -> Limiter {
 /// The shipped limiter with a limit that never moves.
 #[must_use]
 pub fn fixed(limit: usize) -> Limiter {
-    adaptive(Fixed::new(limit))
+    built(Limiter::builder().law(Fixed::new(limit)))
 }
 
 /// A limit that never moves, with a queue of this length; `None` is the shipped one.

@@ -24,7 +24,7 @@ mod server;
 
 pub use self::{
     clients::{Balance, Class, Load, Noise, Phase, Scenario},
-    contenders::{Contender, adaptive, fixed},
+    contenders::{Contender, built, fixed},
     engine::{Guard, run},
     judge::{Oracle, Score, in_parallel, oracle, oracle_of},
     plot::svg,

@@ -7,10 +7,8 @@
 //!
 //! | law | reads | for |
 //! |---|---|---|
-//! | [`Knee`] | service time and throughput, with probes | the default |
+//! | the default, `knee` | service time and throughput, with probes | services of which no number is known |
 //! | [`Aimd`] | drops, and optionally a threshold on the service time | a known latency threshold |
-//! | [`Vegas`] | service time against the least one seen | comparison |
-//! | [`Gradient2`] | service time against a long average | comparison |
 //! | [`Fixed`] | nothing | a limit that was measured |
 //!
 //! Write your own by implementing [`Limit`]:
@@ -41,7 +39,8 @@
 mod aimd;
 mod explanation;
 mod fixed;
-mod gradient2;
+// Public with a feature alone.
+#[cfg_attr(not(feature = "unstable-laws"), allow(unreachable_pub))]
 mod knee;
 #[expect(
     clippy::module_inception,
@@ -51,10 +50,10 @@ mod limit;
 #[cfg(test)]
 #[path = "../../tests/inside/laws.rs"]
 mod tests;
-mod vegas;
 mod window;
 
-pub use self::{
-    aimd::Aimd, explanation::Explanation, fixed::Fixed, gradient2::Gradient2, knee::Knee,
-    limit::Limit, vegas::Vegas, window::Window,
-};
+#[cfg(feature = "unstable-laws")]
+pub use self::knee::Knee;
+#[cfg(not(feature = "unstable-laws"))]
+pub(crate) use self::knee::Knee;
+pub use self::{aimd::Aimd, explanation::Explanation, fixed::Fixed, limit::Limit, window::Window};

@@ -55,12 +55,7 @@ proptest! {
     fn every_law_stays_within_the_bounds_whatever_it_reads(
         windows in proptest::collection::vec(any_window(), 1..60)
     ) {
-        let laws: [Box<dyn Limit>; 4] = [
-            Box::new(Aimd::new()),
-            Box::new(Vegas::new()),
-            Box::new(Gradient2::new()),
-            Box::new(Knee::new()),
-        ];
+        let laws: [Box<dyn Limit>; 2] = [Box::new(Aimd::new()), Box::new(Knee::new())];
         for mut law in laws {
             let mut now = Instant::now();
             for window in &windows {
