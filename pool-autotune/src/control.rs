@@ -68,6 +68,8 @@ pub(crate) struct Control {
     pub(crate) kept: usize,
     /// What was set, whatever part of it the budget of a fleet allows.
     pub(crate) bounds: Bounds,
+    /// An experiment of the fleet runs.
+    pub(crate) on_trial: bool,
     /// The most that was needed at once lately, and in the time before.
     pub(crate) needed: (usize, usize),
     pub(crate) needed_since: Instant,
@@ -89,6 +91,7 @@ impl Control {
         Self {
             recording: Recording::new(tuner.clone()),
             bounds: tuner.bounds(),
+            on_trial: false,
             needed: (0, 0),
             needed_since: now,
             tuner,

@@ -21,7 +21,7 @@ use crate::metrics::Levels;
 use crate::shared::{Inside, Shared};
 #[cfg(feature = "json")]
 use crate::tuner::Given;
-use crate::tuner::{Decision, DialState, PoolWindow, Reason, Verdict};
+use crate::tuner::{Cause, Decision, DialState, PoolWindow, Reason, Verdict};
 use crate::{Bounds, Mode, PoolSnapshot, events};
 
 /// The time to the next window while checkouts wait and the tuner may open more for them.
@@ -63,6 +63,9 @@ impl<P: Adapter> Shared<P> {
         self.follow_fleet(&mut control, now);
         self.apply(&mut control, now);
         self.open_ahead(&mut control, now);
+        if let Some(changes) = self.rights.admits_until(now) {
+            control.next_window = control.next_window.min(changes);
+        }
         let waiting_for_token = self.gate.queued() > 0
             && self.ceiling() < self.allowed.load(Relaxed)
             && self.mode == Mode::Enforce;
@@ -292,11 +295,24 @@ impl<P: Adapter> Shared<P> {
         {
             return Verdict::UseMultiplexed { n };
         }
-        match control.tuner.verdict() {
+        match self.tuners_verdict(control) {
             Verdict::Healthy => match self.held(control, Duration::ZERO).leak() {
                 Some(leak) => Verdict::Leaking(leak),
                 None => Verdict::Healthy,
             },
+            verdict => verdict,
+        }
+    }
+
+    /// What the tuner says, and where its bound is what the fleet shares of the knee, that.
+    fn tuners_verdict(&self, control: &Control) -> Verdict {
+        match control.tuner.verdict() {
+            Verdict::BudgetBound
+                if control.tuner.bounds().max() < control.bounds.max()
+                    && self.rights.is_at_knee() =>
+            {
+                Verdict::AtKnee(Cause::Unknown)
+            }
             verdict => verdict,
         }
     }
@@ -345,16 +361,19 @@ impl<P: Adapter> Shared<P> {
             }
             control.nested = Some((now, nested));
         }
-        let decision = control.tuner.on_window(now, &window);
-        #[cfg(feature = "json")]
-        control.log(&decision, || Given::Window(Box::new(window.clone())));
-        let growth = decision.to().saturating_sub(decision.from());
-        self.record(control, decision);
-        control.ahead = match gate.queued() {
-            0 => growth.max(control.ahead),
-            _ => 0,
-        };
-        let at_knee = matches!(control.tuner.verdict(), Verdict::AtKnee(_));
+        let is_on_trial = self.is_on_trial(control, now, &window);
+        if !is_on_trial {
+            let decision = control.tuner.on_window(now, &window);
+            #[cfg(feature = "json")]
+            control.log(&decision, || Given::Window(Box::new(window.clone())));
+            let growth = decision.to().saturating_sub(decision.from());
+            self.record(control, decision);
+            control.ahead = match gate.queued() {
+                0 => growth.max(control.ahead),
+                _ => 0,
+            };
+        }
+        let at_knee = matches!(self.tuners_verdict(control), Verdict::AtKnee(_));
         if self.mode == Mode::Enforce && at_knee != control.sheds {
             control.sheds = at_knee;
             self.gate.set_codel(self.codel.filter(|_| at_knee));
@@ -362,7 +381,9 @@ impl<P: Adapter> Shared<P> {
         control.recent.push(&window, &waits);
         let refused = control.recent.refused().to_bits();
         self.refused.store(refused, Relaxed);
-        control.recording.window(now, window);
+        if !is_on_trial {
+            control.recording.window(now, window);
+        }
         let size = self.adapter.size();
         self.metrics.levels(|| Levels {
             bounds: control.tuner.bounds(),
@@ -375,6 +396,23 @@ impl<P: Adapter> Shared<P> {
             held: control.held.count,
             demand_ratio: self.pressure().demand_ratio(),
         });
+    }
+
+    /// Whether the fleet keeps connections back to find what that costs. What is seen meanwhile says
+    /// nothing of this pool, so its tuner does not see it.
+    fn is_on_trial(&self, control: &mut Control, now: Instant, window: &PoolWindow) -> bool {
+        if !self.rights.is_bound() || self.mode == Mode::Recommend {
+            return false;
+        }
+        let is_full = control.tuner.is_full(window);
+        let is_on_trial = self.rights.saw(now, window, is_full);
+        if is_on_trial && !control.on_trial {
+            // Its own experiment ends.
+            let bounds = control.tuner.bounds();
+            self.bind(control, now, bounds);
+        }
+        control.on_trial = is_on_trial;
+        is_on_trial
     }
 
     fn record(&self, control: &mut Control, decision: Decision) {
@@ -414,7 +452,7 @@ impl<P: Adapter> Shared<P> {
         let max = control.tuner.bounds().max();
         let with_held = |connections: usize| (connections + control.held.count).min(max);
         let target = with_held(self.target.load(Relaxed));
-        let admitted = with_held(control.tuner.admitted());
+        let admitted = with_held(self.rights.admits(now, control.tuner.admitted()));
         // A dial that hangs holds no place: another may be made beside it.
         let hanging = control.hanging;
         // Nor does a connection that is replaced.

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 #[cfg(feature = "fleet")]
 pub(crate) use crate::fleet::Right;
 #[cfg(feature = "fleet")]
 use crate::fleet::{BudgetSnapshot, Member};
-use crate::tuner::Verdict;
+use crate::tuner::{PoolWindow, Verdict};
 
 /// A pool's part in the budget of a fleet, if it has one.
 #[derive(Debug, Default)]
@@ -32,6 +34,23 @@ impl Rights {
         self.member
             .as_ref()
             .map_or(usize::MAX, |member| member.follow(need, want, open))
+    }
+
+    /// Takes in what the pool did until now. Returns whether an experiment of the fleet runs.
+    pub(crate) fn saw(&self, now: Instant, window: &PoolWindow, is_full: bool) -> bool {
+        (self.member.as_ref()).is_some_and(|member| member.saw(now, window, is_full))
+    }
+
+    /// How many of `limit` connections are let out.
+    pub(crate) fn admits(&self, now: Instant, limit: usize) -> usize {
+        self.member
+            .as_ref()
+            .map_or(limit, |member| member.admits(now, limit))
+    }
+
+    /// When that changes next, in an experiment.
+    pub(crate) fn admits_until(&self, now: Instant) -> Option<Instant> {
+        self.member.as_ref()?.admits_until(now)
     }
 
     /// Dials of this pool that have a right.
@@ -78,6 +97,11 @@ impl Rights {
         self.member.as_ref().map_or(Duration::MAX, Member::dial_for)
     }
 
+    /// Whether the fleet knows how many connections the database makes use of.
+    pub(crate) fn is_at_knee(&self) -> bool {
+        self.member.as_ref().is_some_and(Member::is_at_knee)
+    }
+
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         self.member.as_ref()?.verdict()
     }
@@ -103,6 +127,18 @@ impl Rights {
         usize::MAX
     }
 
+    pub(crate) fn saw(&self, _: Instant, _: &PoolWindow, _: bool) -> bool {
+        false
+    }
+
+    pub(crate) fn admits(&self, _: Instant, limit: usize) -> usize {
+        limit
+    }
+
+    pub(crate) fn admits_until(&self, _: Instant) -> Option<Instant> {
+        None
+    }
+
     pub(crate) fn dialing(&self) -> usize {
         0
     }
@@ -125,6 +161,10 @@ impl Rights {
 
     pub(crate) fn dial_for(&self) -> Duration {
         Duration::MAX
+    }
+
+    pub(crate) fn is_at_knee(&self) -> bool {
+        false
     }
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {

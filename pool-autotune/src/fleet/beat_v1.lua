@@ -3,7 +3,8 @@
 --
 -- KEYS: the hash. ARGV: the process, its beat (seq, cap, bound, dialing), its terms (ttl, dials, dial_for,
 -- in ms), label, weight, floor, need, want, total and reserve (or -1), its own sessions (or -1), when the
--- sessions of all were counted (or -1) and on which server that was told, and then each name and its count.
+-- sessions of all were counted (or -1) and on which server that was told, what the process did and what is to
+-- become of the knee (numbers with spaces between them), and then each name of a session and its count.
 
 local function clock()
   local t = redis.call('TIME')
@@ -23,6 +24,12 @@ local label, weight = ARGV[9], tonumber(ARGV[10])
 local floor, need, want = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 local total, reserve = tonumber(ARGV[14]), tonumber(ARGV[15])
 local own, counted_at, counted_on = tonumber(ARGV[16]), tonumber(ARGV[17]), ARGV[18]
+local function numbers(text)
+  local all = {}
+  for number in string.gmatch(text, '%S+') do all[#all + 1] = tonumber(number) end
+  return all
+end
+local report, knee = numbers(ARGV[19]), numbers(ARGV[20])
 local seen = own
 
 local now, server = clock(), boot()
@@ -41,20 +48,24 @@ end
 b.ttl = math.max(b.ttl, ttl)
 if b.boot ~= server then
   b.boot, b.epoch, b.settle_until, b.swept, b.counted = server, b.epoch + 1, now + b.ttl, -1, now
+  b.knee = nil
 end
 local is_settling = now < b.settle_until
+local sums
 local function reply(grant, is_late)
   return { grant, seen, is_late and 1 or 0, is_settling and 1 or 0, b.total, b.reserve, b.members,
-    b.floors, b.sum_cap, string.format('%.0f', now), server }
+    b.floors, b.sum_cap, string.format('%.0f', now), server, b.knee or {}, sums or {} }
 end
 if m and m.seq >= seq then return reply(0, true) end
 local old = m and m.cap or 0
+-- What becomes of the knee was found from what was read: not if something else became of it since.
+if knee[1] and knee[1] == (b.knee and b.knee[1] or 0) + 1 then b.knee = knee end
 
 -- Sessions by process. A count is older than this beat: it says nothing of leases that ended after it.
 local sessions, strangers
 if counted_at >= 0 then
   sessions, strangers = {}, 0
-  for i = 19, #ARGV, 2 do
+  for i = 21, #ARGV, 2 do
     local pod, n = string.match(ARGV[i], '^pa1:(%d+)$'), tonumber(ARGV[i + 1])
     if pod then sessions[pod] = n else strangers = strangers + n end
   end
@@ -128,7 +139,7 @@ end
 -- Also for one that has to wait: its floor is to pull the shares of the others down.
 m = { seq = seq, expires = now + ttl, epoch = b.epoch, cap = old, share = m and m.share or math.min(floor, want),
   label = label, weight = weight, floor = floor, need = need, want = want, dials = dials,
-  dial_for = dial_for, total = total, reserve = reserve }
+  dial_for = dial_for, total = total, reserve = reserve, report = report }
 
 -- Water-filling, as the function pool_autotune.shares has it.
 local function divide(all, live)
@@ -186,9 +197,18 @@ end
 if sweeps then
   rows[me] = m
   local was, live, lapsed, least, most = b.shared, {}, 0, nil, -1
-  b.sum_cap, b.members, b.floors = 0, 0, 0
+  b.sum_cap, b.members, b.floors, sums = 0, 0, 0, { 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   for pod, row in pairs(rows) do
     b.sum_cap = b.sum_cap + row.cap
+    local did = row.expires >= now and row.report or {}
+    local is_of_trial = b.knee and did[4] == b.knee[4]
+    for i = 1, 3 do sums[i] = sums[i] + (did[i] or 0) end
+    if is_of_trial then
+      sums[4] = sums[4] + did[1]
+      for i = 5, 9 do sums[i] = sums[i] + did[i] end
+    else
+      sums[9] = sums[9] + row.cap * 1000
+    end
     if row.expires >= now then
       live[pod] = row
       b.members = b.members + 1
@@ -207,6 +227,7 @@ if sweeps then
   end
   b.swept = now
   b.shared = b.total - math.max(b.reserve, b.excess)
+  if b.knee and b.knee[2] > 0 and now < b.knee[3] then b.shared = math.min(b.shared, b.knee[2]) end
   if b.is_stale or was ~= b.shared then
     for _, part in ipairs(divide(b.shared - lapsed, live)) do
       if part.row.share ~= part.share then

@@ -22,7 +22,8 @@ create table if not exists pool_autotune.budget(
   members int not null default 0,
   floors int not null default 0,
   swept timestamptz not null default '-infinity',
-  is_stale bool not null default true  -- whether shares have to be made anew
+  is_stale bool not null default true, -- whether shares have to be made anew
+  knee bigint[]                        -- version, the most worth sharing (0: all), until when, the trial, ..
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 500);
 
 -- One row per process.
@@ -44,6 +45,7 @@ create table if not exists pool_autotune.lease(
   total int,                           -- what it was told to share, if anything
   reserve int,
   beaten timestamptz,                  -- when it last beat
+  report bigint[],                     -- what it did: in use, of that in full pools, rate, of which trial, ..
   primary key (role, pod)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 500);
 
@@ -136,8 +138,10 @@ create or replace function pool_autotune.beat_v1(
   me bigint, sq bigint, p_cap int, p_bound int, p_dialing int,
   p_ttl_ms int, p_dials int, p_dial_ms int,
   p_ask bool, p_label text, p_weight int, p_floor int, p_need int, p_want int, p_total int, p_reserve int,
+  p_report bigint[] default null, p_knee bigint[] default null,
   out o_grant int, out o_seen int, out o_late bool, out o_settling bool,
-  out o_total int, out o_reserve int, out o_members int, out o_floors int, out o_counted int)
+  out o_total int, out o_reserve int, out o_members int, out o_floors int, out o_counted int,
+  out o_now bigint, out o_knee bigint[], out o_sums bigint[])
 language plpgsql volatile as $$
 #variable_conflict use_column
 declare
@@ -182,6 +186,7 @@ begin
     b.epoch := b.epoch + 1;
     b.settle_until := now_ + b.ttl;
     b.swept := '-infinity';
+    b.knee := null;
     changed := true;
   end if;
   o_settling := now_ < b.settle_until;
@@ -193,6 +198,9 @@ begin
     return;
   end if;
   o_late := false;
+  o_now := extract(epoch from now_) * 1000;
+  -- What becomes of the knee was found from what was read: not if something else became of it since.
+  if p_knee[1] = coalesce(b.knee[1], 0) + 1 then b.knee := p_knee; changed := true; end if;
   old := coalesce(m.cap, 0);
 
   if now_ >= b.swept + interval '1 s' then
@@ -233,12 +241,12 @@ begin
   -- Also for one that has to wait: its floor is to pull the shares of the others down.
   insert into pool_autotune.lease values (current_user, me, p_label, sq, now_ + ttl, b.epoch, old,
       m.share, p_weight, p_floor, p_need, p_want, p_dials,
-      p_dial_ms * interval '1 ms', p_total, p_reserve, now_)
+      p_dial_ms * interval '1 ms', p_total, p_reserve, now_, p_report)
     on conflict (role, pod) do update set label = excluded.label, seq = excluded.seq,
       expires = excluded.expires, epoch = excluded.epoch, weight = excluded.weight,
       floor = excluded.floor, need = excluded.need, want = excluded.want, dials = excluded.dials,
       dial_for = excluded.dial_for, total = excluded.total, reserve = excluded.reserve,
-      beaten = excluded.beaten;
+      beaten = excluded.beaten, report = excluded.report;
   if m.pod is null or (m.weight, m.floor, m.need, m.want, m.total, m.reserve)
     is distinct from (p_weight, p_floor, p_need, p_want, p_total, p_reserve)
   then b.is_stale := true; changed := true; end if;
@@ -249,12 +257,23 @@ begin
       select coalesce(sum(cap), 0), count(*) filter (where expires >= now_),
           coalesce(sum(least(floor, want)) filter (where expires >= now_), 0),
           least(min(total) filter (where expires >= now_), pool_autotune.room()),
-          max(reserve) filter (where expires >= now_)
-        into b.sum_cap, b.members, b.floors, b.total, b.reserve
-        from pool_autotune.lease where role = current_user;
+          max(reserve) filter (where expires >= now_),
+          array[coalesce(sum(report[1]) filter (where expires >= now_), 0),
+            coalesce(sum(report[2]) filter (where expires >= now_), 0),
+            coalesce(sum(report[3]) filter (where expires >= now_), 0),
+            coalesce(sum(report[1]) filter (where is_of_trial), 0),
+            coalesce(sum(report[5]) filter (where is_of_trial), 0),
+            coalesce(sum(report[6]) filter (where is_of_trial), 0),
+            coalesce(sum(report[7]) filter (where is_of_trial), 0),
+            coalesce(sum(report[8]) filter (where is_of_trial), 0),
+            coalesce(sum(case when is_of_trial then report[9] else cap * 1000 end), 0)]
+        into b.sum_cap, b.members, b.floors, b.total, b.reserve, o_sums
+        from (select *, coalesce(expires >= now_ and report[4] = b.knee[4], false) is_of_trial
+          from pool_autotune.lease where role = current_user) l;
       b.reserve := coalesce(b.reserve, greatest(least(2, b.total / 8), b.total * 3 / 100));
       b.swept := now_;
       b.shared := b.total - greatest(b.reserve, b.excess);
+      if b.knee[2] > 0 and o_now < b.knee[3] then b.shared := least(b.shared, b.knee[2]); end if;
       if b.is_stale or was <> b.shared then
         update pool_autotune.lease l set share = s.share
           from pool_autotune.shares(b.shared
@@ -300,13 +319,14 @@ begin
   if mycap <> old or swept or changed then
     update pool_autotune.budget set total = b.total, reserve = b.reserve, sum_cap = b.sum_cap,
       excess = b.excess, shared = b.shared, boot = b.boot, epoch = b.epoch,
-      settle_until = b.settle_until, ttl = b.ttl, members = b.members, floors = b.floors, swept = b.swept, is_stale = b.is_stale
+      settle_until = b.settle_until, ttl = b.ttl, members = b.members, floors = b.floors, swept = b.swept, is_stale = b.is_stale,
+      knee = b.knee
       where role = current_user;
   end if;
   -- A raise has to outlast a crash of the server; all else may be lost.
   if mycap <= old then perform set_config('synchronous_commit', 'off', true); end if;
   o_total := b.total; o_reserve := b.reserve; o_members := b.members; o_floors := b.floors;
-  o_counted := b.sum_cap;
+  o_counted := b.sum_cap; o_knee := b.knee;
 end $$;
 
 -- Ends the sessions of processes that have not beaten for as long; returns how many. A machine that is frozen

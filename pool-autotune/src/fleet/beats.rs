@@ -7,8 +7,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::budget::{Demand, Inner};
 use super::jitter::jitter;
+use super::knee::Knee;
 use super::pod::Beat;
 use super::store::{Ask, Reply, Settings, Store};
+use super::trial::Trial;
 use super::{BudgetError, events, metrics};
 
 /// A reply that takes longer counts as lost.
@@ -49,6 +51,7 @@ pub(super) async fn run<S: Store>(inner: Weak<Inner>, store: S, settings: Settin
         rose: None,
         shown: None,
         was_cut: false,
+        knee: None,
     };
     let mut quick = 0;
     let mut leaves = LEAVES;
@@ -140,6 +143,8 @@ struct Beats<S: Store> {
     shown: Option<usize>,
     /// The last reply left less than there was.
     was_cut: bool,
+    /// What is to become of the knee.
+    knee: Option<Knee>,
 }
 
 enum Failed {
@@ -219,6 +224,8 @@ impl<S: Store> Beats<S> {
             demand,
             terms,
             asks,
+            report: budget.report(now),
+            knee: self.knee.take(),
         };
         let within = REPLY_WITHIN.min(budget.state().pod.terms().ttl / 3);
         let reply = match timeout(within, self.store.beat(session, &ask)).await {
@@ -255,7 +262,34 @@ impl<S: Store> Beats<S> {
             // A later beat of this process was taken before: the next has a higher number still.
             return Err(Failed::Refused);
         }
+        self.look_at_knee(budget, &reply);
         self.take(budget, &beat, &demand, &reply, old)
+    }
+
+    /// Takes part in the experiment that is to come, and finds out what the last one showed.
+    fn look_at_knee(&mut self, budget: &Arc<Inner>, reply: &Reply) {
+        let knee = &reply.knee;
+        budget.state().counts.knee = knee.cap(reply.now);
+        if !self.settings.knee {
+            return;
+        }
+        let mut state = budget.state();
+        let is_known = (state.trial).is_some_and(|trial| trial.number() == knee.trial);
+        if !is_known && let Some(trial) = Trial::announced(knee, reply.now, budget.id) {
+            state.trial = Some(trial);
+        }
+        drop(state);
+        // The longest time between two beats.
+        let lead = (budget.state().pod.terms().ttl * 2 / 5).as_millis() as i64;
+        let most = reply.total.saturating_sub(reply.reserve) as i64;
+        self.knee = (reply.sums).and_then(|sums| {
+            let next = knee.next(reply.now, &sums, most, lead)?;
+            events::knee(budget.tag(), knee.cap, next.cap, &sums);
+            Some(next)
+        });
+        if self.knee.is_some() {
+            budget.hurry.notify_one();
+        }
     }
 
     fn take(

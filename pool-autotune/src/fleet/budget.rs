@@ -7,11 +7,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::BudgetError;
+use super::knee::REPORTED;
 use super::pod::Pod;
 use super::shares::{Claim, shares};
 use super::snapshot::{BudgetSnapshot, Counts};
+use super::trial::{Gauge, Trial};
 use crate::Mode;
-use crate::tuner::Verdict;
+use crate::tuner::{PoolWindow, Verdict};
 
 /// What this process may have of the connections of one server. See the [module docs](super).
 ///
@@ -68,6 +70,8 @@ pub(super) struct State {
     /// The server had no place although this process was below its cap: until when it asks for no more
     /// than it has.
     refused_until: Option<Instant>,
+    pub(super) trial: Option<Trial>,
+    gauge: Gauge,
 }
 
 /// What this process had at one moment.
@@ -314,6 +318,8 @@ impl Inner {
                 leaving: false,
                 has_left: false,
                 refused_until: None,
+                trial: None,
+                gauge: Gauge::default(),
             }),
             hurry: Notify::new(),
             freed: Notify::new(),
@@ -433,7 +439,9 @@ impl Inner {
         let need = self.demand(Instant::now()).need;
         let mut state = self.state();
         let counts = &state.counts;
-        let is_full = counts.counted + counts.reserve + counts.members >= counts.total;
+        let all = counts.total.saturating_sub(counts.reserve);
+        let all = counts.knee.map_or(all, |knee| knee.min(all));
+        let is_full = counts.counted + counts.members >= all;
         let yields = self.enforces() && is_full && need * 2 < before;
         let yields = yields && (need as u32) < state.pod.cap();
         if yields {
@@ -442,6 +450,14 @@ impl Inner {
             self.divide();
         }
         yields
+    }
+
+    /// What the pools did since the last beat, and in the last experiment of the fleet.
+    pub(super) fn report(&self, now: Instant) -> [i64; REPORTED] {
+        let mut state = self.state();
+        let pools = state.pools().len();
+        let State { gauge, trial, .. } = &mut *state;
+        gauge.report(now, pools, self.own() + self.extra, trial.as_ref())
     }
 
     /// A beat asks for the pools there are, or was replied to.
@@ -697,6 +713,29 @@ impl Member {
         pool.share.load(Relaxed)
     }
 
+    /// Takes in what the pool did until now. Returns whether an experiment of the fleet runs.
+    pub(crate) fn saw(&self, now: Instant, window: &PoolWindow, is_full: bool) -> bool {
+        let mut state = self.inner.state();
+        state.gauge.saw(window, is_full);
+        let Some(trial) = &mut state.trial else {
+            return false;
+        };
+        trial.saw(now, window);
+        trial.runs(now)
+    }
+
+    /// How many of `limit` connections are let out: fewer for a part of an experiment of the fleet.
+    pub(crate) fn admits(&self, now: Instant, limit: usize) -> usize {
+        let state = self.inner.state();
+        let trial = state.trial.filter(|_| self.inner.enforces());
+        trial.map_or(limit, |trial| trial.admits(now, limit))
+    }
+
+    /// When that changes next, in an experiment.
+    pub(crate) fn admits_until(&self, now: Instant) -> Option<Instant> {
+        self.inner.state().trial?.next(now)
+    }
+
     pub(crate) fn may_dial(&self) -> usize {
         let state = self.inner.state();
         self.inner.may_dial(&state, Instant::now())
@@ -734,6 +773,11 @@ impl Member {
 
     pub(crate) fn snapshot(&self) -> BudgetSnapshot {
         self.inner.snapshot()
+    }
+
+    /// Whether the fleet knows how many connections the database makes use of.
+    pub(crate) fn is_at_knee(&self) -> bool {
+        self.inner.state().counts.knee.is_some()
     }
 
     /// What keeps the process from its rights, if anything does.

@@ -184,6 +184,14 @@ impl Config {
         self
     }
 
+    /// Sets whether this process takes part in the experiments by which the fleet finds how many connections
+    /// the database makes use of ([the knee](super#the-knee)). Defaults to `true`. What the others find bounds
+    /// its share nevertheless.
+    pub fn knee(mut self, knee: bool) -> Self {
+        self.settings.knee = knee;
+        self
+    }
+
     /// Sets whether a missing schema `pool_autotune` is created. Defaults to `false`: run
     /// [`MIGRATION`](super::MIGRATION) instead.
     pub fn create(mut self, create: bool) -> Self {

@@ -1,6 +1,7 @@
 //! What a budget reports through `tracing`.
 
 use super::BudgetError;
+use super::knee::Sums;
 
 #[cfg(feature = "tracing")]
 pub(super) fn granted(tag: &str, old: u32, new: u32, members: usize, total: usize) {
@@ -99,3 +100,27 @@ pub(super) fn unfenced(tag: &str, is_superuser: bool) {
 
 #[cfg(not(feature = "tracing"))]
 pub(super) fn unfenced(_tag: &str, _is_superuser: bool) {}
+
+/// That the fleet found another knee, and from what.
+#[cfg(feature = "tracing")]
+pub(super) fn knee(tag: &str, old: i64, new: i64, sums: &Sums) {
+    if old == new {
+        return;
+    }
+    let (elasticity, error) = sums.elasticity().unwrap_or((f64::NAN, f64::NAN));
+    tracing::info!(
+        tag,
+        old,
+        new,
+        elasticity,
+        error,
+        returned_high = sums.high.0,
+        returned_low = sums.low.0,
+        "the database makes use of {new} connections of the fleet (0: not known)"
+    );
+}
+
+#[cfg(not(feature = "tracing"))]
+pub(super) fn knee(_tag: &str, _old: i64, _new: i64, sums: &Sums) {
+    let _ = sums.elasticity();
+}

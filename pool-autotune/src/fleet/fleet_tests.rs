@@ -12,6 +12,7 @@ use super::beats;
 use super::budget::{Budget, Inner, Kind};
 use super::jitter::jitter;
 use super::kernel::{self, Count, Mutant, World};
+use super::knee::{Knee, REPORTED, Sums};
 use super::pod::{Pod, Terms};
 use super::shares::{Claim, shares};
 use super::store::{Ask, Reply, Settings, Store};
@@ -19,7 +20,7 @@ use super::{BudgetError, Member};
 use crate::Mode;
 
 /// The server: its sessions, and the table.
-struct Server {
+pub(super) struct Server {
     start: Instant,
     table: kernel::Store,
     claims: HashMap<u64, Claim>,
@@ -28,8 +29,13 @@ struct Server {
     swept: i64,
     sessions: HashMap<u64, u32>,
     open: u32,
-    most: u32,
-    beats: u64,
+    pub(super) most: u32,
+    /// Summed up over milliseconds since the start.
+    pub(super) session_millis: u64,
+    changed: Instant,
+    pub(super) knee: Knee,
+    reports: HashMap<u64, [i64; REPORTED]>,
+    pub(super) beats: u64,
     refreshes: u64,
     /// Beats in each second.
     each_second: Vec<u64>,
@@ -38,20 +44,83 @@ struct Server {
 }
 
 impl Server {
+    pub(super) fn new(total: u32) -> Self {
+        Self {
+            start: Instant::now(),
+            table: kernel::Store {
+                total,
+                reserve: (total / 32).max(2),
+                boot: 0,
+                epoch: 1,
+                settle_until: 0,
+                excess: 0,
+                counted: 0,
+                rows: Vec::new(),
+            },
+            claims: HashMap::new(),
+            shares: HashMap::new(),
+            is_stale: true,
+            swept: -1_000,
+            sessions: HashMap::new(),
+            open: 0,
+            most: 0,
+            session_millis: 0,
+            changed: Instant::now(),
+            knee: Knee::default(),
+            reports: HashMap::new(),
+            beats: 0,
+            refreshes: 0,
+            each_second: Vec::new(),
+            listeners: HashMap::new(),
+            wakes: 0,
+        }
+    }
+
+    pub(super) fn count(&mut self) {
+        let passed = std::mem::replace(&mut self.changed, Instant::now()).elapsed();
+        self.session_millis += u64::from(self.open) * passed.as_millis() as u64;
+    }
+
     fn opened(&mut self, id: u64) {
+        self.count();
         *self.sessions.entry(id).or_default() += 1;
         self.open += 1;
         self.most = self.most.max(self.open);
     }
 
     fn closed(&mut self, id: u64) {
+        self.count();
         *self.sessions.entry(id).or_default() -= 1;
         self.open -= 1;
     }
 
     fn for_shares(&self) -> u32 {
         let kept = self.table.reserve.max(self.table.excess);
-        self.table.total.saturating_sub(kept)
+        let all = self.table.total.saturating_sub(kept);
+        let knee = self.knee.cap(self.now());
+        knee.map_or(all, |knee| all.min(knee as u32))
+    }
+
+    fn now(&self) -> i64 {
+        (Instant::now() - self.start).as_millis() as i64
+    }
+
+    /// What all report.
+    fn sums(&self, now: i64) -> Option<Sums> {
+        let mut sums = [0; REPORTED];
+        for row in self.table.rows.iter() {
+            let report = self.reports.get(&row.id).filter(|_| row.expires >= now);
+            let did = report.copied().unwrap_or_default();
+            let is_of_trial = report.is_some() && did[3] == self.knee.trial;
+            (0..3).for_each(|i| sums[i] += did[i]);
+            if is_of_trial {
+                sums[3] += did[0];
+                (4..REPORTED).for_each(|i| sums[i] += did[i]);
+            } else {
+                sums[REPORTED - 1] += i64::from(row.cap) * 1_000;
+            }
+        }
+        Sums::from_numbers(&sums)
     }
 
     /// Makes the shares anew, also for `me`, which may have no row yet.
@@ -95,7 +164,7 @@ impl Server {
 
     fn beat(&mut self, id: u64, ask: &Ask<'_>) -> Reply {
         self.beats += 1;
-        let now = (Instant::now() - self.start).as_millis() as i64;
+        let now = self.now();
         let second = (now / 1_000) as usize;
         self.each_second
             .resize(self.each_second.len().max(second + 1), 0);
@@ -115,6 +184,14 @@ impl Server {
         };
         let is_new = self.claims.insert(id, claim) != Some(claim);
         self.is_stale |= is_new;
+        self.reports.insert(id, ask.report);
+        if let Some(knee) = ask
+            .knee
+            .filter(|next| next.version == self.knee.version + 1)
+        {
+            self.knee = knee;
+            self.is_stale = true;
+        }
         if sweeps {
             self.swept = now;
             if self.is_stale {
@@ -122,6 +199,7 @@ impl Server {
             }
             self.wake(id, now);
         }
+        let sums = sweeps.then(|| self.sums(now));
         let share = self.shares.get(&id).copied().unwrap_or(claim.floor);
         let share = share.min(claim.want);
         let world = World {
@@ -145,27 +223,30 @@ impl Server {
             members: self.table.rows.len(),
             floors: 0,
             counted: self.table.rows.iter().map(|row| row.cap as usize).sum(),
+            now,
+            knee: self.knee,
+            sums: sums.flatten(),
         }
     }
 }
 
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Server>>);
+pub(super) struct Shared(pub(super) Arc<Mutex<Server>>);
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Server> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Server> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A connection, which the server shows a little longer.
-struct Session {
+pub(super) struct Session {
     server: Shared,
     id: u64,
 }
 
 impl Session {
-    async fn open(server: &Shared, id: u64) -> Self {
+    pub(super) async fn open(server: &Shared, id: u64) -> Self {
         sleep(Duration::from_millis(5).mul_f64(0.5 + jitter())).await;
         server.lock().opened(id);
         let server = server.clone();
@@ -215,20 +296,24 @@ struct Process {
     pool: JoinHandle<()>,
 }
 
+/// The budget of a process of the fleet.
+pub(super) fn join(server: &Shared, id: i64, settings: Settings) -> Budget {
+    let ttl = Duration::from_secs(15);
+    let terms = Terms {
+        ttl,
+        dial_for: ttl / 3,
+        dials: 4,
+    };
+    let pod = Pod::new(terms);
+    let own = Kind::Leased { own: 1 };
+    let inner = Arc::new(Inner::new(id, own, pod, Mode::Enforce, 0, 0));
+    tokio::spawn(beats::run(Arc::downgrade(&inner), server.clone(), settings));
+    Budget::from_inner(inner)
+}
+
 impl Process {
     fn start(server: &Shared, id: i64) -> Self {
-        let ttl = Duration::from_secs(15);
-        let terms = Terms {
-            ttl,
-            dial_for: ttl / 3,
-            dials: 4,
-        };
-        let pod = Pod::new(terms);
-        let own = Kind::Leased { own: 1 };
-        let inner = Arc::new(Inner::new(id, own, pod, Mode::Enforce, 0, 0));
-        let settings = Settings::default();
-        tokio::spawn(beats::run(Arc::downgrade(&inner), server.clone(), settings));
-        let budget = Budget::from_inner(inner);
+        let budget = join(server, id, Settings::default());
         let news = Arc::new(Notify::new());
         let member = Arc::new(budget.join(Arc::clone(&news)));
         let need = Arc::new(Mutex::new((0, 3)));
@@ -330,31 +415,7 @@ async fn a_fleet_of(processes: usize) {
     /// Three beats, of 4 to 6 s.
     const THREE_BEATS: Duration = Duration::from_secs(15);
     let total = processes as u32 * 5;
-    let server = Shared(Arc::new(Mutex::new(Server {
-        start: Instant::now(),
-        table: kernel::Store {
-            total,
-            reserve: (total / 32).max(2),
-            boot: 0,
-            epoch: 1,
-            settle_until: 0,
-            excess: 0,
-            counted: 0,
-            rows: Vec::new(),
-        },
-        claims: HashMap::new(),
-        shares: HashMap::new(),
-        is_stale: true,
-        swept: -1_000,
-        sessions: HashMap::new(),
-        open: 0,
-        most: 0,
-        beats: 0,
-        refreshes: 0,
-        each_second: Vec::new(),
-        listeners: HashMap::new(),
-        wakes: 0,
-    })));
+    let server = Shared(Arc::new(Mutex::new(Server::new(total))));
     let fleet: Vec<Process> = (1..=processes as i64)
         .map(|id| Process::start(&server, id))
         .collect();

@@ -11,6 +11,8 @@ use super::store::Reply;
 pub const MEMBERS: &str = "pool_autotune_fleet_members";
 /// Connections that all of them may have.
 pub const TOTAL: &str = "pool_autotune_fleet_total";
+/// Connections that the database makes use of, as far as the fleet knows; the total where it does not.
+pub const KNEE: &str = "pool_autotune_fleet_knee";
 /// Connections that this process may have.
 pub const GRANTED: &str = "pool_autotune_fleet_granted";
 /// Connections that this process has open.
@@ -38,6 +40,11 @@ mod on {
             "connections that all processes may have"
         );
         describe_gauge!(
+            KNEE,
+            Unit::Count,
+            "connections that the database makes use of"
+        );
+        describe_gauge!(
             GRANTED,
             Unit::Count,
             "connections that this process may have"
@@ -63,6 +70,8 @@ mod on {
         }
         gauge!(MEMBERS).set(reply.members as f64);
         gauge!(TOTAL).set(reply.total as f64);
+        let knee = reply.knee.cap(reply.now).unwrap_or(reply.total);
+        gauge!(KNEE).set(knee as f64);
         gauge!(GRANTED).set(f64::from(reply.grant));
         gauge!(OPEN).set(demand.open as f64);
         gauge!(NEED).set(demand.need as f64);

@@ -45,6 +45,30 @@
 //! What a process needs is what it uses or has checkouts waiting for, up to what its tuner makes of it: a
 //! database that gets slower does not raise it.
 //!
+//! # The knee
+//!
+//! A database that is saturated does not do more with more connections; beyond some number it does less. One
+//! process cannot find that number: what it opens takes throughput from the others, and looks like a gain. So
+//! all of them try it together, on the server's clock: for two of four *slots* (high, low, low, high; 1 s each,
+//! up to 10 s where queries are few or long) every process lets out half of its connections, later four
+//! fifths, and opens and closes none for it. Each reports what it did in the slots; where what was kept back
+//! earned nothing, shares are made of that much less from then on.
+//!
+//! - It is tried only where most connections in use are of pools that are full and have a queue, and only
+//!   where throughput is so high that the result will be clear: some 30 queries a second for the first step,
+//!   400 for a fine one.
+//! - An experiment may cost 1.5 % of what was served since the fleet is saturated, or since the last that
+//!   cost something: the first comes after about a minute.
+//! - What was found holds for ten minutes without another that confirms it. It is raised by half where the
+//!   last part pays after all, and forgotten after 20 s without saturation and on another server.
+//! - It bounds what shares are made of, and nothing that the fleet is kept below the total by. Floors are
+//!   given whatever it says: with forty processes, forty pools keep one connection each.
+//! - Processes with four fifths of the work have to take part: [`Config::knee`] is the switch, and a process
+//!   that only reports ([`Mode::Recommend`](crate::Mode::Recommend)) does not.
+//!
+//! [`BudgetSnapshot::knee`] says what was found. The experiments are run by the processes; a store keeps
+//! numbers for them.
+//!
 //! # When the store is gone
 //!
 //! Grants hold until their lease ends. After that no connection is opened; those that are open stay open
@@ -53,7 +77,8 @@
 //!
 //! # What you will see
 //!
-//! [`Verdict::BudgetBound`](crate::tuner::Verdict) where a share keeps a pool from what it could use;
+//! [`Verdict::BudgetBound`](crate::tuner::Verdict) where a share keeps a pool from what it could use, and
+//! `AtKnee` where that is because the database makes no use of more;
 //! `BudgetTooSmall` where the floors of all exceed the total; `BudgetLost`, with the reason, where there are
 //! no rights. [`Budget::snapshot`] and [`PoolSnapshot::budget`](crate::PoolSnapshot::budget) have the numbers,
 //! [`metrics`] their names; the table `pool_autotune.lease` shows all processes to the server's operator.
@@ -99,6 +124,9 @@ mod fleet_tests;
 mod jitter;
 #[cfg(test)]
 mod kernel;
+mod knee;
+#[cfg(test)]
+mod knee_tests;
 pub mod metrics;
 #[cfg(test)]
 mod model;
@@ -116,6 +144,7 @@ mod sql_tests;
 mod store;
 #[cfg(test)]
 mod store_tests;
+mod trial;
 
 pub use self::budget::{Budget, Place};
 pub(crate) use self::budget::{Member, Right};

@@ -10,6 +10,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Client, Socket, Statement};
 
 use super::budget::Inner;
+use super::knee::{Knee, Sums};
 use super::schema::MIGRATION;
 use super::store::{Ask, Reply, Store};
 use super::{Budget, BudgetError, events};
@@ -170,9 +171,9 @@ impl Store for Table {
 }
 
 const BEAT: &str = "select o_grant, o_seen, o_late, o_settling, o_total, o_reserve, o_members, \
-    o_floors, o_counted from pool_autotune.beat_v1($1::int8, $2::int8, $3::int4, $4::int4, $5::int4, \
+    o_floors, o_counted, o_now, o_knee, o_sums from pool_autotune.beat_v1($1::int8, $2::int8, $3::int4, $4::int4, $5::int4, \
     $6::int4, $7::int4, $8::int4, $9::bool, $10::text, $11::int4, $12::int4, $13::int4, $14::int4, \
-    $15::int4, $16::int4)";
+    $15::int4, $16::int4, $17::int8[], $18::int8[])";
 
 async fn send(session: &Session, ask: &Ask<'_>) -> Result<Reply, tokio_postgres::Error> {
     let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
@@ -209,10 +210,13 @@ async fn send(session: &Session, ask: &Ask<'_>) -> Result<Reply, tokio_postgres:
                 &number(demand.want),
                 &settings.total.map(number),
                 &settings.reserve.map(number),
+                &ask.report.as_slice(),
+                &ask.knee.map(|knee| knee.numbers().to_vec()),
             ],
         )
         .await?;
     let count = |column: &str| row.get::<_, i32>(column).max(0) as usize;
+    let numbers = |column: &str| row.get::<_, Option<Vec<i64>>>(column).unwrap_or_default();
     Ok(Reply {
         grant: count("o_grant") as u32,
         seen: row
@@ -225,6 +229,9 @@ async fn send(session: &Session, ask: &Ask<'_>) -> Result<Reply, tokio_postgres:
         members: count("o_members"),
         floors: count("o_floors"),
         counted: count("o_counted"),
+        now: row.get::<_, Option<i64>>("o_now").unwrap_or(0),
+        knee: Knee::from_numbers(&numbers("o_knee")),
+        sums: Sums::from_numbers(&numbers("o_sums")),
     })
 }
 

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::budget::Inner;
+use super::knee::{Knee, Sums};
 use super::postgres::{Connection, Postgres};
 use super::store::{Ask, Reply, Store};
 use super::{BudgetError, events};
@@ -277,22 +278,28 @@ fn command(
     command.arg(demand.floor).arg(demand.need).arg(demand.want);
     command.arg(total).arg(number(settings.reserve));
     command.arg(own.map_or(-1, i64::from));
+    let numbers = |numbers: &[i64]| {
+        let texts: Vec<String> = numbers.iter().map(i64::to_string).collect();
+        texts.join(" ")
+    };
+    let did = numbers(&ask.report);
+    let knee = (ask.knee.as_ref()).map_or(String::new(), |knee| numbers(&knee.numbers()));
     match (count, replied) {
         (Some(count), Some((at, server))) => {
-            command.arg(at).arg(server);
+            command.arg(at).arg(server).arg(did).arg(knee);
             for (tag, n) in &count.sessions {
                 command.arg(tag).arg(n);
             }
         }
         // Its own sessions are known, and of what time those of others are is not.
         (Some(count), None) => {
-            command.arg(0).arg("");
+            command.arg(0).arg("").arg(did).arg(knee);
             for (tag, n) in &count.sessions {
                 command.arg(tag).arg(n);
             }
         }
         (None, _) => {
-            command.arg(-1).arg("");
+            command.arg(-1).arg("").arg(did).arg(knee);
         }
     }
     command
@@ -308,6 +315,15 @@ fn parse(value: &Value) -> Option<(Reply, String, String)> {
         _ => None,
     };
     let count = |index: usize| number(index).map(|n| n.max(0) as usize);
+    let array = |index: usize| match values.get(index) {
+        Some(Value::Array(numbers)) => (numbers.iter())
+            .filter_map(|number| match number {
+                Value::Int(number) => Some(*number),
+                _ => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
     let text = |index: usize| match values.get(index) {
         Some(Value::BulkString(text)) => String::from_utf8(text.clone()).ok(),
         _ => None,
@@ -322,6 +338,9 @@ fn parse(value: &Value) -> Option<(Reply, String, String)> {
         members: count(6)?,
         floors: count(7)?,
         counted: count(8)?,
+        now: text(9)?.parse().ok()?,
+        knee: Knee::from_numbers(&array(11)),
+        sums: Sums::from_numbers(&array(12)),
     };
     Some((reply, text(9)?, text(10)?))
 }

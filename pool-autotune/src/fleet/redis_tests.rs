@@ -9,7 +9,7 @@ use super::pod::Beat;
 use super::redis::SCRIPT;
 use super::shares::Claim;
 use super::store_tests::{
-    DIAL_FOR, DIALS, MadeUp, Subject, TTL, Taken, differs, gives_exact_shares,
+    DIAL_FOR, DIALS, MadeUp, Subject, TTL, Taken, differs, gives_exact_shares, keeps_the_knee,
 };
 
 async fn connect(server: &Redis) -> MultiplexedConnection {
@@ -75,11 +75,12 @@ fn numbers(value: &Value) -> Vec<i64> {
 impl Subject for Hash {
     const SETTLES: bool = true;
     const LOOKS: bool = false;
+    const EPOCH: i64 = 1_000_000_000;
 
     async fn beat(&mut self, made_up: &MadeUp<'_>, id: u64, beat: &Beat, claim: &Claim) -> Taken {
         let mut set = redis::cmd("MSET");
         // No clock of Redis is below zero.
-        let time = |at: i64| (at + 1_000_000_000).to_string();
+        let time = |at: i64| (at + Self::EPOCH).to_string();
         let now = time(made_up.now);
         set.arg("fake:now")
             .arg(&now)
@@ -99,14 +100,23 @@ impl Subject for Hash {
         let claims = [claim.weight, claim.floor, claim.need, claim.want];
         arguments.extend(claims.map(|n| n.to_string()));
         arguments.extend([made_up.room.to_string(), "2".to_owned()]);
+        let text = |numbers: &[i64]| {
+            let texts: Vec<String> = numbers.iter().map(i64::to_string).collect();
+            texts.join(" ")
+        };
         arguments.extend([own.to_string(), at, on]);
+        arguments.extend([text(made_up.report), text(made_up.knee)]);
         if let Count::Of(sessions, _) = made_up.count {
             for (id, n) in sessions {
                 arguments.extend([format!("pa1:{id}"), n.to_string()]);
             }
         }
         let script = self.script.clone();
-        let reply = numbers(&self.eval(&script, &arguments).await);
+        let replied = self.eval(&script, &arguments).await;
+        let reply = numbers(&replied);
+        let Value::Array(parts) = &replied else {
+            panic!("expected a reply");
+        };
         let Value::Array(rows) = self.eval(ROWS, &[]).await else {
             panic!("expected rows");
         };
@@ -125,6 +135,8 @@ impl Subject for Hash {
                 .map(|row| (row[0] as u64, row[1] as u64, unsigned(row[2])))
                 .collect(),
             sum: unsigned(sum),
+            knee: numbers(&parts[11]),
+            sums: numbers(&parts[12]),
         }
     }
 }
@@ -138,6 +150,13 @@ async fn the_script_does_what_the_reference_does() {
         let different = differs(&mut hash, seed, 400).await;
         assert_eq!(different, None, "seed {seed}");
     }
+}
+
+#[tokio::test]
+async fn the_script_keeps_the_knee() {
+    let server = Redis::start().await.expect("Redis starts");
+    let redis = connect(&server).await;
+    keeps_the_knee(&mut Hash::new(&redis, SCRIPT).await).await;
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ pub(super) struct Counts {
     pub(super) reserve: usize,
     pub(super) members: usize,
     pub(super) counted: usize,
+    pub(super) knee: Option<usize>,
     /// Without a store.
     pub(super) granted: usize,
     pub(super) is_settling: bool,
@@ -61,6 +62,13 @@ impl BudgetSnapshot {
     #[must_use]
     pub fn counted(&self) -> usize {
         self.counts.counted
+    }
+
+    /// The most connections that the database makes use of, with those that beat, if the fleet found it by
+    /// experiment: see [the module docs](super#the-knee). Shares are made of no more.
+    #[must_use]
+    pub fn knee(&self) -> Option<usize> {
+        self.counts.knee
     }
 
     /// Connections that this process may have, with the one that beats.

@@ -12,7 +12,7 @@ use super::kernel::Count;
 use super::pod::Beat;
 use super::schema::MIGRATION;
 use super::shares::Claim;
-use super::store_tests::{MadeUp, Subject, Taken, differs, gives_exact_shares};
+use super::store_tests::{MadeUp, Subject, Taken, differs, gives_exact_shares, keeps_the_knee};
 
 async fn connect(server: &Postgres) -> Client {
     let (client, connection) = tokio_postgres::connect(&server.url(), NoTls)
@@ -38,7 +38,7 @@ const FAKES: &str = "
 
 const BEAT: &str = "select set_config('pool_autotune.pod', $1::bigint::text, false), b.*
     from pool_autotune.beat_v1($1, $2, $3, $4, $5, 15000, 2, 5000, true, 'web', 1000, $6, $7, $8,
-      null, 2) b";
+      null, 2, $9, $10) b";
 
 /// The table of a server with a made-up clock, start, sessions and room.
 struct Table<'a> {
@@ -61,6 +61,8 @@ impl<'a> Table<'a> {
 impl Subject for Table<'_> {
     const SETTLES: bool = false;
     const LOOKS: bool = true;
+    /// 2020.
+    const EPOCH: i64 = 1_577_836_800_000;
 
     async fn beat(&mut self, made_up: &MadeUp<'_>, id: u64, beat: &Beat, claim: &Claim) -> Taken {
         let MadeUp {
@@ -73,7 +75,7 @@ impl Subject for Table<'_> {
             .map(|(id, n)| format!("('pa1:{id}', {n})"))
             .collect();
         let setup = format!(
-            "update fake set at = '2020-01-01'::timestamptz + {now} * interval '1 ms',
+            "update fake set at = '2020-01-01Z'::timestamptz + {now} * interval '1 ms',
                boot = '2019-01-01'::timestamptz + {boot} * interval '1 s', room = {room};
              delete from fake_session; insert into fake_session values {};
              select set_config('pool_autotune.pod', '{id}', false)",
@@ -95,6 +97,8 @@ impl Subject for Table<'_> {
                     &number(claim.floor),
                     &number(claim.need),
                     &number(claim.want),
+                    &made_up.report,
+                    &made_up.knee,
                 ],
             )
             .await
@@ -118,6 +122,8 @@ impl Subject for Table<'_> {
                 })
                 .collect(),
             sum: unsigned(sum),
+            knee: row.get::<_, Option<Vec<i64>>>("o_knee").unwrap_or_default(),
+            sums: row.get::<_, Option<Vec<i64>>>("o_sums").unwrap_or_default(),
         }
     }
 }
@@ -131,6 +137,13 @@ async fn the_sql_does_what_the_reference_does() {
         let different = differs(&mut table, seed, 300).await;
         assert_eq!(different, None, "seed {seed}");
     }
+}
+
+#[tokio::test]
+async fn the_sql_keeps_the_knee() {
+    let server = Postgres::start().await.expect("Postgres starts");
+    let client = connect(&server).await;
+    keeps_the_knee(&mut Table::new(&client, MIGRATION).await).await;
 }
 
 #[tokio::test]

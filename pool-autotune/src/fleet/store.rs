@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::BudgetError;
 use super::budget::{Demand, Inner};
+use super::knee::{Knee, REPORTED, Sums};
 use super::pod::{Beat, Terms};
 
 /// What grants connections.
@@ -57,6 +58,10 @@ pub(super) struct Ask<'a> {
     pub(super) terms: Terms,
     /// Whether the server's count of this process' sessions makes a difference.
     pub(super) asks: bool,
+    /// What the process did: see [`Sums`].
+    pub(super) report: [i64; REPORTED],
+    /// What is to become of the knee, if anything is.
+    pub(super) knee: Option<Knee>,
 }
 
 /// What a store replied.
@@ -72,6 +77,11 @@ pub(super) struct Reply {
     pub(super) members: usize,
     pub(super) floors: usize,
     pub(super) counted: usize,
+    /// When it was made, in ms of the store's clock.
+    pub(super) now: i64,
+    pub(super) knee: Knee,
+    /// What all report, where this beat made the shares.
+    pub(super) sums: Option<Sums>,
 }
 
 /// What every beat says.
@@ -82,6 +92,8 @@ pub(super) struct Settings {
     pub(super) total: Option<usize>,
     pub(super) reserve: Option<usize>,
     pub(super) create: bool,
+    /// Whether the fleet looks for the knee.
+    pub(super) knee: bool,
 }
 
 impl Default for Settings {
@@ -92,6 +104,7 @@ impl Default for Settings {
             total: None,
             reserve: None,
             create: false,
+            knee: true,
         }
     }
 }

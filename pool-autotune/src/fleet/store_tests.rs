@@ -18,6 +18,8 @@ pub(super) trait Subject {
     const SETTLES: bool;
     /// Whether sessions that no row counts are looked for at every beat.
     const LOOKS: bool;
+    /// What its clock shows at the moment 0, in ms.
+    const EPOCH: i64;
 
     async fn beat(&mut self, made_up: &MadeUp<'_>, id: u64, beat: &Beat, claim: &Claim) -> Taken;
 }
@@ -29,6 +31,9 @@ pub(super) struct MadeUp<'a> {
     /// What the server has.
     pub(super) room: i32,
     pub(super) count: Count<'a>,
+    /// What the process did, and what is to become of the knee.
+    pub(super) report: &'a [i64],
+    pub(super) knee: &'a [i64],
 }
 
 /// What a store made of a beat.
@@ -42,6 +47,9 @@ pub(super) struct Taken {
     /// Processes, the numbers of their last beats, and what is counted for them.
     pub(super) rows: Vec<(u64, u64, u32)>,
     pub(super) sum: u32,
+    /// What became of the knee, and what all did.
+    pub(super) knee: Vec<i64>,
+    pub(super) sums: Vec<i64>,
 }
 
 pub(super) const TTL: i64 = 15_000;
@@ -144,6 +152,8 @@ pub(super) async fn differs<S: Subject>(
             boot,
             room,
             count,
+            report: &[],
+            knee: &[],
         };
         // Where the store does not see that the server is another, it is told what that has.
         let is_smaller = !S::LOOKS && i64::from(room) * 10 < i64::from(store.total) * 9;
@@ -187,6 +197,104 @@ pub(super) async fn differs<S: Subject>(
         }
     }
     None
+}
+
+/// What a store keeps of the knee, and what it makes of it.
+pub(super) async fn keeps_the_knee<S: Subject>(subject: &mut S) {
+    /// When a new table has settled.
+    const START: i64 = 2 * TTL;
+    let claim = Claim {
+        weight: 1000,
+        floor: 1,
+        need: 8,
+        want: 8,
+        held: 0,
+    };
+    let mut seqs = [0; 3];
+    let mut caps = [0; 3];
+    let mut beat = async |at: i64, boot: u64, id: u64, report: &[i64], knee: &[i64]| {
+        let made_up = MadeUp {
+            now: at,
+            boot,
+            room: 20,
+            count: Count::Of(&[(99, 0)], at),
+            report,
+            knee,
+        };
+        let slot = id as usize;
+        seqs[slot] += 1;
+        let beat = Beat {
+            seq: seqs[slot],
+            cap: caps[slot],
+            bound: caps[slot],
+            dialing: 0,
+        };
+        let taken = subject.beat(&made_up, id, &beat, &claim).await;
+        caps[slot] = taken.grant;
+        taken
+    };
+    let did = [
+        [1_000, 500, 2_000, 0, 0, 0, 0, 0, 0],
+        [1_000, 500, 2_000, 555_000_000_000, 10, 20, 30, 40, 5_000],
+        [100, 0, 50, 554, 1, 1, 1, 1, 1],
+    ];
+    let clock = |at: i64| at + S::EPOCH;
+    beat(0, 0, 1, &did[0], &[]).await;
+    beat(START, 0, 1, &did[0], &[]).await;
+    beat(START + 100, 0, 2, &did[2], &[]).await;
+    let taken = beat(START + 1_100, 0, 1, &did[0], &[]).await;
+    assert_eq!(
+        (taken.share, taken.knee),
+        (8, vec![]),
+        "all may have what they want"
+    );
+    assert_eq!(taken.sums[..4], [1_100, 500, 2_050, 0]);
+    // Ten, as long as that holds.
+    let knee = |version: i64, cap: i64| {
+        let until = clock(START + 60_000);
+        [
+            version,
+            cap,
+            until,
+            555_000_000_000,
+            1,
+            1_000,
+            500,
+            1,
+            0,
+            5_000,
+            0,
+        ]
+    };
+    let taken = beat(START + 1_200, 0, 2, &did[2], &knee(2, 3)).await;
+    assert!(taken.knee.is_empty(), "it was not the next");
+    let taken = beat(START + 1_300, 0, 2, &did[2], &knee(1, 10)).await;
+    assert_eq!(taken.knee, knee(1, 10));
+    let taken = beat(START + 1_400, 0, 1, &did[1], &knee(1, 3)).await;
+    assert_eq!(taken.knee, knee(1, 10), "another was first");
+    let taken = beat(START + 2_200, 0, 1, &did[1], &[]).await;
+    assert_eq!((taken.share, taken.grant), (5, 5), "half of it");
+    assert_eq!(taken.total, 20);
+    assert_eq!(
+        taken.sums,
+        [1_100, 500, 2_050, 1_000, 10, 20, 30, 40, 13_000]
+    );
+    let taken = beat(START + 2_300, 0, 2, &did[2], &[]).await;
+    assert_eq!(taken.grant, 5);
+    // Both beat, and it no longer holds.
+    for at in [10_000, 20_000, 30_000, 40_000, 50_000, 59_500] {
+        for id in [1, 2] {
+            let taken = beat(START + at, 0, id, &did[0], &[]).await;
+            assert_eq!(taken.grant, 5);
+        }
+    }
+    for id in [1, 2] {
+        let taken = beat(START + 60_600, 0, id, &did[0], &[]).await;
+        assert_eq!(taken.grant, 8);
+        assert_eq!(taken.knee, knee(1, 10), "it is for the processes to forget");
+    }
+    let taken = beat(START + 62_000, 1, 1, &did[0], &[]).await;
+    assert!(taken.knee.is_empty(), "the server is another");
 }
 
 /// Compares what a store gives with exact arithmetic, in 400 random cases.

@@ -471,7 +471,7 @@ impl Tuner {
         (target > self.target).then_some((reason, target))
     }
 
-    fn is_full(&self, window: &PoolWindow) -> bool {
+    pub(crate) fn is_full(&self, window: &PoolWindow) -> bool {
         is_full(&self.config, window)
     }
 
