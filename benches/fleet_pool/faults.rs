@@ -45,10 +45,11 @@ pub(crate) async fn run(
     );
     let ways = match (options.only, options.scenario) {
         (Some(way), _) => vec![way],
-        (None, Scenario::Knee) => vec![
+        (None, Scenario::Knee | Scenario::Contention) => vec![
             Way::Uncoordinated,
             Way::Static,
             Way::Pgbouncer,
+            Way::PostgresNoKnee,
             Way::Postgres,
             Way::Redis,
         ],
@@ -138,7 +139,7 @@ async fn happens(
     ends: Instant,
 ) -> Result<Instant, Box<dyn Error>> {
     match options.scenario {
-        Scenario::Load | Scenario::Knee => {}
+        Scenario::Load | Scenario::Knee | Scenario::Contention => {}
         Scenario::Pause => {
             let longest = Duration::from_secs(60);
             let ends =

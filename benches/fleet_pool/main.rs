@@ -12,7 +12,7 @@
 //!
 //! The other scenarios have a load that stays where it is, and a store that stands still, a server that is
 //! lost with the table, one that is restarted with fewer connections, or queries that a server with two
-//! cores can do two of at a time.
+//! cores can do two of at a time, or that make each other slower.
 
 mod bare;
 mod faults;
@@ -81,6 +81,9 @@ pub(crate) enum Scenario {
     Resize,
     /// All processes are busy, with queries that use the processor.
     Knee,
+    /// All processes are busy, with queries that make each other slower and use no processor: the server does
+    /// most with eight at a time.
+    Contention,
 }
 
 impl Scenario {
@@ -105,6 +108,8 @@ pub(crate) enum Way {
     Pgbouncer,
     /// One budget, kept in the Postgres.
     Postgres,
+    /// The same, without the experiments that look for the knee.
+    PostgresNoKnee,
     /// One budget, kept in a Redis.
     Redis,
 }

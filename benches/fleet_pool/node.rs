@@ -23,6 +23,18 @@ const QUERY: &str = "select pg_sleep(0.05)";
 /// What a user does where the processor is what is scarce: about 3 ms of it.
 const WORK: &str = "select count(*) from generate_series(1, 30000)";
 
+/// What a user does where queries make each other slower: see [`CONTENTION`].
+const CONTEND: &str = "select contend()";
+
+/// 10 ms, and with more than eight under way the power 1.5 of how many times as many there are.
+pub(crate) const CONTENTION: &str = "create function contend() returns void language plpgsql as $$
+    declare n int;
+    begin
+      select count(*) into n from pg_stat_get_activity(null)
+        where state = 'active' and application_name <> 'watch';
+      perform pg_sleep(0.01 * power(greatest(1, n / 8.0), 1.5));
+    end $$";
+
 /// Processes with load, of so many.
 pub(crate) fn busy(processes: u16) -> u16 {
     (processes / 3).max(1)
@@ -32,7 +44,7 @@ fn is_busy(options: &Options, number: u16, part: f64) -> bool {
     let busy = busy(options.processes);
     match options.scenario {
         Scenario::Load if part >= MOVES_AT => (busy..2 * busy).contains(&number),
-        Scenario::Knee => true,
+        Scenario::Knee | Scenario::Contention => true,
         _ => number < busy,
     }
 }
@@ -104,6 +116,7 @@ async fn build(options: &Options, url: &str, way: Way) -> Result<Kind, Box<dyn E
         Way::Userver => return Ok(Kind::Tuned(rules::userver(config).await?)),
         Way::ControlLayer => return Ok(Kind::Swapped(rules::control_layer(config).await?)),
         Way::Postgres => Budget::postgres(config.clone()),
+        Way::PostgresNoKnee => Budget::postgres(config.clone()).knee(false),
         Way::Redis => {
             let client = redis::Client::open(options.redis.as_str())?;
             Budget::redis(client, "bench", config.clone())
@@ -138,6 +151,7 @@ pub(crate) fn serve(
         let (length, late) = (f64::from(options.seconds), options.late);
         let (users, sql) = match options.scenario {
             Scenario::Knee => (BUSY / 5, WORK),
+            Scenario::Contention => (BUSY / 5, CONTEND),
             _ => (BUSY, QUERY),
         };
         let options = options.clone();

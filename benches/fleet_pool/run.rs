@@ -9,7 +9,7 @@ use private_servers::{Postgres, Redis};
 use tokio::time::{Instant, sleep_until};
 use tokio_postgres::Client;
 
-use crate::node::busy;
+use crate::node::{CONTENTION, busy};
 use crate::processes::{Front, Seen, Start, add, clear, connect, install, settle, watch};
 use crate::{
     KILLS_AT, MAX_CONNECTIONS, MOVES_AT, Options, ROLLS_OUT_AT, Scenario, TOTAL, Way, faults, rules,
@@ -26,6 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         let admin = connect(&postgres.url()).await?;
         admin.batch_execute("create role app login").await?;
         admin.batch_execute(rules::TABLE).await?;
+        admin.batch_execute(CONTENTION).await?;
         install(&admin).await?;
         // As on a server where it was there before the fleet.
         let settled = "update pool_autotune.installed set at = '-infinity'";
