@@ -418,7 +418,7 @@ async fn the_cost_of_a_beat() {
     let beat = "select b.o_grant
         from (select set_config('pool_autotune.pod', $1::bigint::text, false)) s,
           lateral pool_autotune.beat_v1($1, $2, $3, $3, 0, 60000, 2, 5000, $4, 'web', 1000, 1, $5, $5,
-          5000, 0) b";
+          5000, 0, '{3000,3000,200000,0,0,0,0,0,0}') b";
     let beat = client.prepare(beat).await.expect("valid SQL");
     for rows in [10_i64, 100, 1000] {
         client
@@ -427,15 +427,15 @@ async fn the_cost_of_a_beat() {
             .expect("deleted");
         let mut caps = vec![0_i32; rows as usize];
         let mut seq = 0_i64;
-        let mut round = async |asks: bool, need: i32| {
+        let round = async |caps: &mut Vec<i32>, seq: &mut i64, asks: bool, need: i32| {
             let before = cpu_seconds(pid);
             let mut beats = 0;
             while beats < 2_000 {
-                seq += 1;
+                *seq += 1;
                 for pod in 0..rows {
                     let cap = caps[pod as usize];
                     let row = client
-                        .query_one(&beat, &[&pod, &seq, &cap, &asks, &need])
+                        .query_one(&beat, &[&pod, &*seq, &cap, &asks, &need])
                         .await;
                     caps[pod as usize] = row.expect("a beat").get(0);
                     beats += 1;
@@ -443,19 +443,40 @@ async fn the_cost_of_a_beat() {
             }
             (cpu_seconds(pid) - before) * 1000.0 / f64::from(beats)
         };
-        round(false, 4).await;
+        round(&mut caps, &mut seq, false, 4).await;
         // As autovacuum leaves it: plans are made for the rows there are.
         for table in ["lease", "budget"] {
             let vacuum = format!("vacuum analyze pool_autotune.{table}");
             client.batch_execute(&vacuum).await.expect("vacuumed");
         }
-        let (plain, asking) = (round(false, 4).await, round(true, 4).await);
+        let plain = round(&mut caps, &mut seq, false, 4).await;
+        let asking = round(&mut caps, &mut seq, true, 4).await;
+        // The beat that looks through all rows, once a second for the fleet; and the statement that makes it so.
+        let due = "update pool_autotune.budget set swept = '-infinity'";
+        let due = client.prepare(due).await.expect("valid SQL");
+        let mut cost = [0.0; 2];
+        for (sweeps, cost) in [false, true].into_iter().zip(&mut cost) {
+            let before = cpu_seconds(pid);
+            for _ in 0..500 {
+                client.execute(&due, &[]).await.expect("updated");
+                if sweeps {
+                    seq += 1;
+                    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+                        [&0_i64, &seq, &caps[0], &false, &4];
+                    client.query_one(&beat, &parameters).await.expect("a beat");
+                }
+            }
+            *cost = (cpu_seconds(pid) - before) * 2.0;
+        }
+        let sweep = cost[1] - cost[0];
         let shares = "select count(*) from pool_autotune.shares(90)";
         let before = cpu_seconds(pid);
         for _ in 0..100 {
             client.query_one(shares, &[]).await.expect("a row");
         }
         let refresh = (cpu_seconds(pid) - before) * 10.0;
-        println!("{rows} rows: {plain:.3} ms, asking {asking:.3} ms, shares {refresh:.2} ms");
+        println!(
+            "{rows} rows: {plain:.3} ms, asking {asking:.3} ms, sweeping {sweep:.2} ms, shares {refresh:.2} ms"
+        );
     }
 }
