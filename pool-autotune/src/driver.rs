@@ -401,11 +401,11 @@ impl<P: Adapter> Shared<P> {
     /// Whether the fleet keeps connections back to find what that costs. What is seen meanwhile says
     /// nothing of this pool, so its tuner does not see it.
     fn is_on_trial(&self, control: &mut Control, now: Instant, window: &PoolWindow) -> bool {
-        if !self.rights.is_bound() || self.mode == Mode::Recommend {
+        if !self.rights.is_bound() {
             return false;
         }
         let is_full = control.tuner.is_full(window);
-        let is_on_trial = self.rights.saw(now, window, is_full);
+        let is_on_trial = (self.rights).saw(now, window, is_full, self.mode == Mode::Enforce);
         if is_on_trial && !control.on_trial {
             // Its own experiment ends.
             let bounds = control.tuner.bounds();

@@ -37,8 +37,9 @@ impl Rights {
     }
 
     /// Takes in what the pool did until now. Returns whether an experiment of the fleet runs.
-    pub(crate) fn saw(&self, now: Instant, window: &PoolWindow, is_full: bool) -> bool {
-        (self.member.as_ref()).is_some_and(|member| member.saw(now, window, is_full))
+    /// `acts`: whether the pool does what it is told.
+    pub(crate) fn saw(&self, now: Instant, window: &PoolWindow, is_full: bool, acts: bool) -> bool {
+        (self.member.as_ref()).is_some_and(|member| member.saw(now, window, is_full, acts))
     }
 
     /// How many of `limit` connections are let out.
@@ -127,7 +128,7 @@ impl Rights {
         usize::MAX
     }
 
-    pub(crate) fn saw(&self, _: Instant, _: &PoolWindow, _: bool) -> bool {
+    pub(crate) fn saw(&self, _: Instant, _: &PoolWindow, _: bool, _: bool) -> bool {
         false
     }
 

@@ -270,7 +270,8 @@ impl<S: Store> Beats<S> {
     fn look_at_knee(&mut self, budget: &Arc<Inner>, reply: &Reply) {
         let knee = &reply.knee;
         budget.state().counts.knee = knee.cap(reply.now);
-        if !self.settings.knee {
+        // One that only reports changes nothing for the others, either.
+        if !self.settings.knee || !budget.enforces() {
             return;
         }
         let mut state = budget.state();
@@ -283,7 +284,7 @@ impl<S: Store> Beats<S> {
         let lead = (budget.state().pod.terms().ttl * 2 / 5).as_millis() as i64;
         let most = reply.total.saturating_sub(reply.reserve) as i64;
         self.knee = (reply.sums).and_then(|sums| {
-            let next = knee.next(reply.now, &sums, most, lead)?;
+            let next = knee.next(reply.now, &sums, reply.members as i64, most, lead)?;
             events::knee(budget.tag(), knee.cap, next.cap, &sums);
             Some(next)
         });

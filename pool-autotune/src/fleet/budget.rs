@@ -714,12 +714,16 @@ impl Member {
     }
 
     /// Takes in what the pool did until now. Returns whether an experiment of the fleet runs.
-    pub(crate) fn saw(&self, now: Instant, window: &PoolWindow, is_full: bool) -> bool {
+    /// `acts`: whether the pool does what it is told.
+    pub(crate) fn saw(&self, now: Instant, window: &PoolWindow, is_full: bool, acts: bool) -> bool {
         let mut state = self.inner.state();
         state.gauge.saw(window, is_full);
         let Some(trial) = &mut state.trial else {
             return false;
         };
+        if !acts || !self.inner.enforces() {
+            trial.spoil();
+        }
         trial.saw(now, window);
         trial.runs(now)
     }

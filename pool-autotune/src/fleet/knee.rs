@@ -37,6 +37,11 @@ pub(super) mod constants {
     /// And where no experiment confirms it for so long: the longest near a knee, two slots of 10 s that cost a
     /// fifth each, is afforded in half of that.
     pub(super) const HOLDS: i64 = 600_000;
+    /// The longest that a trial is announced before it starts, in ms, and a slack for clocks that are set.
+    pub(super) const LEAD_MAX: i64 = 120_000;
+    pub(super) const SET_BACK: i64 = 5_000;
+    /// More connections than any server has.
+    pub(super) const MOST: i64 = 1 << 31;
     /// The part of the work, in thousandths, that has to be of processes that took part.
     pub(super) const TAKE_PART: i64 = 800;
 }
@@ -67,6 +72,8 @@ pub(super) struct Knee {
     not_before: i64,
     /// Trials in a row that raised it.
     rises: i64,
+    /// Processes when the last trial was begun.
+    members: i64,
 }
 
 /// What one process reports, and the sums over all.
@@ -189,6 +196,7 @@ impl Knee {
             retry,
             not_before,
             rises,
+            members,
         ] = numbers
         else {
             // Of another version: it is begun anew, after what is there.
@@ -211,10 +219,11 @@ impl Knee {
             retry,
             not_before,
             rises,
+            members,
         }
     }
 
-    pub(super) fn numbers(&self) -> [i64; 12] {
+    pub(super) fn numbers(&self) -> [i64; 13] {
         [
             self.version,
             self.cap,
@@ -228,6 +237,7 @@ impl Knee {
             self.retry,
             self.not_before,
             self.rises,
+            self.members,
         ]
     }
 
@@ -236,9 +246,42 @@ impl Knee {
         (self.cap > 0 && now < self.until).then_some(self.cap as usize)
     }
 
-    /// What becomes of it, after a look at all processes; `None` if it stays as it is. `most`: what there
-    /// is to share; `lead`: the time within which every process beats, in ms.
-    pub(super) fn next(&self, now: i64, sums: &Sums, most: i64, lead: i64) -> Option<Self> {
+    /// Whether it was made by a clock that shows `now`, and not by one that was set back since, and is of
+    /// numbers that can be calculated with.
+    fn is_of(&self, now: i64) -> bool {
+        let latest = [
+            (self.since, 0),
+            (self.calm, 0),
+            (self.until, HOLDS),
+            (self.not_before, RETRY_MAX),
+            (self.trial, LEAD_MAX),
+        ];
+        let in_time = |(at, later): (i64, i64)| (0..=now + later + SET_BACK).contains(&at);
+        latest.into_iter().all(in_time)
+            && [self.cap, self.rises, self.members]
+                .iter()
+                .all(|n| (0..=MOST).contains(n))
+            && (0..=RETRY_MAX).contains(&self.retry)
+            && (0..=SLOT_MAX as i64).contains(&self.slot)
+            && (0..1_000).contains(&self.low)
+    }
+
+    /// What becomes of it, after a look at all processes; `None` if it stays as it is. `members`: how many
+    /// there are; `most`: what there is to share; `lead`: the time within which every process beats, in ms.
+    pub(super) fn next(
+        &self,
+        now: i64,
+        sums: &Sums,
+        members: i64,
+        most: i64,
+        lead: i64,
+    ) -> Option<Self> {
+        if !self.is_of(now) {
+            return Some(Self {
+                version: self.version + 1,
+                ..Self::default()
+            });
+        }
         let mut next = *self;
         if self.is_open == 1 {
             let end = self.trial + 4 * self.slot;
@@ -247,7 +290,9 @@ impl Knee {
                 return None;
             }
             next.is_open = 0;
-            next.learn(now, sums, most);
+            // One that joined or left took throughput from the others in some of the slots.
+            let are_the_same = 32 * (members - self.members).abs() <= members;
+            next.learn(now, sums, are_the_same, most);
         }
         if !sums.is_saturated() {
             if next.since > 0 && next.calm == 0 {
@@ -269,7 +314,7 @@ impl Knee {
             if next.cap > 0 && now >= next.until {
                 (next.cap, next.low) = (0, FAR);
             }
-            next.begin(now, sums, lead);
+            next.begin(now, sums, members, lead);
         }
         if next == *self {
             return None;
@@ -279,7 +324,7 @@ impl Knee {
     }
 
     /// Begins a trial where one can be resolved and afforded.
-    fn begin(&mut self, now: i64, sums: &Sums, lead: i64) {
+    fn begin(&mut self, now: i64, sums: &Sums, members: i64, lead: i64) {
         if now < self.not_before || sums.rate <= 0 {
             return;
         }
@@ -300,13 +345,16 @@ impl Knee {
         if !holds {
             return;
         }
-        self.trial = trial;
+        (self.trial, self.members) = (trial, members);
         self.is_open = 1;
         (self.low, self.slot) = (low, slot as i64);
     }
 
-    fn learn(&mut self, now: i64, sums: &Sums, most: i64) {
-        let outcome = sums.outcome(self.low);
+    fn learn(&mut self, now: i64, sums: &Sums, are_the_same: bool, most: i64) {
+        let outcome = match are_the_same {
+            true => sums.outcome(self.low),
+            false => Outcome::Unclear,
+        };
         let is_known = self.cap > 0;
         let is_useful = outcome == Outcome::Useful;
         self.rises = if is_useful { self.rises } else { 0 };
@@ -351,7 +399,7 @@ impl Knee {
             }
             // Where there is no going down, more is tried after a while, and may prove harmful.
             Outcome::Untried if is_known && now + HOLDS / 2 > self.until => {
-                self.cap += (self.cap / 2).max(1);
+                self.cap = (self.cap + (self.cap / 2).max(1)).min(most.max(1));
                 self.until = now + HOLDS;
                 return;
             }

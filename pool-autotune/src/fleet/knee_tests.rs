@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep};
 use super::fleet_tests::{Server, Session, Shared, join};
 use super::knee::{Knee, REPORTED, Sums};
 use super::store::Settings;
-use crate::Autotuned;
 use crate::adapter::{Adapter, Checked, PutBack};
 use crate::tuner::Verdict;
+use crate::{Autotuned, Mode};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -146,10 +146,23 @@ struct Played {
     sessions: f64,
     most: u32,
     knee: Option<usize>,
+    /// How often anything became of it.
+    changes: i64,
 }
 
 /// Some processes, each with more users than it may have connections, and those with one query after another.
 async fn play(
+    database: Database,
+    processes: u32,
+    total: u32,
+    knee: bool,
+    lasts: Duration,
+) -> Played {
+    play_in(Mode::Enforce, database, processes, total, knee, lasts).await
+}
+
+async fn play_in(
+    mode: Mode,
     database: Database,
     processes: u32,
     total: u32,
@@ -167,6 +180,7 @@ async fn play(
             ..Settings::default()
         };
         let budget = join(&server, id, settings);
+        budget.set_mode(mode);
         let pool = Pool {
             server: server.clone(),
             id: id as u64,
@@ -214,12 +228,14 @@ async fn play(
     let before = sessions();
     sleep(lasts / 2).await;
     let seconds = lasts.as_secs_f64();
+    let changes = server.lock().knee.version;
     let played = Played {
         late: (done.load(Relaxed) - half) as f64 / (seconds / 2.0),
         all: done.load(Relaxed) as f64 / seconds,
         sessions: (sessions() - before) as f64 / (500.0 * seconds),
         most: server.lock().most,
         knee: fleet[0].0.snapshot().knee(),
+        changes,
     };
     let at_knee = |pool: &Autotuned<Pool>| matches!(pool.verdict(), Verdict::AtKnee(_));
     if played.knee.is_some() {
@@ -270,6 +286,15 @@ async fn a_database_without_a_knee_loses_nothing() {
         assert!(with.all >= 0.98 * without.all, "{with:?} {without:?}");
         assert_eq!(with.knee, None);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_that_only_report_try_nothing() {
+    let lasts = 120 * SECOND;
+    let acts = play_in(Mode::Enforce, KNEE, 2, 200, true, lasts).await;
+    assert!(acts.changes > 0, "{acts:?}");
+    let reports = play_in(Mode::Recommend, KNEE, 2, 200, true, lasts).await;
+    assert_eq!((reports.changes, reports.knee), (0, None), "{reports:?}");
 }
 
 /// What a generator of situations makes up: a database that changes, its noise, and what there is to share.
@@ -376,7 +401,8 @@ fn next(knee: &Knee, now: i64, did: [i64; REPORTED], took_part: i64, total: usiz
     let mut sums = did;
     sums[3] = took_part;
     let sums = Sums::from_numbers(&sums).expect("nine");
-    knee.next(now, &sums, total as i64, 6_000).unwrap_or(*knee)
+    knee.next(now, &sums, 10, total as i64, 6_000)
+        .unwrap_or(*knee)
 }
 
 #[test]
@@ -408,4 +434,87 @@ fn in_random_situations_the_fleet_loses_nothing_and_ends_near_the_best_size() {
     assert!(near * 100 >= resolved * 95, "{near} of {resolved}");
     assert!(far * 50 <= SITUATIONS as u32, "{far}");
     assert!(served.iter().all(|&part| part >= 1.2), "{served:?}");
+}
+
+/// What ten processes report that have all of 100 connections in use, where a trial has shown that half of them
+/// earn nothing.
+fn useless(knee: &Knee) -> Sums {
+    let trial = [100_000, 1_000, 1_000, 200_000, 100_000, 50_000];
+    let mut did = [100_000, 100_000, 1_000_000, 0, 0, 0, 0, 0, 0];
+    if knee.trial > 0 {
+        did[3..].copy_from_slice(&trial);
+    }
+    Sums::from_numbers(&did).expect("nine")
+}
+
+/// Lets time pass until a trial has begun, and says when.
+fn until_it_tries(knee: &mut Knee, from: i64, members: i64) -> i64 {
+    let mut now = from;
+    while knee.is_open == 0 {
+        now += 1_000;
+        assert!(now < from + 600_000, "{knee:?}");
+        let sums = useless(&Knee::default());
+        *knee = knee.next(now, &sums, members, 100, 6_000).unwrap_or(*knee);
+    }
+    now
+}
+
+#[test]
+fn a_trial_in_which_processes_join_or_leave_shows_nothing() {
+    for (members, is_known) in [(10, true), (9, false), (11, false), (0, false)] {
+        let mut knee = Knee::default();
+        let end = until_it_tries(&mut knee, 1_000_000, 10) + 60_000;
+        let next = knee.next(end, &useless(&knee), members, 100, 6_000);
+        let next = next.expect("the trial has ended");
+        assert_eq!(next.cap > 0, is_known, "{members}");
+    }
+}
+
+#[test]
+fn what_a_clock_that_was_set_back_left_is_forgotten() {
+    let mut knee = Knee::default();
+    let end = until_it_tries(&mut knee, 1_000_000_000, 10) + 60_000;
+    let open = knee;
+    knee = knee
+        .next(end, &useless(&knee), 10, 100, 6_000)
+        .expect("it ended");
+    assert!(knee.cap > 0 && knee.until > end);
+    for knee in [open, knee] {
+        let hour = end - 3_600_000;
+        let next = knee
+            .next(hour, &useless(&knee), 10, 100, 6_000)
+            .expect("it is forgotten");
+        assert_eq!(
+            (next.version, next.cap, next.is_open),
+            (knee.version + 1, 0, 0)
+        );
+        // And begun anew.
+        let mut next = next;
+        assert!(until_it_tries(&mut next, hour, 10) < hour + 120_000);
+        // By a second is nothing: clocks are corrected.
+        let corrected = knee.next(end - 1_000, &useless(&knee), 10, 100, 6_000);
+        assert!(corrected.is_none_or(|next| next.cap == knee.cap || knee.is_open == 1));
+    }
+}
+
+#[test]
+fn no_numbers_that_a_store_may_hold_are_too_much() {
+    let mut random = SmallRng::seed_from_u64(1);
+    let mut any =
+        || [i64::MIN, i64::MAX, -1, 0, 1, 500, 1_000, 1_700_000_000_000][random.random_range(0..8)];
+    for _ in 0..100_000 {
+        let mut numbers: Vec<i64> = (0..13).map(|_| any()).collect();
+        numbers[0] = numbers[0].clamp(0, 1_000);
+        let knee = Knee::from_numbers(&numbers);
+        let sums = [0; REPORTED].map(|_: i64| any() / 1_000_000);
+        let sums = Sums::from_numbers(&sums).expect("nine");
+        let now = 1_700_000_000_000;
+        if let Some(next) = knee.next(now, &sums, 10, 100, 6_000) {
+            assert!(
+                next.cap(now).is_none_or(|cap| cap > 0),
+                "{knee:?} {sums:?} {next:?}"
+            );
+        }
+        let _ = super::trial::Trial::announced(&knee, now, i64::MIN);
+    }
 }

@@ -7,6 +7,9 @@ use tokio::time::Instant;
 use super::knee::{Knee, REPORTED};
 use crate::tuner::PoolWindow;
 
+/// How late a window may be closed for what is measured.
+const LATE: Duration = Duration::from_millis(100);
+
 /// The experiment of all processes, on the clock of this one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trial {
@@ -19,6 +22,8 @@ pub(super) struct Trial {
     /// From 0 to 1: what is rounded up in this process, so that the sum over all is right.
     rounds: f64,
     seen: Seen,
+    /// What this process did says nothing: it does not take part, or no longer.
+    is_spoiled: bool,
 }
 
 /// What was measured: connections returned and in use, at the high size and at the low one.
@@ -33,7 +38,7 @@ struct Seen {
 impl Trial {
     /// The one that is to come, if one is. `now`: when the store said so, by its clock.
     pub(super) fn announced(knee: &Knee, now: i64, id: i64) -> Option<Self> {
-        let starts_in = u64::try_from(knee.trial - now).ok()?;
+        let starts_in = u64::try_from(knee.trial.checked_sub(now)?).ok()?;
         let is_sane = knee.is_open == 1
             && starts_in < 120_000
             && (100..=60_000).contains(&knee.slot)
@@ -49,6 +54,7 @@ impl Trial {
             low: knee.low as f64 / 1_000.0,
             rounds: (mixed >> 40) as f64 / f64::from(1 << 24),
             seen: Seen::default(),
+            is_spoiled: false,
         })
     }
 
@@ -56,8 +62,16 @@ impl Trial {
         self.number
     }
 
+    /// Lets out as many as ever, from now on, and reports nothing.
+    pub(super) fn spoil(&mut self) {
+        self.is_spoiled = true;
+    }
+
     /// Half slots that have passed, while it runs.
     fn half(&self, now: Instant) -> Option<u32> {
+        if self.is_spoiled {
+            return None;
+        }
         let passed = now.checked_duration_since(self.starts)?;
         let half = (2 * passed.as_nanos() / self.slot.as_nanos()) as u32;
         (half < 8).then_some(half)
@@ -77,7 +91,7 @@ impl Trial {
 
     /// When the next half of a slot begins, or the last has ended.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        if self.has_ended(now) {
+        if self.is_spoiled || self.has_ended(now) {
             return None;
         }
         let next = self.half(now).map_or(0, |half| half + 1);
@@ -97,6 +111,10 @@ impl Trial {
 
     /// Takes in what happened to a pool until `now`.
     pub(super) fn saw(&mut self, now: Instant, window: &PoolWindow) {
+        if self.runs(now) && window.duration > self.slot / 2 + LATE {
+            // The process stood still, and let out what it had to let out at another time.
+            return self.spoil();
+        }
         // A window is closed where a half slot ends, a moment late.
         let middle = now.checked_sub(window.duration / 2);
         let Some(half) = middle.and_then(|middle| self.half(middle)) else {
@@ -163,7 +181,7 @@ impl Gauge {
             };
         }
         let [busy, full, rate] = self.last;
-        let Some(trial) = trial.filter(|trial| trial.has_ended(now)) else {
+        let Some(trial) = trial.filter(|trial| trial.has_ended(now) && !trial.is_spoiled) else {
             return [busy, full, rate, 0, 0, 0, 0, 0, 0];
         };
         let Seen { high, low, let_out } = trial.seen;
@@ -197,6 +215,7 @@ mod tests {
             low: 0.8,
             rounds,
             seen: Seen::default(),
+            is_spoiled: false,
         }
     }
 
@@ -212,6 +231,32 @@ mod tests {
         }
         assert_eq!((trial.next(now), trial.half(now)), (None, None));
         assert!(trial.has_ended(now));
+    }
+
+    #[test]
+    fn its_own_clock_ends_it_in_a_process_that_hears_of_nothing() {
+        let trial = trial(0.5);
+        let end = trial.starts + 4 * trial.slot;
+        let low = trial.starts + 2 * trial.slot;
+        assert_eq!(trial.admits(low, 10), 8);
+        for later in [0, 1, 1_000, 1_000_000] {
+            assert_eq!(trial.admits(end + Duration::from_millis(later), 10), 10);
+        }
+    }
+
+    #[test]
+    fn a_process_that_stood_still_lets_out_what_it_has_and_reports_nothing() {
+        let mut trial = trial(0.5);
+        let low = trial.starts + 2 * trial.slot;
+        let window = PoolWindow {
+            duration: trial.slot,
+            completions: 10,
+            ..PoolWindow::default()
+        };
+        trial.saw(low, &window);
+        assert_eq!((trial.admits(low, 10), trial.next(low)), (10, None));
+        let report = Gauge::default().report(low + 4 * trial.slot, 1, 3, Some(&trial));
+        assert_eq!(report, [0; REPORTED]);
     }
 
     #[test]
