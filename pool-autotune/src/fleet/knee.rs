@@ -29,6 +29,8 @@ pub(super) mod constants {
     /// The part of what was served since the fleet is saturated, or the last experiment that cost something,
     /// that an experiment may cost. As of one pool.
     pub(super) const AFFORDABLE: f64 = 0.015;
+    /// And where it may confirm what was found, or undo it.
+    pub(super) const CONFIRMS: f64 = 0.04;
     /// Time in ms between two experiments that taught nothing new, doubled up to the second. As of one pool.
     pub(super) const RETRY: i64 = 5_000;
     pub(super) const RETRY_MAX: i64 = 60_000;
@@ -36,12 +38,14 @@ pub(super) mod constants {
     pub(super) const FORGET: i64 = 20_000;
     /// And where no experiment confirms it for so long: the longest near a knee, two slots of 10 s that cost a
     /// fifth each, is afforded in half of that.
-    pub(super) const HOLDS: i64 = 600_000;
+    pub(super) const HOLDS: i64 = 200_000;
     /// The longest that a trial is announced before it starts, in ms, and a slack for clocks that are set.
     pub(super) const LEAD_MAX: i64 = 120_000;
     pub(super) const SET_BACK: i64 = 5_000;
     /// More connections than any server has.
     pub(super) const MOST: i64 = 1 << 31;
+    /// Where no fewer can be tried, more are tried after so long, in ms.
+    pub(super) const ALONE: i64 = 30_000;
     /// The part of the work, in thousandths, that has to be of processes that took part.
     pub(super) const TAKE_PART: i64 = 800;
 }
@@ -336,7 +340,11 @@ impl Knee {
             return;
         };
         let cost = 2.0 * slot * (1.0 - part(low));
-        if cost > AFFORDABLE * (now - self.since) as f64 {
+        let affordable = match self.cap {
+            0 => AFFORDABLE,
+            _ => CONFIRMS,
+        };
+        if cost > affordable * (now - self.since) as f64 {
             return;
         }
         let trial = now + lead;
@@ -398,8 +406,8 @@ impl Knee {
                 self.wait(now);
             }
             // Where there is no going down, more is tried after a while, and may prove harmful.
-            Outcome::Untried if is_known && now + HOLDS / 2 > self.until => {
-                self.cap = (self.cap + (self.cap / 2).max(1)).min(most.max(1));
+            Outcome::Untried if is_known && now + HOLDS > self.until + ALONE => {
+                self.cap = (self.cap + (self.cap / 8).max(2)).min(most.max(1));
                 self.until = now + HOLDS;
                 return;
             }

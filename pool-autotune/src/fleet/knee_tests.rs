@@ -333,6 +333,8 @@ struct Judged {
     /// At the end of each half, as a part of the best.
     of_best: [f64; 2],
     caps: [i64; 2],
+    /// The longest time in seconds below three quarters of what it would be without, in each half.
+    below: [i64; 2],
 }
 
 /// Seconds of each half.
@@ -344,10 +346,12 @@ fn plays(situation: &Situation, random: &mut SmallRng) -> Judged {
         parts: [0.0; 2],
         of_best: [0.0; 2],
         caps: [0; 2],
+        below: [0; 2],
     };
     let mut did = [0_i64; REPORTED];
     for half in 0..2 {
-        let mut served = 0.0;
+        let (mut served, mut below) = (0.0, 0);
+        let without = situation.databases[half].throughput(situation.total as f64);
         for second in 1..=HALF {
             let now = 1_000 * (HALF * half as i64 + second);
             let all = situation.total as f64;
@@ -360,10 +364,17 @@ fn plays(situation: &Situation, random: &mut SmallRng) -> Judged {
             };
             let runs = knee.is_open == 1 && (0..4 * knee.slot).contains(&(now - knee.trial));
             let rate = situation.databases[half].throughput(size);
-            served += match runs {
+            let serves = match runs {
                 true => (rate + situation.databases[half].throughput(low)) / 2.0,
                 false => rate,
             };
+            served += serves;
+            below = if serves < 0.75 * without {
+                below + 1
+            } else {
+                0
+            };
+            judged.below[half] = judged.below[half].max(below);
             did[0] = (1_000.0 * size) as i64;
             (did[1], did[2]) = (did[0], (1_000.0 * rate) as i64);
             if knee.is_open == 1 && now >= knee.trial + 4 * knee.slot && did[3] != knee.trial {
@@ -386,8 +397,7 @@ fn plays(situation: &Situation, random: &mut SmallRng) -> Judged {
                 "{knee:?}"
             );
         }
-        let without = situation.databases[half].throughput(situation.total as f64) * HALF as f64;
-        judged.parts[half] = served / without;
+        judged.parts[half] = served / without / HALF as f64;
         judged.caps[half] = knee.cap;
         let end = knee.cap(1_000 * HALF * (half as i64 + 1));
         let size = end.map_or(situation.total, |cap| cap.min(situation.total));
@@ -409,6 +419,7 @@ fn next(knee: &Knee, now: i64, did: [i64; REPORTED], took_part: i64, total: usiz
 fn in_random_situations_the_fleet_loses_nothing_and_ends_near_the_best_size() {
     const SITUATIONS: u64 = 3_000;
     let (mut near, mut far, mut resolved, mut served) = (0, 0, 0, [0.0; 2]);
+    let (mut lower, mut longest) = (0, Vec::new());
     for seed in 0..SITUATIONS {
         let mut random = SmallRng::seed_from_u64(seed);
         let situation = Situation::new(&mut random);
@@ -417,6 +428,8 @@ fn in_random_situations_the_fleet_loses_nothing_and_ends_near_the_best_size() {
         assert!(judged.parts[0] >= 0.97, "{seed} {situation:?} {judged:?}");
         // What was right may be wrong on the database of the second half, until it is found out.
         far += u32::from(judged.parts[1] < 0.75);
+        lower += u32::from(judged.parts[1] < 0.9);
+        longest.push(judged.below[1]);
         served
             .iter_mut()
             .zip(judged.parts)
@@ -430,9 +443,18 @@ fn in_random_situations_the_fleet_loses_nothing_and_ends_near_the_best_size() {
         }
     }
     let served = served.map(|sum| sum / SITUATIONS as f64);
-    println!("{near} of {resolved} near the best, {far} far below, served {served:?} as much");
+    longest.sort_unstable_by(|a, b| b.cmp(a));
+    println!("{near} of {resolved} near the best, served {served:?} as much");
+    println!("on another database {far} below 75 %, {lower} below 90 %");
+    let over = [60, 120, 180, 300, 600].map(|most| longest.iter().filter(|&&s| s > most).count());
+    println!(
+        "below 75 % for {} s at the longest, for 1, 2, 3, 5, 10 min: {over:?}",
+        longest[0]
+    );
     assert!(near * 100 >= resolved * 95, "{near} of {resolved}");
-    assert!(far * 50 <= SITUATIONS as u32, "{far}");
+    assert!(far * 500 <= SITUATIONS as u32, "{far}");
+    assert!(lower * 100 <= SITUATIONS as u32, "{lower}");
+    assert!(over[1] * 50 <= SITUATIONS as usize, "{over:?}");
     assert!(served.iter().all(|&part| part >= 1.2), "{served:?}");
 }
 
