@@ -7,6 +7,7 @@ const GLOSSARY = new Map(Object.entries({
   headroom: "the limit follows the requests at work, upwards",
   queueing: "the limit follows the requests at work, downwards",
   probe: "the limit is lowered for some windows, to see what its last part is worth",
+  "probe upwards": "the limit is raised for some windows, to see whether all that comes fits or more pays",
   knee: "the limit beyond which more requests inside are not served sooner",
   confirm: "the limit goes back up, to see whether the throughput comes back",
   "not our queue": "a dependency is slower, and a lower limit would not help",
