@@ -32,8 +32,9 @@ const ROOM: f64 = 1.1;
 const NEWS: f64 = 0.7;
 /// What a probe leaves of the limit. Half costs more than it tells (model).
 const DEPTH: f64 = 0.7;
-/// Elasticity below which a step of slow start did not pay.
+/// Elasticity below which a step of slow start did not pay, and its error from which that is not known.
 const VAIN: f64 = 0.5;
+const UNSURE: f64 = 0.4;
 /// Share of the limit in use from which slow start takes the next step: with 0.4 it is two steps ahead of a
 /// load that grows slowly, with 0.8 short bursts never get there (model).
 const REACHED: f64 = 0.55;
@@ -70,6 +71,8 @@ const SOONEST: (f64, f64) = (1.0, 24.0);
 const LATEST: (f64, f64) = (30.0, 128.0);
 /// Completions that make a throughput known to a seventh.
 const EVIDENCE: f64 = 50.0;
+/// A limit that went down this far without a probe, in logarithms, has told as much as one.
+const DRIFT: f64 = 0.2;
 /// Requests inside, over those that completions account for (Little's law), which do not end.
 const STUCK: f64 = 3.0;
 /// A gap between completions of this many service times, in which this many were due, is a pause of
@@ -92,8 +95,8 @@ pub struct Knee {
     usual_throughput: f64,
     /// The windows at the limit, as one.
     steady: Option<Tally>,
-    /// The windows before the last step of slow start.
-    rest: Option<Tally>,
+    /// The first windows at rest, or those before the last step of slow start, and the limit then.
+    rest: Option<(f64, Tally)>,
     last: Option<Tally>,
     last_inflight: f64,
     scatter: Scatter,
@@ -250,7 +253,7 @@ impl Knee {
             && !self.verified
             && self
                 .rest
-                .is_some_and(|before| inflight > 1.15 * before.inflight());
+                .is_some_and(|(_, before)| inflight > 1.15 * before.inflight());
         let fills = window.limited && (self.slow_start || is_full(window, held));
         if !fills && !has_grown {
             return self.on_light_load(window, service_time, last_inflight);
@@ -458,6 +461,9 @@ impl Knee {
         }
         self.news = false;
         self.usual_throughput += 0.3 * (tally.throughput() - self.usual_throughput);
+        if let Some(decision) = self.on_drift(&steady, tally) {
+            return decision;
+        }
         if let Some(decision) = self.start_if_due(now, window, &steady, explained) {
             return decision;
         }
@@ -523,6 +529,36 @@ impl Knee {
         self.due = Some(now);
     }
 
+    /// A limit that came down by itself, and took throughput with it while the service time stayed, is
+    /// a probe's lower half: has the limit to be up again?
+    fn on_drift(&mut self, steady: &Tally, tally: &Tally) -> Option<(&'static str, f64)> {
+        let enough = EVIDENCE / 2.0;
+        if steady.completions() < enough || tally.completions() < enough / 5.0 {
+            return None;
+        }
+        let (limit, rest) = *self.rest.get_or_insert((self.limit, *steady));
+        if (limit / self.limit).ln() < DRIFT {
+            return None;
+        }
+        let found = steady.elasticity(&rest, self.scatter.at_least_chance())?;
+        if found.value - found.error < PAYS {
+            return None;
+        }
+        self.rest = None;
+        self.limit = limit.min(GREATEST_STEP * self.limit);
+        self.probe = Some(Probe {
+            high: self.limit,
+            low: steady.inflight(),
+            before: rest,
+            during: *steady,
+            after: Some(Tally::default()),
+            settled: false,
+            windows: 0,
+            up: false,
+        });
+        Some(("confirm", self.limit))
+    }
+
     /// Grows for as long as that pays.
     fn on_slow_start(
         &mut self,
@@ -533,7 +569,7 @@ impl Knee {
     ) -> Option<(&'static str, f64)> {
         let paid = self
             .rest
-            .and_then(|before| Some((before, before.elasticity(tally, Scatter::default())?)));
+            .and_then(|(_, before)| Some((before, before.elasticity(tally, Scatter::default())?)));
         if let Some((before, found)) = paid
             && found.value < VAIN
             && found.error < VAIN
@@ -548,13 +584,20 @@ impl Knee {
             }
             return Some(decision);
         }
+        if let Some((_, found)) = paid
+            && found.error > UNSURE
+            && found.value - found.error < VAIN
+            && tally.completions() < 2.0 * EVIDENCE
+        {
+            return Some(("slow start", self.limit));
+        }
         let slow = tally.service_time() > base * (SLOW + 1.0 / self.limit.sqrt());
         if slow && self.verified {
             self.end_slow_start();
             return None;
         }
         if tally.inflight() > REACHED * self.limit {
-            self.rest = Some(*tally);
+            self.rest = Some((self.limit, *tally));
             self.steady = None;
             let is_known = self.first_start || self.carries > GROWTH * self.limit;
             self.limit *= if is_known { DOUBLE } else { GROWTH };

@@ -45,6 +45,9 @@
 //!   share is tolerated, unless it is nine in ten. What is left of an *S* that was a guess is probed at
 //!   once.
 //!
+//! A limit that comes down by a fifth without a probe and takes the throughput with it, while the
+//! service time stays, has been a probe already: it goes back up to be confirmed.
+//!
 //! But for light load and death, this is read only from windows that the limit has filled: with four
 //! fifths of it in use on average, or a fifth of the requests refused. Where a burst has touched it and no
 //! more, the callers set the throughput: it says nothing of the limit, which then never goes down, and up
@@ -59,7 +62,8 @@
 //!
 //! # Start
 //!
-//! The limit starts at 20 and doubles (slow start, RFC 5681) for as long as a doubling pays. After a slowness that was not ours it doubles again up to
+//! The limit starts at 20 and doubles (slow start, RFC 5681) for as long as a doubling pays; where few
+//! requests ended, not before that is known. After a slowness that was not ours it doubles again up to
 //! what the throughput of before needs, and grows by 1.4 beyond.
 
 mod law;
