@@ -278,7 +278,8 @@ impl LimiterBuilder {
     ///
     /// [`ConfigError`] if the bounds are empty, zero or beyond [`Gate::MAX_LIMIT`], if a law that
     /// was set starts outside them or is given what is for the default law, if the latency objective is
-    /// zero, if shares are not possible, or if the name is empty. The default law starts at the nearest bound instead.
+    /// zero, if shares are not possible, or if the name is empty. The default law starts at the nearest bound
+    /// instead.
     pub fn build(mut self) -> Result<Limiter, ConfigError> {
         check_bounds(&self.settings.bounds)?;
         check_shares(&self.shares)?;

@@ -35,7 +35,8 @@ const MAX_WINDOW: Duration = Duration::from_secs(10);
 /// standard error below this.
 const STEADY: u64 = 32;
 const STEADY_ERROR: f64 = 0.05;
-/// An open window is looked at no more often than this, and a long one as often.
+/// An open window is looked at no more often than after the first, and no less often than after the second,
+/// since requests may have become faster.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 const LOOK_EARLY: Duration = Duration::from_millis(250);
 /// A window ends early once it is this many times as long as its own service times ask for.

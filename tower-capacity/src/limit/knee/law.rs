@@ -142,6 +142,29 @@ struct Probe {
 }
 
 impl Probe {
+    /// Downwards from `high`, under which `before` was measured.
+    fn down(high: f64, low: f64, before: Tally) -> Self {
+        Self {
+            high,
+            low,
+            before,
+            during: Tally::default(),
+            after: None,
+            settled: false,
+            windows: 0,
+            up: false,
+        }
+    }
+
+    /// Back up to `high`, or for the first time; `low` was measured.
+    fn back_up(high: f64, low: Tally, before: Tally) -> Self {
+        Self {
+            during: low,
+            after: Some(Tally::default()),
+            ..Self::down(high, low.inflight(), before)
+        }
+    }
+
     const fn commanded(&self) -> f64 {
         if self.after.is_some() {
             self.high
@@ -546,16 +569,7 @@ impl Knee {
         }
         self.rest = None;
         self.limit = limit.min(GREATEST_STEP * self.limit);
-        self.probe = Some(Probe {
-            high: self.limit,
-            low: steady.inflight(),
-            before: rest,
-            during: *steady,
-            after: Some(Tally::default()),
-            settled: false,
-            windows: 0,
-            up: false,
-        });
+        self.probe = Some(Probe::back_up(self.limit, *steady, rest));
         Some(("confirm", self.limit))
     }
 
@@ -611,33 +625,18 @@ impl Knee {
         self.first_start = false;
     }
 
-    /// Where hardly anything is refused, a higher limit costs less than a lower one, and may be all that is missing.
+    /// Where most is admitted, a higher limit costs less than a lower one, and may be all that is missing.
     fn start_upwards(&mut self, before: Tally) -> (&'static str, f64) {
         let high = (self.limit / DEPTH).max(self.limit.round() + 1.0);
         self.probe = Some(Probe {
-            high,
-            low: before.inflight(),
-            before,
-            during: before,
-            after: Some(Tally::default()),
-            settled: false,
-            windows: 0,
             up: true,
+            ..Probe::back_up(high, before, before)
         });
         ("probe upwards", high)
     }
 
     fn start(&mut self, before: Tally, low: f64) -> (&'static str, f64) {
-        self.probe = Some(Probe {
-            high: self.limit,
-            low,
-            before,
-            during: Tally::default(),
-            after: None,
-            settled: false,
-            windows: 0,
-            up: false,
-        });
+        self.probe = Some(Probe::down(self.limit, low, before));
         ("probe", low)
     }
 
@@ -714,8 +713,9 @@ impl Knee {
         found: Elasticity,
         base: f64,
     ) -> (&'static str, f64) {
-        if found.value > 0.5 || found.pays() {
-            let decision = self.settle(now, window, &probe.during, high, found, false);
+        let is_not_ours = found.value > 0.5;
+        if is_not_ours || found.pays() {
+            let (knee, _) = self.settle(now, window, &probe.during, high, found, false);
             if probe.up {
                 self.at_once(now);
             }
@@ -725,10 +725,8 @@ impl Knee {
                 let sooner = self.carries.min(DOUBLE * probe.high);
                 self.limit = self.limit.max(probe.high).max(sooner);
             }
-            if found.value > 0.5 {
-                return ("not our queue", self.limit);
-            }
-            return decision;
+            let reason = if is_not_ours { "not our queue" } else { knee };
+            return (reason, self.limit);
         }
         self.steady = None;
         self.rest = None;
