@@ -40,7 +40,7 @@ pub(super) mod constants {
     /// fifth each, is afforded in half of that.
     pub(super) const HOLDS: i64 = 200_000;
     /// The longest that a trial is announced before it starts, in ms, and a slack for clocks that are set.
-    pub(super) const LEAD_MAX: i64 = 120_000;
+    pub(in crate::fleet) const LEAD_MAX: i64 = 120_000;
     pub(super) const SET_BACK: i64 = 5_000;
     /// More connections than any server has.
     pub(super) const MOST: i64 = 1 << 31;

@@ -60,7 +60,8 @@
 //! - An experiment may cost 1.5 % of what was served since the fleet is saturated, or since the last that
 //!   cost something: the first comes after about a minute. Once something was found, it may cost 4 %.
 //! - What was found holds for 200 s without another that confirms it. It is raised by half where the
-//!   last part pays after all, raised by an eighth after half a minute where it is too few to keep any back, and forgotten after 20 s without saturation and on another server.
+//!   last part pays after all, raised by an eighth after half a minute where it is too few to keep any back,
+//!   and forgotten after 20 s without saturation and on another server.
 //! - It bounds what shares are made of, and nothing that the fleet is kept below the total by. Floors are
 //!   given whatever it says: with forty processes, forty pools keep one connection each.
 //! - Processes with four fifths of the work have to take part: [`Config::knee`] is the switch, and a process

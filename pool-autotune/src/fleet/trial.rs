@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::knee::{Knee, REPORTED};
+use super::knee::{Knee, REPORTED, constants::LEAD_MAX};
 use crate::tuner::PoolWindow;
 
 /// How late a window may be closed for what is measured.
@@ -38,9 +38,9 @@ struct Seen {
 impl Trial {
     /// The one that is to come, if one is. `now`: when the store said so, by its clock.
     pub(super) fn announced(knee: &Knee, now: i64, id: i64) -> Option<Self> {
-        let starts_in = u64::try_from(knee.trial.checked_sub(now)?).ok()?;
+        let starts_in = knee.trial.checked_sub(now)?;
         let is_sane = knee.is_open == 1
-            && starts_in < 120_000
+            && (0..LEAD_MAX).contains(&starts_in)
             && (100..=60_000).contains(&knee.slot)
             && (1..1_000).contains(&knee.low);
         if !is_sane {
@@ -49,7 +49,7 @@ impl Trial {
         let mixed = ((id ^ knee.trial) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Some(Self {
             number: knee.trial,
-            starts: Instant::now() + Duration::from_millis(starts_in),
+            starts: Instant::now() + Duration::from_millis(starts_in as u64),
             slot: Duration::from_millis(knee.slot as u64),
             low: knee.low as f64 / 1_000.0,
             rounds: (mixed >> 40) as f64 / f64::from(1 << 24),
