@@ -67,7 +67,7 @@ pub(crate) enum Event {
     Pause(Duration),
     /// Idle connections die.
     IdleTimeout,
-    /// No more connections than this from now on (SQLSTATE 53300).
+    /// No more connections than this from now on (SQLSTATE 53300); all end if there are more.
     Full(usize),
     /// A statement fails with an error that says nothing of the server (08P01).
     BadStatement,

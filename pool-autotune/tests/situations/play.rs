@@ -24,6 +24,8 @@ use crate::generate::{Event, Phase, Situation, Style};
 pub(crate) struct Outcome {
     pub(crate) callers: usize,
     pub(crate) served: usize,
+    /// For how long connections were used by those that were served, and by holders while others came.
+    pub(crate) used: Duration,
     /// By the phase in which they came.
     pub(crate) by_phase: Vec<(usize, usize)>,
     pub(crate) dials: usize,
@@ -60,6 +62,7 @@ impl Outcome {
     pub(crate) fn add(&mut self, other: &Self) {
         self.callers += other.callers;
         self.served += other.served;
+        self.used += other.used;
         self.by_phase.resize(other.by_phase.len(), (0, 0));
         for (sum, other) in self.by_phase.iter_mut().zip(&other.by_phase) {
             *sum = (sum.0 + other.0, sum.1 + other.1);
@@ -79,6 +82,8 @@ struct State {
     hangs_until: Instant,
     paused_until: Instant,
     slots: usize,
+    /// By connections that have not ended, whether the pool knows it or not.
+    taken: usize,
     open: usize,
     working: usize,
     dial: Duration,
@@ -108,7 +113,9 @@ pub(crate) struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.server.0.lock().unwrap().open -= 1;
+        let mut state = self.server.0.lock().unwrap();
+        state.open -= 1;
+        state.taken -= usize::from(self.generation == state.generation);
     }
 }
 
@@ -125,6 +132,13 @@ impl Drop for Dialing {
     }
 }
 
+impl State {
+    fn end_all(&mut self) {
+        self.generation += 1;
+        self.taken = 0;
+    }
+}
+
 impl Server {
     fn new(situation: &Situation) -> Self {
         let now = Instant::now();
@@ -134,6 +148,7 @@ impl Server {
             hangs_until: now,
             paused_until: now,
             slots: usize::MAX,
+            taken: 0,
             open: 0,
             working: 0,
             dial: situation.phases[0].dial,
@@ -158,18 +173,24 @@ impl Server {
         state.knee = phase.knee;
         match phase.event {
             Event::Nothing | Event::Bounds(_) => {}
-            Event::Kill | Event::IdleTimeout => state.generation += 1,
+            Event::Kill | Event::IdleTimeout => state.end_all(),
             Event::KillOne => state.kill_one = true,
             Event::Down(time) => {
-                state.generation += 1;
+                state.end_all();
                 state.down_until = now + time;
             }
             Event::Hang(time) => {
-                state.generation += 1;
+                state.end_all();
                 state.hangs_until = now + time;
             }
             Event::Pause(time) => state.paused_until = now + time,
-            Event::Full(slots) => state.slots = slots,
+            Event::Full(slots) => {
+                state.slots = slots;
+                // No server has more connections than slots: this one was started anew, with fewer.
+                if state.taken > slots {
+                    state.end_all();
+                }
+            }
             Event::BadStatement => state.bad_statement = true,
         }
     }
@@ -198,10 +219,11 @@ impl Server {
         }
         sleep(dial).await;
         let mut state = self.0.lock().unwrap();
-        if state.open >= state.slots {
+        if state.taken >= state.slots {
             return Err(io::Error::other("53300"));
         }
         state.open += 1;
+        state.taken += usize::from(generation == state.generation);
         drop(state);
         dialing.1 = true;
         Ok(Connection {
@@ -234,8 +256,11 @@ impl Server {
         source: &S,
         patience: Duration,
     ) -> Option<(Using<'_>, S::Checkout)> {
+        /// Dial and patience are drawn from the same few times. Where both end in the same millisecond,
+        /// the order of two timers would decide, and it is another where the dial has a task of its own.
+        const A_HAIR: Duration = Duration::from_millis(1);
         let waits = WaitsForOne::begin(self);
-        let checkout = timeout(patience, source.get()).await.ok()??;
+        let checkout = timeout(patience + A_HAIR, source.get()).await.ok()??;
         drop(waits);
         let mut state = self.0.lock().unwrap();
         state.checkouts += 1;
@@ -716,8 +741,20 @@ async fn play<S: Source>(situation: &Situation, server: Server, source: S) -> Ou
     let mut tasks = Vec::new();
     let start = Instant::now();
     let mut ends = start;
+    let end = start
+        + situation
+            .phases
+            .iter()
+            .map(|phase| phase.lasts)
+            .sum::<Duration>();
+    // After a fault a pool may serve again a second later than the bare one: callers that come in that
+    // second are not counted.
+    let mut recovers = start..start;
     for (index, phase) in situation.phases.iter().enumerate() {
         server.begin(phase);
+        if let Event::Down(time) | Event::Hang(time) = phase.event {
+            recovers = ends + time..ends + time + Duration::from_secs(1);
+        }
         if let Event::Bounds(max) = phase.event {
             source.set_max(max);
         }
@@ -726,8 +763,11 @@ async fn play<S: Source>(situation: &Situation, server: Server, source: S) -> Ou
         for _ in 0..phase.holders {
             let (source, server) = (source.clone(), server.clone());
             let (patience, held) = (situation.patience, phase.held);
+            let outcome = Arc::clone(&outcome);
             tasks.push(tokio::spawn(async move {
                 if let Some(checkout) = server.checkout(&source, patience).await {
+                    let others_come = end.saturating_duration_since(Instant::now());
+                    outcome.lock().unwrap().used += held.min(others_come);
                     sleep(held).await;
                     drop(checkout);
                 }
@@ -754,11 +794,21 @@ async fn play<S: Source>(situation: &Situation, server: Server, source: S) -> Ou
                 };
                 let (source, server, outcome) =
                     (source.clone(), server.clone(), Arc::clone(&outcome));
+                let counts = !recovers.contains(&at);
                 tasks.push(tokio::spawn(async move {
                     let served = call(source, server, style, patience, time).await;
+                    if !counts {
+                        return;
+                    }
                     let mut outcome = outcome.lock().unwrap();
                     outcome.callers += 1;
                     outcome.served += usize::from(served);
+                    if served {
+                        outcome.used += match style {
+                            Style::Single | Style::Hasty => time,
+                            Style::Nested | Style::Joined => 2 * time,
+                        };
+                    }
                     outcome.by_phase[index].0 += 1;
                     outcome.by_phase[index].1 += usize::from(served);
                 }));
