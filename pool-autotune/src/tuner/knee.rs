@@ -88,6 +88,12 @@ impl Default for KneeConfig {
     }
 }
 
+/// Fewer waiting checkouts on average are chance.
+const A_QUEUE: f64 = 0.3;
+
+/// A probe whose standard error is above this many times the precision says nothing.
+const RESOLVED: f64 = 2.0;
+
 /// ε with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -187,6 +193,8 @@ enum Trial {
         before: Box<PoolWindow>,
         /// What was seen since, one window for each limit in force.
         steps: Vec<PoolWindow>,
+        /// For how long hardly any checkout has waited.
+        calm: Duration,
         phase: Phase,
     },
     Down {
@@ -344,6 +352,7 @@ impl Knee {
             to,
             before,
             steps,
+            calm: Duration::ZERO,
             phase,
         };
     }
@@ -406,7 +415,7 @@ impl Knee {
         // What is measured at each size, in all blocks together.
         let completions = window.throughput() * 6.0 * slot.as_secs_f64() / 2.0;
         let error = (2.0 / completions).sqrt() / -self.dither().ln();
-        (slot <= LONGEST && error <= 2.0 * self.config.precision).then_some(slot)
+        (slot <= LONGEST && error <= RESOLVED * self.config.precision).then_some(slot)
     }
 
     /// The part of the limit that stays open in half of a dither: half, where nothing says how much
@@ -533,7 +542,13 @@ impl Knee {
     /// Takes in every window, before anything is decided on it.
     pub(super) fn see(&mut self, window: &PoolWindow) {
         self.completes = window.completions > 0;
-        if let Trial::Up { steps, .. } = &mut self.trial {
+        if let Trial::Up { steps, calm, .. } = &mut self.trial {
+            // Where hardly any checkout waits, throughput is what was asked for, and says nothing of a size.
+            if window.mean_queue() < A_QUEUE {
+                *calm += window.duration;
+                return;
+            }
+            *calm = Duration::ZERO;
             match steps.last_mut() {
                 Some(last) if last.limit == window.limit => last.merge(window),
                 _ => steps.push(window.clone()),
@@ -560,8 +575,15 @@ impl Knee {
                 to,
                 before,
                 steps,
+                calm,
                 phase,
             } => {
+                // Enough for what waited. What waits later is another load, and not to be compared with it.
+                if *calm >= self.config.measure {
+                    let outcome = Outcome::Keep(None);
+                    self.learn(now, &outcome);
+                    return outcome;
+                }
                 let growth = Growth {
                     from: *from,
                     to: *to,
@@ -708,7 +730,9 @@ impl Knee {
         }
         slots.started = now;
         slots.index += 1;
-        let seen = Elasticity::between(low, &slots.low, high, &slots.high);
+        let seen = Elasticity::between(low, &slots.low, high, &slots.high)
+            .filter(Elasticity::is_plausible);
+        let is_resolved = seen.is_some_and(|seen| seen.error <= RESOLVED * config.precision);
         if !slots.index.is_multiple_of(4) {
             // Drift may be part of it, and a probe that costs this much is not worth its end.
             return match seen {
@@ -719,7 +743,7 @@ impl Knee {
             };
         }
         match seen {
-            Some(seen) if seen.mean + seen.error < 0.6 * config.worth => {
+            Some(seen) if is_resolved && seen.mean + seen.error < 0.6 * config.worth => {
                 Outcome::Useless(low, seen)
             }
             Some(seen) if seen.mean - seen.error > 1.4 * config.worth => {
@@ -1013,5 +1037,34 @@ mod tests {
             worth_keeping((4, 32), &step(4, 400), &each, &step(32, 3_200)),
             (32, true)
         );
+    }
+
+    #[test]
+    fn a_probe_in_which_the_queries_changed_or_that_saw_few_of_them_finds_no_knee() {
+        let config = KneeConfig::default();
+        let window = |completions| PoolWindow {
+            duration: Duration::from_secs(1),
+            completions,
+            queued: 10,
+            ..PoolWindow::default()
+        };
+        let ends = |high, low| {
+            let mut slots = Slots {
+                started: Instant::now(),
+                lasts: config.slot,
+                index: 3,
+                high: window(high),
+                low: window(low),
+            };
+            let last = PoolWindow {
+                queued: 10,
+                ..PoolWindow::default()
+            };
+            let end = slots.started + config.slot;
+            Knee::step_down(&config, end, &last, (10, 8), &mut slots)
+        };
+        assert!(matches!(ends(10_000, 10_000), Outcome::Useless(8, _)));
+        assert_eq!(ends(2_500, 10_000), Outcome::Running, "others by far");
+        assert_eq!(ends(30, 33), Outcome::Running, "few");
     }
 }
