@@ -365,6 +365,7 @@ impl<P: Adapter> Builder<P> {
             kept: AtomicUsize::new(target),
             ceiling: AtomicUsize::new(limit),
             grows: AtomicBool::new(grows),
+            urgent: AtomicBool::new(false),
             opening: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             size_seen: AtomicUsize::new(size),

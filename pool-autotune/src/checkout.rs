@@ -275,7 +275,9 @@ impl<P: Adapter> Shared<P> {
             let polled = PollOnce(opening.as_mut()).await;
             self.check(admitted, polled, opening).await?
         } else {
+            let gives_up = GivesUp(self);
             let dialled = self.dial(inside, admitted, ask, false).await;
+            std::mem::forget(gives_up);
             let mut unused = dialled.inspect_err(|_| self.unserved(Unserved::Failed))?;
             let (Some(connection), Some(inside)) = (unused.connection.take(), unused.inside.take())
             else {
@@ -362,7 +364,7 @@ impl<P: Adapter> Shared<P> {
         poll_fn(|cx| {
             let polled = entry.as_mut().poll(cx);
             if polled.is_pending() && !std::mem::replace(&mut is_queued, true) {
-                if self.gate.queued() <= 1 {
+                if self.gate.queued() <= 1 || self.urgent.load(Ordering::Relaxed) {
                     // The driver is to look earlier than it would otherwise.
                     self.news.notify_one();
                 }
@@ -476,6 +478,15 @@ impl<P: Adapter> Inside<P> {
             since: used.map(|(_, used)| used.since),
         };
         until_done(PutBack::Later(back), returning);
+    }
+}
+
+/// A checkout that a connection is being opened for. Dropped, it has given up.
+struct GivesUp<'a, P: Adapter>(&'a Shared<P>);
+
+impl<P: Adapter> Drop for GivesUp<'_, P> {
+    fn drop(&mut self) {
+        self.0.stats.came_late();
     }
 }
 

@@ -51,6 +51,10 @@ impl<P: Adapter> Shared<P> {
             return None;
         }
         control.stepped = now;
+        let is_urgent = control.tuner.is_urgent(now);
+        if is_urgent && self.gate.queued() > 0 && self.gate.limit() >= control.tuner.target() {
+            control.next_window = now;
+        }
         if now >= control.next_window {
             self.close_window(&mut control, now);
             self.stats.clock().compare();
@@ -60,6 +64,7 @@ impl<P: Adapter> Shared<P> {
         if self.gate.queued() > 0 && control.tuner.may_grow() {
             control.next_window = control.next_window.min(now + SOON);
         }
+        self.urgent.store(is_urgent, Relaxed);
         self.follow_fleet(&mut control, now);
         self.apply(&mut control, now);
         self.open_ahead(&mut control, now);

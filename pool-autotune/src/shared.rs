@@ -48,6 +48,8 @@ pub(crate) struct Shared<P> {
     pub(crate) ceiling: AtomicUsize,
     /// Whether a checkout that waits makes the pool open one more.
     pub(crate) grows: AtomicBool,
+    /// Whether a checkout that waits is one that the driver looks at, however many do.
+    pub(crate) urgent: AtomicBool,
     /// Checkouts that are to open a connection.
     pub(crate) opening: AtomicUsize,
     /// The share of the checkouts of the last five to ten seconds that was refused or timed out, as

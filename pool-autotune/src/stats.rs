@@ -23,6 +23,7 @@ pub(crate) struct Stats {
     wait_us: AtomicU64,
     dials: AtomicU64,
     dial_us: AtomicU64,
+    late_dials: AtomicU64,
     queueing: TimeIntegral,
     waits: WaitHistogram,
     /// In the order of [`Unserved::ALL`].
@@ -43,6 +44,7 @@ impl Stats {
             wait_us: AtomicU64::new(0),
             dials: AtomicU64::new(0),
             dial_us: AtomicU64::new(0),
+            late_dials: AtomicU64::new(0),
             queueing: TimeIntegral::default(),
             waits: WaitHistogram::default(),
             unserved: Default::default(),
@@ -111,6 +113,11 @@ impl Stats {
         self.dials.fetch_add(1, Relaxed);
     }
 
+    /// A checkout gave up while a connection was being opened for it.
+    pub(crate) fn came_late(&self) {
+        self.late_dials.fetch_add(1, Relaxed);
+    }
+
     /// Whether a use that lasted as long says something of others.
     #[inline]
     pub(crate) fn is_usual(&self, ns: u64) -> bool {
@@ -132,6 +139,7 @@ impl Stats {
             wait_us: self.wait_us.load(Relaxed),
             dials: self.dials.load(Relaxed),
             dial_us: self.dial_us.load(Relaxed),
+            late_dials: self.late_dials.load(Relaxed),
             queueing_us: self.queueing.read(at),
             waits: self.waits.read(),
         }
@@ -166,6 +174,7 @@ struct Totals {
     wait_us: u64,
     dials: u64,
     dial_us: u64,
+    late_dials: u64,
     busy_ns: i64,
     queueing_us: u64,
     waits: [u64; BUCKETS],
@@ -218,6 +227,7 @@ impl WindowReader {
                 * 1e-12,
             dials: totals.dials - last.dials,
             dial_time: us(totals.dial_us, last.dial_us),
+            late_dials: totals.late_dials - last.late_dials,
             // A checkout of a moment ago may begin after the clock was read.
             busy: Duration::from_nanos(
                 (totals.busy_ns.wrapping_sub(last.busy_ns))

@@ -681,3 +681,46 @@ async fn uses_that_take_long_do_not_hide_that_others_wait_for_them() {
     drop(held);
     waits.await.expect("no panic").expect("served");
 }
+
+/// Callers that come one after the other, hold what they get for long, and have `patience` for it.
+async fn impatient(memory: Memory, every: Duration, hold: Duration, patience: Duration) -> usize {
+    let pool = Autotuned::new(memory).expect("a runtime");
+    let callers = (0..40).map(|index| {
+        let pool = &pool;
+        async move {
+            sleep(every * index).await;
+            let Ok(Ok(connection)) = timeout(patience, pool.get()).await else {
+                return 0;
+            };
+            sleep(hold).await;
+            drop(connection);
+            1
+        }
+    });
+    join_all(callers).await.into_iter().sum()
+}
+
+/// A dial that begins only once it is clear that no connection comes back ends too late for them.
+#[tokio::test(start_paused = true)]
+async fn callers_that_have_the_patience_for_a_dial_and_no_more_are_served() {
+    let memory = Memory::new(50, ms(100));
+    let served = impatient(memory, ms(1_700), 20 * SECOND, ms(101)).await;
+    assert!(served >= 38, "{served} of 40");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_with_less_patience_than_a_pool_waits_before_it_dials_are_served() {
+    let memory = Memory::new(50, ms(1));
+    let served = impatient(memory, ms(25), 5 * SECOND, ms(10)).await;
+    assert!(served >= 38, "{served} of 40");
+}
+
+/// What was served before a lull, of other queries, says nothing of what more connections are worth.
+#[tokio::test(start_paused = true)]
+async fn a_growth_that_a_lull_follows_is_not_judged_by_the_load_after_it() {
+    let pool = Autotuned::new(Memory::new(100, ms(100))).expect("a runtime");
+    open_loop(&pool, 140, 2 * SECOND, ms(70)).await;
+    open_loop(&pool, 80, 4 * SECOND, ms(25)).await;
+    let (served, refused) = open_loop(&pool, 360, SECOND, ms(250)).await;
+    assert_eq!(refused, 0, "{served} served: {}", told(&pool));
+}

@@ -26,6 +26,8 @@ pub struct Tuner {
     /// The fastest such time.
     fastest_dial: Option<f64>,
     may_grow: bool,
+    /// When a checkout last gave up while more connections were allowed.
+    gave_up: Option<Instant>,
     /// Connections in use in the last whole window, on average.
     in_use: usize,
     /// Windows of less than 250 ms together.
@@ -56,6 +58,7 @@ impl Tuner {
             dial: None,
             fastest_dial: None,
             may_grow: bounds.clamp(start) < bounds.max(),
+            gave_up: None,
             in_use: 0,
             lately: PoolWindow::default(),
             full: PoolWindow::default(),
@@ -82,6 +85,12 @@ impl Tuner {
     /// the next window soon.
     pub(crate) fn may_grow(&self) -> bool {
         self.may_grow
+    }
+
+    /// Whether callers have lost their patience lately: what they wait before a dial begins they miss at
+    /// its end, so the next window is best given as soon as one waits.
+    pub(crate) fn is_urgent(&self, now: Instant) -> bool {
+        self.may_grow && self.is_impatient(now)
     }
 
     /// What the last whole window says is the matter. [`Verdict::ConnectBound`] and those about
@@ -143,6 +152,9 @@ impl Tuner {
             (Some(seen), Some(fastest)) => Some(seen.min(fastest)),
             (seen, fastest) => fastest.or(seen),
         };
+        if gave_up(window) + window.late_dials > 0 && self.target < self.bounds.max() {
+            self.gave_up = Some(now);
+        }
         self.knee.see(window);
         self.gathered.merge(window);
         self.note_full(window);
@@ -183,7 +195,7 @@ impl Tuner {
     /// Opens more while checkouts wait longer than a dial takes, whatever the reason, unless
     /// experiments show that more do not pay.
     fn on_starving(&mut self, now: Instant, window: &PoolWindow) -> Option<Decision> {
-        if !self.is_starving(window) {
+        if !self.is_starving(now, window) {
             return None;
         }
         let Opening::To(reach) = self.knee.opening(now, self.target) else {
@@ -199,9 +211,15 @@ impl Tuner {
         Some(self.grow_to(now, Reason::Starving, target, &before, inputs))
     }
 
+    /// Whether a checkout gave up in the time for which demand is remembered.
+    fn is_impatient(&self, now: Instant) -> bool {
+        self.gave_up
+            .is_some_and(|gave_up| now - gave_up < self.config.shrink_horizon)
+    }
+
     /// Whether checkouts have waited for longer than opening a connection takes, and no growth is
     /// under way.
-    fn is_starving(&self, window: &PoolWindow) -> bool {
+    fn is_starving(&self, now: Instant, window: &PoolWindow) -> bool {
         /// Where nothing was seen yet, no wait below this is worth a connection.
         const SHORTEST: Duration = Duration::from_millis(5);
         /// Where dials take longer, the sooner they begin the better.
@@ -214,7 +232,8 @@ impl Tuner {
         }
         // Some have no patience for a dial, and the next will not wait for it either. What is open needs
         // none.
-        if gave_up(window) > 0 || window.queued > 0 && window.spare > 0 {
+        let is_late = window.spare > 0 || self.is_impatient(now);
+        if gave_up(window) > 0 || window.queued > 0 && is_late {
             return true;
         }
         let shortest = if self.base.get().is_none() {

@@ -38,6 +38,9 @@ pub struct PoolWindow {
     pub dials: u64,
     /// Sum of the times it took to open them.
     pub dial_time: Duration,
+    /// Checkouts that gave up while a connection was being opened for them.
+    #[cfg_attr(feature = "json", serde(default))]
+    pub late_dials: u64,
     /// Time integral of connections in use: 3 connections held for 2 s are 6 s.
     pub busy: Duration,
     /// Time integral of waiting checkouts.
@@ -79,6 +82,7 @@ impl PoolWindow {
         self.use_time_squared += later.use_time_squared;
         self.dials += later.dials;
         self.dial_time = self.dial_time.saturating_add(later.dial_time);
+        self.late_dials += later.late_dials;
         self.busy = self.busy.saturating_add(later.busy);
         self.queueing = self.queueing.saturating_add(later.queueing);
         self.capacity = self.capacity.saturating_add(later.capacity);

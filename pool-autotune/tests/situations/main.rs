@@ -26,10 +26,15 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// One for each kind: dials that wait for one another after a kill, a server without free slots, dials that
-/// take as long as callers wait, bursts, a lowered maximum, and overloads of a few use times.
+/// take as long as callers wait, bursts, a lowered maximum, overloads of a few use times, callers with less
+/// patience than a pool waits before it dials, a growth that a lull and another load follow, and a probe in
+/// which the queries change.
 #[test]
 fn what_was_mended_stays_mended() {
-    for seed in [930, 256, 191, 783, 425, 673, 559, 130, 755] {
+    for seed in [
+        930, 256, 191, 783, 425, 673, 559, 130, 755, 80, 791, 4_512, 20_000_594, 30_000_401,
+        30_000_678, 50_000_874, 50_000_127, 50_000_694,
+    ] {
         if let Err(why) = judge::judge(&Situation::random(seed)) {
             panic!("SITUATION={seed}: {why}");
         }
