@@ -46,7 +46,7 @@ fn a_tuned_pool_serves_what_the_bare_one_serves_in_any_situation() {
     const DEFAULT: u64 = 1_000;
     /// Of a thousand situations, those in which the tuned pool is still worse. To be lowered with each
     /// that is mended, never raised.
-    const STILL_WORSE: u64 = 5;
+    const STILL_WORSE: u64 = 2;
     let one = number("SITUATION");
     let first = one.or_else(|| number("SEED")).unwrap_or(1);
     let count = one.map_or_else(|| number("SITUATIONS").unwrap_or(DEFAULT), |_| 1);
