@@ -80,6 +80,8 @@ pub struct Report {
     pub samples: Vec<Sample>,
     /// Good responses in each tenth of a second, by the time of the response.
     pub good_by_tenth: Vec<u32>,
+    /// Refused requests in each tenth of a second.
+    pub refused_by_tenth: Vec<u32>,
     /// Every explained change of the limit that is still in the limiter's history.
     pub changes: Vec<String>,
     /// Permits that were still out after every request was gone.

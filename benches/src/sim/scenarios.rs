@@ -469,6 +469,50 @@ pub fn wide(seed: u64) -> Scenario {
     scenario.objective(objective).patience(patience)
 }
 
+/// A service of the wider world below 70 % of what it can do, whose process, processors or clients
+/// hiccup: short pauses, a CPU quota, busy neighbours, or requests that come in bunches.
+#[must_use]
+pub fn calm(seed: u64) -> Scenario {
+    let mut random = SmallRng::seed_from_u64(seed ^ 0xCA1A_0000_CA1A_0000);
+    let r = &mut random;
+    let server = wide_server(r);
+    let load = server.capacity() * r.random_range(0.2..0.65);
+    let scenario = Scenario::new(&format!("calm-{seed}")).seed(seed);
+    let lasts = 30.0 + 60.0 * server.alone();
+    let (scenario, load) = match r.random_range(0..5) {
+        0 => (scenario, Load::Open(load)),
+        1 => {
+            let (every, lasting) = (log_uniform(r, 0.3, 5.0), log_uniform(r, 0.005, 0.1));
+            (scenario.pauses(every, lasting), Load::Open(load))
+        }
+        2 => {
+            let quota = r.random_range(0.4..0.9);
+            (scenario.quota(quota), Load::Open(load * quota))
+        }
+        3 => {
+            let depth = r.random_range(0.1..0.3);
+            let scenario = scenario.noise(depth, log_uniform(r, 0.01, 3.0));
+            (scenario, Load::Open(load))
+        }
+        _ => {
+            let factor: f64 = r.random_range(1.2..2.0);
+            let bunches = Load::Bursts {
+                high: factor * load,
+                low: (2.0 - factor) * load,
+                each: log_uniform(r, 0.005, 0.1),
+            };
+            (scenario, bunches)
+        }
+    };
+    let objective =
+        Duration::from_secs_f64(server.alone() * server.smt * r.random_range(3.0..25.0));
+    let objective = objective.max(Duration::from_millis(250));
+    scenario
+        .phase(lasts, load, server)
+        .objective(objective)
+        .patience(4 * objective)
+}
+
 /// Requests a second that no server of [`wide`] exceeds, so that a run stays short.
 const WIDE_CAPACITY: f64 = 4000.0;
 
