@@ -122,8 +122,6 @@ pub struct Knee {
     upwards: bool,
     /// The limit after the last probe.
     probed: f64,
-    /// Beyond this limit more inside has cost throughput, which is remembered until then.
-    harm: Option<(f64, Instant)>,
 }
 
 /// A limit on trial.
@@ -226,7 +224,6 @@ impl Knee {
             calm: false,
             upwards: false,
             probed: INITIAL as f64,
-            harm: None,
         }
     }
 
@@ -281,12 +278,8 @@ impl Knee {
                 .rest
                 .is_some_and(|(_, before)| inflight > 1.15 * before.inflight());
         let fills = window.limited && (self.slow_start || is_full(window, held));
-        // Whether a lower limit is as good shows all the same if nothing has to wait for it.
-        let is_low = self
-            .probe
-            .is_some_and(|probe| !probe.up && probe.after.is_none());
-        if !fills && !has_grown && !is_low {
-            return self.on_light_load(now, window, service_time, last_inflight);
+        if !fills && !has_grown {
+            return self.on_light_load(window, service_time, last_inflight);
         }
         if drains {
             return ("drains", held);
@@ -392,12 +385,10 @@ impl Knee {
 
     fn on_light_load(
         &mut self,
-        now: Instant,
         window: &Window,
         service_time: f64,
         last_inflight: f64,
     ) -> (&'static str, f64) {
-        let tally = Tally::of(window, service_time);
         // All that came was admitted: that much is needed.
         if let Some(probe) = self.probe.take()
             && probe.up
@@ -405,16 +396,15 @@ impl Knee {
             self.limit = probe.high;
         }
         self.steady = None;
+        self.rest = None;
         // A burst was held back, and most of the time there was room.
         if window.limited {
             if window.refusals > 0 {
-                self.rest.get_or_insert((self.limit, tally));
-                self.move_to(now, ROOM * self.limit);
+                self.limit *= ROOM;
                 return ("room", self.limit);
             }
             return ("hold", self.limit);
         }
-        self.rest = None;
         self.due = None;
         let pace = if self.usual_throughput == 0.0 {
             1.0
@@ -494,7 +484,7 @@ impl Knee {
         }
         self.news = false;
         self.usual_throughput += 0.3 * (tally.throughput() - self.usual_throughput);
-        if let Some(decision) = self.on_drift(now, window, &steady, tally) {
+        if let Some(decision) = self.on_drift(&steady, tally) {
             return decision;
         }
         if let Some(decision) = self.start_if_due(now, window, &steady, explained) {
@@ -516,17 +506,8 @@ impl Knee {
         } else {
             (STEP_UP, "headroom")
         };
-        self.move_to(now, self.limit + pace * (target - self.limit));
+        self.limit += pace * (target - self.limit);
         (reason, self.limit)
-    }
-
-    /// Moves the limit, and not up to where more has cost throughput.
-    fn move_to(&mut self, now: Instant, limit: f64) {
-        let most = match self.harm {
-            Some((most, until)) if now < until => most.max(self.limit),
-            _ => limit,
-        };
-        self.limit = limit.min(most);
     }
 
     /// Starts a probe that is due: upwards where something has changed and little is refused.
@@ -573,27 +554,13 @@ impl Knee {
 
     /// A limit that came down by itself, and took throughput with it while the service time stayed, is
     /// a probe's lower half: has the limit to be up again?
-    fn on_drift(
-        &mut self,
-        now: Instant,
-        window: &Window,
-        steady: &Tally,
-        tally: &Tally,
-    ) -> Option<(&'static str, f64)> {
+    fn on_drift(&mut self, steady: &Tally, tally: &Tally) -> Option<(&'static str, f64)> {
         let enough = EVIDENCE / 2.0;
         if steady.completions() < enough || tally.completions() < enough / 5.0 {
             return None;
         }
         let (limit, rest) = *self.rest.get_or_insert((self.limit, *steady));
-        let moved = (self.limit / limit).ln();
-        if moved > DRIFT {
-            let found = rest.elasticity(steady, self.scatter.at_least_chance())?;
-            if found.harms() {
-                self.elasticity = Some(found.value);
-                return Some(self.settle(now, window, &rest, steady, found, false));
-            }
-        }
-        if moved > -DRIFT {
+        if (limit / self.limit).ln() < DRIFT {
             return None;
         }
         let found = steady.elasticity(&rest, self.scatter.at_least_chance())?;
@@ -790,14 +757,7 @@ impl Knee {
         };
         let wanted = target(busy).max(low.inflight());
         self.limit = wanted.min(GREATEST_STEP * before);
-        let each = |tally: &Tally| tally.service_time() / tally.inflight();
-        self.base = Some(at_work(wanted) * each(high).min(each(low)));
-        if pays {
-            self.harm = None;
-        } else if found.harms() {
-            let most = (self.limit * high.inflight()).sqrt();
-            self.harm = Some((most, now + Duration::from_secs_f64(latest(window))));
-        }
+        self.base = Some(at_work(wanted) * high.service_time() / high.inflight());
         self.steady = None;
         self.rest = None;
         self.last = None;
@@ -816,8 +776,10 @@ impl Knee {
 
     /// Puts the next probe off, for twice as long as the last.
     fn schedule(&mut self, now: Instant, window: &Window) {
-        let soonest = SOONEST.0.max(SOONEST.1 * seconds(window));
-        self.pause = (2.0 * self.pause).clamp(soonest, latest(window));
+        let window = window.duration.as_secs_f64().min(60.0);
+        let soonest = SOONEST.0.max(SOONEST.1 * window);
+        let latest = LATEST.0.max(LATEST.1 * window);
+        self.pause = (2.0 * self.pause).clamp(soonest, latest);
         self.due = Some(now + Duration::from_secs_f64(self.pause));
     }
 }
@@ -872,16 +834,6 @@ impl Limit for Knee {
             elasticity: self.elasticity,
         }
     }
-}
-
-/// How long a window took.
-fn seconds(window: &Window) -> f64 {
-    window.duration.as_secs_f64().min(60.0)
-}
-
-/// The longest pause between two probes, in seconds.
-fn latest(window: &Window) -> f64 {
-    LATEST.0.max(LATEST.1 * seconds(window))
 }
 
 /// Whether the limit was what held throughput down, and not the callers.

@@ -46,17 +46,12 @@
 //!   once.
 //!
 //! A limit that comes down by a fifth without a probe and takes the throughput with it, while the
-//! service time stays, has been a probe already: it goes back up to be confirmed. So has one that goes up
-//! by as much and after which surely less is done.
+//! service time stays, has been a probe already: it goes back up to be confirmed.
 //!
-//! Where the higher of two limits has cost throughput (*e* below zero by two errors), the limit does not
-//! grow by itself beyond the middle of the two, for half a minute or 128 windows: a service that collapses
-//! under a few requests does well at each lower limit, and looks as if it had room.
-//!
-//! But for light load, death and the lower limit of a probe, this is read only from windows that the limit
-//! has filled: with four fifths of it in use on average, or a fifth of the requests refused. Where a burst
-//! has touched it and no more, the callers set the throughput: it says nothing of the limit, which then
-//! never goes down, and up by a tenth where a request was refused.
+//! But for light load and death, this is read only from windows that the limit has filled: with four
+//! fifths of it in use on average, or a fifth of the requests refused. Where a burst has touched it and no
+//! more, the callers set the throughput: it says nothing of the limit, which then never goes down, and up
+//! by a tenth where a request was refused.
 //!
 //! *S* is never above *w* by more than the error of *w*.
 //!

@@ -33,11 +33,6 @@ impl Elasticity {
     pub(super) fn pays(&self) -> bool {
         self.value - self.error > USELESS
     }
-
-    /// Whether the higher of the two limits costs throughput, by two standard errors.
-    pub(super) fn harms(&self) -> bool {
-        self.value + 2.0 * self.error < 0.0
-    }
 }
 
 /// How far steady windows scatter, in variances of independent requests: of throughput and of service
