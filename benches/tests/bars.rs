@@ -124,8 +124,7 @@ fn light_loads_with_hiccups_are_served() {
     let services: Vec<_> = (6_001..6_081).map(scenarios::calm).collect();
     let served = |scenario: &Scenario, contender: Contender| {
         let report = run(scenario, || contender.guard(scenario, false));
-        let phase = &report.phases[0];
-        phase.good as f64 / phase.offered as f64
+        report.phases[0].good_share()
     };
     let rows = in_parallel(&services, |scenario| {
         let bare = served(scenario, Contender::Unlimited);

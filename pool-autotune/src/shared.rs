@@ -48,7 +48,7 @@ pub(crate) struct Shared<P> {
     pub(crate) ceiling: AtomicUsize,
     /// Whether a checkout that waits makes the pool open one more.
     pub(crate) grows: AtomicBool,
-    /// Whether a checkout that waits is one that the driver looks at, however many do.
+    /// Whether each checkout that begins to wait wakes the driver, and not the first alone.
     pub(crate) urgent: AtomicBool,
     /// Checkouts that are to open a connection.
     pub(crate) opening: AtomicUsize,

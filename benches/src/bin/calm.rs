@@ -1,11 +1,11 @@
-//! What limiters refuse where there is nothing to refuse: services below 70 % of what they can do, with hiccups.
+//! What limiters refuse where there is nothing to refuse: services below 65 % of what they can do, with hiccups.
 //!
 //! ```text
 //! cargo run --release -p overload-benches --bin calm -- --count 300 --seed 1
 //! ```
 
 use clap::Parser;
-use overload_benches::sim::{Contender, PhaseReport, in_parallel, run, scenarios};
+use overload_benches::sim::{Contender, in_parallel, run, scenarios};
 
 /// Counts what limiters refuse of light loads, beside the same service without a limit.
 #[derive(Debug, Parser)]
@@ -24,8 +24,8 @@ struct Options {
     above: Option<f64>,
 }
 
-/// Below this, a service without a limit has collapsed by itself, in percent served in time.
-const HEALTHY: f64 = 95.0;
+/// A service without a limit that serves less than this share in time has collapsed by itself.
+const HEALTHY: f64 = 0.95;
 
 fn main() {
     let options = Options::parse();
@@ -46,17 +46,18 @@ fn main() {
     });
     if let Some(above) = options.above {
         for (scenario, (bare, guarded)) in services.iter().zip(&rows) {
-            let refused = refused(&guarded[0]);
+            let refused = 100.0 * guarded[0].refused_share();
             if refused > above {
-                let (good, bare) = (good(&guarded[0]), good(bare));
+                let [good, bare] = [&guarded[0], bare].map(|phase| 100.0 * phase.good_share());
                 println!(
                     "{refused:.2} % refused, {good:.1} % in time, {bare:.1} without: {scenario:?}"
                 );
             }
         }
     }
-    let (healthy, collapsed): (Vec<_>, Vec<_>) =
-        rows.iter().partition(|(bare, _)| good(bare) >= HEALTHY);
+    let (healthy, collapsed): (Vec<_>, Vec<_>) = rows
+        .iter()
+        .partition(|(bare, _)| bare.good_share() >= HEALTHY);
     println!(
         "{} of {} services do well without a limit, {} collapse\n",
         healthy.len(),
@@ -66,32 +67,29 @@ fn main() {
     println!("              of those that do well                    of those that collapse");
     println!("              refuse none  refused %  worst %  lost %   in time %  without %");
     for (index, contender) in contenders.iter().enumerate() {
-        let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
-        let each: Vec<f64> = healthy.iter().map(|(_, g)| refused(&g[index])).collect();
+        let mean =
+            |shares: Vec<f64>| 100.0 * shares.iter().sum::<f64>() / shares.len().max(1) as f64;
+        let each: Vec<f64> = healthy
+            .iter()
+            .map(|(_, g)| g[index].refused_share())
+            .collect();
         let none = each.iter().filter(|share| **share == 0.0).count();
-        let worst = each.iter().copied().fold(0.0, f64::max);
-        let lost = mean(
-            healthy
+        let worst = 100.0 * each.iter().copied().fold(0.0, f64::max);
+        let lost = healthy
+            .iter()
+            .map(|(b, g)| b.good_share() - g[index].good_share());
+        let lost = mean(lost.collect());
+        let served = mean(
+            collapsed
                 .iter()
-                .map(|(b, g)| good(b) - good(&g[index]))
+                .map(|(_, g)| g[index].good_share())
                 .collect(),
         );
-        let served = mean(collapsed.iter().map(|(_, g)| good(&g[index])).collect());
-        let bare = mean(collapsed.iter().map(|(b, _)| good(b)).collect());
+        let bare = mean(collapsed.iter().map(|(b, _)| b.good_share()).collect());
         println!(
             "{:<14}{none:>11}{:>11.3}{worst:>9.1}{lost:>8.3}{served:>12.1}{bare:>11.1}",
             contender.name(),
             mean(each),
         );
     }
-}
-
-/// In percent of what arrived.
-fn refused(phase: &PhaseReport) -> f64 {
-    100.0 * phase.refused as f64 / phase.offered.max(1) as f64
-}
-
-/// Served in time, likewise.
-fn good(phase: &PhaseReport) -> f64 {
-    100.0 * phase.good as f64 / phase.offered.max(1) as f64
 }

@@ -747,7 +747,6 @@ impl<'a> Simulation<'a> {
             peer.on_refuse();
         }
         self.report.phases[request.phase].refused += 1;
-        count(&mut self.report.refused_by_tenth, self.now);
         self.retry(request.client, request.retries);
     }
 
@@ -857,7 +856,11 @@ impl<'a> Simulation<'a> {
             if let Some(class) = report.classes.get_mut(class) {
                 class.good += 1;
             }
-            count(&mut self.report.good_by_tenth, self.now);
+            let tenth = (10.0 * self.now) as usize;
+            if self.report.good_by_tenth.len() <= tenth {
+                self.report.good_by_tenth.resize(tenth + 1, 0);
+            }
+            self.report.good_by_tenth[tenth] += 1;
         } else {
             report.late += 1;
         }
@@ -930,13 +933,4 @@ impl Wake for Doorbell {
             .unwrap_or_else(PoisonError::into_inner)
             .push(self.request);
     }
-}
-
-/// Counts an event in its tenth of a second.
-fn count(tenths: &mut Vec<u32>, now: f64) {
-    let tenth = (10.0 * now) as usize;
-    if tenths.len() <= tenth {
-        tenths.resize(tenth + 1, 0);
-    }
-    tenths[tenth] += 1;
 }

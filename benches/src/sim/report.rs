@@ -39,6 +39,18 @@ impl PhaseReport {
         self.good as f64 / self.lasts
     }
 
+    /// The share of what arrived that was served within the objective.
+    #[must_use]
+    pub fn good_share(&self) -> f64 {
+        self.good as f64 / self.offered.max(1) as f64
+    }
+
+    /// The share of what arrived that was refused.
+    #[must_use]
+    pub fn refused_share(&self) -> f64 {
+        self.refused as f64 / self.offered.max(1) as f64
+    }
+
     /// The sojourn time that a share of the answered requests stays below, in seconds.
     #[must_use]
     pub fn quantile(&self, share: f64) -> f64 {
@@ -80,8 +92,6 @@ pub struct Report {
     pub samples: Vec<Sample>,
     /// Good responses in each tenth of a second, by the time of the response.
     pub good_by_tenth: Vec<u32>,
-    /// Refused requests in each tenth of a second.
-    pub refused_by_tenth: Vec<u32>,
     /// Every explained change of the limit that is still in the limiter's history.
     pub changes: Vec<String>,
     /// Permits that were still out after every request was gone.

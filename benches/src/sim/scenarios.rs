@@ -469,8 +469,8 @@ pub fn wide(seed: u64) -> Scenario {
     scenario.objective(objective).patience(patience)
 }
 
-/// A service of the wider world below 70 % of what it can do, whose process, processors or clients
-/// hiccup: short pauses, a CPU quota, busy neighbours, or requests that come in bunches.
+/// A service of the wider world below 65 % of what it can do, with hiccups: short pauses, a CPU quota, busy
+/// neighbours, or requests that come in bunches.
 #[must_use]
 pub fn calm(seed: u64) -> Scenario {
     let mut random = SmallRng::seed_from_u64(seed ^ 0xCA1A_0000_CA1A_0000);

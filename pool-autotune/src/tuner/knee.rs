@@ -91,7 +91,7 @@ impl Default for KneeConfig {
 /// Fewer waiting checkouts on average are chance.
 const A_QUEUE: f64 = 0.3;
 
-/// A probe whose standard error is above this many times the precision says nothing.
+/// A probe with a standard error above this many times the precision says nothing.
 const RESOLVED: f64 = 2.0;
 
 /// ε with its standard error.

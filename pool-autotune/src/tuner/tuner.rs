@@ -87,8 +87,8 @@ impl Tuner {
         self.may_grow
     }
 
-    /// Whether callers have lost their patience lately: what they wait before a dial begins they miss at
-    /// its end, so the next window is best given as soon as one waits.
+    /// Whether checkouts gave up lately and more connections are allowed: a dial that begins later ends too
+    /// late for the next, so a window ends as soon as one waits.
     pub(crate) fn is_urgent(&self, now: Instant) -> bool {
         self.may_grow && self.is_impatient(now)
     }

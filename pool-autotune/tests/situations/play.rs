@@ -258,9 +258,9 @@ impl Server {
     ) -> Option<(Using<'_>, S::Checkout)> {
         /// Dial and patience are drawn from the same few times. Where both end in the same millisecond,
         /// the order of two timers would decide, and it is another where the dial has a task of its own.
-        const A_HAIR: Duration = Duration::from_millis(1);
+        const A_TIE: Duration = Duration::from_millis(1);
         let waits = WaitsForOne::begin(self);
-        let checkout = timeout(patience + A_HAIR, source.get()).await.ok()??;
+        let checkout = timeout(patience + A_TIE, source.get()).await.ok()??;
         drop(waits);
         let mut state = self.0.lock().unwrap();
         state.checkouts += 1;
